@@ -1,0 +1,224 @@
+"""Every knob of SRRL, and the presets.
+
+    --config config/stage_process.py:sd14             a preset
+    --config config/stage_process.py:tiny+ddpo        presets one over the other, left to right
+    --config.sample.num_steps=50                      one value
+
+The values of `base` and `sd14` are those of the released implementation. The results do not
+depend on any key marked [speed] beyond rounding.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ConfigDict:
+    c = ConfigDict()
+
+    # Name of the run: everything is written to output_dir/run_name.
+    c.run_name = ""
+    c.output_dir = "runs"
+    # All randomness derives from it: LoRA start, prompts, noise, shuffling.
+    c.seed = 300
+    # Precision of the frozen weights: "no" (float32), "fp16" or "bf16". LoRA weights, latents
+    # and log-probabilities are float32 in each.
+    c.mixed_precision = "fp16"
+    # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
+    # curves and pictures in the run's folder are written in any case.
+    c.tracker = "wandb"
+
+    c.pretrained = p = ConfigDict()
+    # A diffusers pipeline: local folder or hub name, with hub revision and file variant.
+    p.model = "CompVis/stable-diffusion-v1-4"
+    p.revision = placeholder(str)
+    p.variant = placeholder(str)
+
+    c.prompts = p = ConfigDict()
+    # JSON lists of strings. Training draws from the first in shuffled passes; the second is
+    # never trained on, only evaluated.
+    p.train = "config/prompts/unlikely_activities_train.json"
+    p.heldout = "config/prompts/unlikely_activities_heldout.json"
+
+    c.stages = s = ConfigDict()
+    # Number of stages. One stage samples, scores, selects and updates once.
+    s.total = 50
+    # Stages in a cycle. Each cycle adds one round and walks the trained interval back once.
+    s.per_cycle = 5
+
+    c.sample = s = ConfigDict()
+    # T, the DDIM steps of every denoising and of every inversion.
+    s.num_steps = 20
+    # w of the sampled (trained) round. Below about 3 prompts are followed loosely.
+    s.guidance_scale = 5.0
+    # eta of the sampled round: 1 is DDPM-like noise; the policy gradient needs it above 0.
+    s.eta = 1.0
+    # A stage samples num_batches_per_stage x batch_size prompts. Their product matters for the
+    # result; how it is split is [speed]: batch_size prompts run at once.
+    s.num_batches_per_stage = 32
+    s.batch_size = 1
+    # [speed] Most samples in one network call while sampling: bounds the memory.
+    s.micro_batch = 16
+
+    c.branch = b = ConfigDict()
+    # G, images per prompt: they share all steps but the last m, then diverge.
+    b.count = 5
+
+    c.interval = i = ConfigDict()
+    # m, the trained last steps, goes left, ... towards right within a cycle:
+    # m = left + i (right - left + 1) div per_cycle in the i-th stage of the cycle (1,5,9,13,17).
+    i.left = 1
+    i.right = 20
+    # A number here fixes m for all stages instead.
+    i.steps = placeholder(int)
+
+    c.reflect = r = ConfigDict()
+    # K, the rounds of a trajectory. Unset, K grows by one each cycle, from 1 up to max_rounds.
+    r.rounds = placeholder(int)
+    r.max_rounds = 10
+    # Guidance and eta of the denoising in reflecting rounds, guidance of the inversion. The gap
+    # between the two guidances is what a reflection carries into the next round's noise.
+    r.denoise_guidance = 3.0
+    r.inversion_guidance = 0.1
+    r.eta = 0.0
+    # "last": rounds before the last only reflect (released code). "all": every round is sampled
+    # by the policy with sample.*, scored and trained (the paper's figure 2).
+    r.train_rounds = "last"
+
+    c.reward = r = ConfigDict()
+    # Reward models and their weights, applied after each is standardised. See rewards/.
+    r.models = {"vqascore": 1.0, "imagereward": 1.0}
+    # H: a prompt's scores of the last H stages join its mean and std. More is steadier, less
+    # follows the improving policy faster.
+    r.history = 8
+
+    c.select = s = ConfigDict()
+    # "extremes": in each group of G the best branch if its advantage is at least pos_threshold,
+    # the worst if below neg_threshold. "all": every sample is trained on.
+    s.mode = "extremes"
+    s.pos_threshold = 0.5
+    s.neg_threshold = -0.5
+
+    c.train = t = ConfigDict()
+    # eps of the clipped objective. The log-probability is a mean over the latent's dimensions,
+    # so ratios move by 1e-4 to 1e-3 and 0.1 rarely binds; DDPO uses 1e-4.
+    t.clip_range = 0.1
+    # Advantages are clamped to [-adv_clip_max, adv_clip_max].
+    t.adv_clip_max = 5.0
+    # Passes over the selected trajectories of a stage.
+    t.num_inner_epochs = 2
+    # Most trajectories (of m steps each) in one optimizer step; a pass is split evenly.
+    t.trajectories_per_update = 64
+    # [speed] (trajectory, step) pairs in one forward and backward pass: bounds the memory.
+    t.micro_batch = 4
+    # AdamW (arXiv 1711.05101).
+    t.learning_rate = 1e-4
+    t.adam_beta1 = 0.9
+    t.adam_beta2 = 0.999
+    t.adam_weight_decay = 1e-4
+    t.adam_epsilon = 1e-8
+    # The gradient's norm is clipped to this.
+    t.max_grad_norm = 1.0
+    # Largest |ratio - 1| before a stage's first optimizer step. It is 0 in exact arithmetic;
+    # beyond this sampling and training disagree and the run stops. Unset: 1e-4 in float32,
+    # 2e-2 in half precision.
+    t.max_first_ratio_dev = placeholder(float)
+
+    c.lora = a = ConfigDict()
+    # The update W + alpha / rank B A on the UNet's attention projections.
+    a.rank = 4
+    a.alpha = 4
+    a.target_modules = ("to_q", "to_k", "to_v", "to_out.0")
+
+    c.eval = e = ConfigDict()
+    # Evaluate before training, every so many stages, and at the end.
+    e.every = 5
+    # Images per split: prompts (evenly taken from the file) x seeds, the same ones every time.
+    e.num_prompts = 16
+    e.seeds = 4
+    # The first of these seeds; they are apart from the run's own randomness.
+    e.first_seed = 1_000_000
+    # K of the evaluation; sampling otherwise as in sample.*.
+    e.rounds = 1
+
+    c.checkpoint = k = ConfigDict()
+    # Save every so many stages, and at the end. A killed run resumes from the newest.
+    k.every = 1
+    # LoRA weights are kept for every so many stages (0: only the newest and the last of all).
+    k.keep_every = 5
+
+    c.pictures = p = ConfigDict()
+    # Write samples/stage_*.png every so many stages, of so many prompts.
+    p.every = 5
+    p.prompts = 6
+    return c
+
+
+def sd14(c: ConfigDict) -> None:
+    """Stable Diffusion v1.4 at 512 px on one or more GPUs, as released."""
+    c.run_name = "sd14"
+
+
+def tiny(c: ConfigDict) -> None:
+    """The embedded pipeline: the whole job in minutes on 2 CPU cores.
+
+    Differs from sd14 where the size demands it: fewer steps, stages and reflections; a larger
+    learning rate for a LoRA of 33 thousand parameters; the embedded world's prompts and verifier.
+    """
+    c.run_name = "tiny"
+    c.mixed_precision = "no"
+    c.tracker = "none"
+    c.pretrained.model = "srrl/shapes/tiny_sd"
+    c.prompts.train = "config/prompts/shapes_unconventional_train.json"
+    c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
+    c.reward.models = {"shapes": 1.0}
+    c.stages.total = 30
+    c.stages.per_cycle = 15
+    c.sample.num_steps = 10
+    c.sample.num_batches_per_stage = 1
+    c.sample.batch_size = 24
+    c.sample.micro_batch = 64
+    c.reflect.denoise_guidance = 5.0
+    c.interval.left = 6
+    c.interval.right = 10
+    c.train.learning_rate = 1e-3
+    c.train.trajectories_per_update = 24
+    c.train.micro_batch = 32
+    c.eval.every = 10
+    c.eval.num_prompts = 64
+    c.eval.seeds = 4
+    c.pictures.every = 10
+
+
+def ddpo(c: ConfigDict) -> None:
+    """Baseline DDPO (arXiv 2305.13301): one round, no branching, every step of every sample."""
+    c.run_name += "_ddpo"
+    c.reflect.rounds = 1
+    c.interval.steps = c.sample.num_steps
+    c.sample.num_batches_per_stage *= c.branch.count  # as many images a stage as with branches
+    c.branch.count = 1
+    c.select.mode = "all"
+
+
+def b2diffurl(c: ConfigDict) -> None:
+    """Baseline B2-DiffuRL (arXiv 2503.11240): branching and the interval curriculum, one round."""
+    c.run_name += "_b2diffurl"
+    c.reflect.rounds = 1
+
+
+def srrl_paper(c: ConfigDict) -> None:
+    """The paper's figure: every round is sampled, scored and trained, with process rewards."""
+    c.run_name += "_paper"
+    c.reflect.train_rounds = "all"
+
+
+PRESETS = {f.__name__: f for f in (sd14, tiny, ddpo, b2diffurl, srrl_paper)}
+MODELS = ("sd14", "tiny")  # presets that choose the model; one of them comes first
+
+
+def get_config(names: str) -> ConfigDict:
+    """The config of presets joined by "+"; sd14 if none of them chooses a model."""
+    chosen = names.split("+")
+    c = base()
+    for name in chosen if chosen[0] in MODELS else ["sd14", *chosen]:
+        PRESETS[name](c)
+    return c

@@ -1,0 +1,176 @@
+"""Time each phase of a stage against its floor, the same number of bare UNet passes.
+
+    python scripts/bench.py --model tiny --json bench.json
+
+The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
+the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
+for update). Phase and floor alternate within one run and the overhead is the median of their
+ratios. Also checks the counted evaluations against the formula (srrl/budget.py).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from rewards import load_rewards
+from srrl.budget import stage_cost
+from srrl.config import load_config, resolve
+from srrl.curriculum import StagePlan
+from srrl.errors import one_line_errors
+from srrl.policy import LoraSettings, Policy
+from srrl.tracking import Tracker
+from srrl.trainer import PHASES, Trainer
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Floor:
+    """Bare UNet passes on random input, at the fastest of a few batch sizes."""
+
+    def __init__(self, policy: Policy, sizes: list[int]):
+        self.policy = policy
+        text = policy.encode([""]).text
+        shape = (max(sizes), *policy.latent_shape)
+        self.x = torch.randn(shape, device=policy.device, dtype=policy.pipe.unet.dtype)
+        self.x = self.x.contiguous(memory_format=torch.channels_last)
+        self.text = text.expand(max(sizes), -1, -1).contiguous().to(self.x.dtype)
+        self.t = torch.randint(0, 1000, (max(sizes),), device=policy.device)
+        self.best = {grad: self._fastest(sizes, grad) for grad in (False, True)}
+
+    def _pass(self, size: int, grad: bool) -> None:
+        half = self.x.dtype != torch.float32
+        with (
+            torch.set_grad_enabled(grad),
+            torch.autocast(self.policy.device.type, self.x.dtype, enabled=half),
+        ):
+            output = self.policy.pipe.unet(self.x[:size], self.t[:size], self.text[:size])[0]
+        if grad:
+            output.float().square().mean().backward()
+
+    def _fastest(self, sizes: list[int], grad: bool) -> int:
+        seconds = {}
+        for size in sizes:
+            self._pass(size, grad)
+            times = []
+            for _ in range(3):
+                start = self._now()
+                self._pass(size, grad)
+                times.append(self._now() - start)
+            seconds[size] = statistics.median(times) / size
+        return min(seconds, key=seconds.__getitem__)
+
+    def _now(self) -> float:
+        synchronize(self.policy.device)
+        return time.perf_counter()
+
+    def seconds(self, evaluations: int, grad: bool) -> float:
+        """Seconds for so many samples through the UNet."""
+        size = self.best[grad]
+        start = self._now()
+        for done in range(0, evaluations, size):
+            self._pass(min(size, evaluations - done), grad)
+        elapsed = self._now() - start
+        for parameter in self.policy.trainable():
+            parameter.grad = None
+        return elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="a preset of config/stage_process.py")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    args = parser.parse_args()
+
+    config = load_config([f"--config=config/stage_process.py:{args.model}"])
+    accelerator = Accelerator()
+    policy = Policy.load(
+        resolve(config.pretrained.model),
+        num_steps=config.sample.num_steps,
+        eta=config.sample.eta,
+        micro_batch=config.sample.micro_batch,
+        device=accelerator.device,
+        dtype=DTYPES[config.mixed_precision],
+    )
+    lora = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.target_modules)
+    policy.add_lora(lora, config.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        config.output_dir = folder
+        tracker = Tracker(Path(folder) / config.run_name, accelerator)
+        trainer = Trainer(config, policy, load_rewards(config.reward.models), accelerator, tracker)
+        figures = measure(trainer, Floor(policy, args.batch_sizes), args)
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
+    """Alternate the phases of a stage with their floors."""
+    config, policy = trainer.config, trainer.policy
+    m = config.interval.steps or config.interval.right
+    ratios: dict[str, list[float]] = {"reflect": [], "sample": [], "update": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ratios}
+    counted: dict[str, int] = {}
+    expected: dict[str, int] = {}
+
+    def compare(phase: str, evaluations: int, grad: bool) -> None:
+        bare = floor.seconds(evaluations, grad)
+        seconds[phase].append(trainer.seconds[phase])
+        ratios[phase].append(trainer.seconds[phase] / bare)
+
+    for repeat in range(args.repeats + 1):  # the first one warms up
+        plan = StagePlan(stage=1 + repeat % 2 * config.pictures.every, rounds=args.rounds,
+                         trained_steps=m)  # fmt: skip
+        trainer.seconds = dict.fromkeys(PHASES, 0.0)
+        cost = stage_cost(config, plan)
+        prompts = trainer.draw_prompts(plan)
+        policy.nfe = 0
+        samples = trainer.sample(plan, prompts)
+        sampled = policy.nfe
+        scores = trainer.score(samples, prompts)
+        selection, _ = trainer.select(plan, samples, scores, prompts)
+        trainer.update(plan, selection)
+        updated = policy.nfe - sampled
+        counted = {"reflect and sample": sampled, "update": updated}
+        expected = {
+            "reflect and sample": cost.reflect + cost.sample,
+            "update": cost.update_per_trajectory * len(selection),
+        }
+        if repeat:
+            compare("reflect", cost.reflect, grad=False)
+            compare("sample", cost.sample, grad=False)
+            compare("update", updated, grad=True)
+    return {
+        "model": args.model,
+        "device": str(policy.device),
+        "overhead": {phase: round(statistics.median(r), 4) for phase, r in ratios.items()},
+        "overhead_all": {phase: [round(x, 4) for x in r] for phase, r in ratios.items()},
+        "seconds": {phase: round(statistics.median(s), 4) for phase, s in seconds.items()},
+        "floor_batch_size": {
+            "forward": floor.best[False],
+            "forward and backward": floor.best[True],
+        },
+        "evaluations": counted,
+        "evaluations_by_formula": expected,
+    }
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

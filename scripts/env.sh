@@ -1,0 +1,43 @@
+# Sourced by the commands at the top level: leaves in $PYTHON an interpreter that can import
+# everything. The active environment if it has what is needed, otherwise .venv, made from
+# pyproject.toml. $1 is the list of extras to install besides, like "dev".
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+extras=${1:-}
+
+complete() {
+    "$1" - "$root/pyproject.toml" "$extras" <<'PY' 2>/dev/null
+import sys, tomllib
+from importlib.metadata import version
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+wanted = list(project["dependencies"])
+for extra in filter(None, sys.argv[2].split(",")):
+    wanted += project["optional-dependencies"][extra]
+for requirement in wanted:
+    name, _, pinned = requirement.partition("==")
+    found = version(name).split("+")[0]
+    if pinned and name in ("torch", "diffusers", "transformers", "peft") and found != pinned:
+        sys.exit(1)
+PY
+}
+
+make_venv() {
+    base=$(command -v python3.11 || command -v python3 || command -v python) || {
+        echo "error: no python found: install Python 3.11" >&2; exit 2; }
+    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: $base is $("$base" -V): Python 3.11 or newer is needed" >&2; exit 2; }
+    echo "setting up $root/.venv (once, a few minutes)"
+    [ -x "$root/.venv/bin/python" ] || "$base" -m venv "$root/.venv" || exit 2
+    # torch first and by its exact version, so that no other package chooses a build of it
+    torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' "$root/pyproject.toml")
+    "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir "$torch" &&
+        "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir \
+            -e "$root${extras:+[$extras]}" || {
+        echo "error: installing into $root/.venv failed: see pip's message above" >&2; exit 2; }
+}
+
+PYTHON=$(command -v python || command -v python3 || true)
+if [ -z "$PYTHON" ] || ! complete "$PYTHON"; then
+    PYTHON=$root/.venv/bin/python
+    { [ -x "$PYTHON" ] && complete "$PYTHON"; } || make_venv
+fi
+export PYTHON PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,0 +1,68 @@
+"""Check the command, choose the preset, and run scripts/train.py under accelerate.
+
+    python scripts/launch.py GPU_PRESET CPU_PRESET [train.py's flags] [-- accelerate's flags]
+
+What train.sh does once Python is set up. The config is checked before anything heavy is
+imported; the exit code is that of train.py, which accelerate's launcher would turn into 1.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from srrl.config import REPOSITORY, check_files, load_config
+from srrl.errors import one_line_errors
+
+TRAIN = REPOSITORY / "scripts" / "train.py"
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def default_launch() -> list[str]:
+    """accelerate's flags for every GPU of this machine, or one CPU process."""
+    import torch
+
+    flags = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    count = torch.cuda.device_count()
+    if count > 1:
+        return [*flags, "--multi_gpu", f"--num_processes={count}"]
+    return [*flags, "--num_processes=1", *([] if count else ["--cpu"])]
+
+
+def main(argv: list[str]) -> int:
+    gpu_preset, cpu_preset, *arguments = argv
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, launcher = arguments[:split], arguments[split + 1 :]
+    file = "config/stage_process.py"
+    if not any(a.partition("=")[0] == "--config" for a in arguments):
+        check_files(load_config([f"--config={file}:{cpu_preset}", *arguments]))
+        preset = gpu_preset if has_gpu() else cpu_preset
+        if preset == cpu_preset:
+            print(f"no GPU found: running the embedded preset {preset!r}", flush=True)
+        arguments = [f"--config={file}:{preset}", *arguments]
+    check_files(load_config(arguments))
+
+    with tempfile.TemporaryDirectory() as folder:
+        status = Path(folder) / "status"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+        command += launcher or default_launch()
+        process = subprocess.Popen(
+            [*command, str(TRAIN), *arguments],
+            env={**os.environ, "SRRL_STATUS_FILE": str(status)},
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: process.send_signal(received))
+        code = process.wait()
+        return int(status.read_text()) if status.exists() else code
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,30 @@
+"""Write the embedded world's prompt files into config/prompts/ (they are committed).
+
+The 192 prompts in which both shapes have an unconventional colour are split 2 : 1 into train and
+held-out by a fixed shuffle; the 48 in which both are conventional are a set of their own.
+"""
+
+import json
+import random
+from pathlib import Path
+
+from srrl.shapes.scenes import all_scenes
+
+FOLDER = Path(__file__).resolve().parent.parent / "config" / "prompts"
+
+
+def prompt_sets() -> dict[str, list[str]]:
+    """File stem to prompts."""
+    by_count = {n: [s.prompt for s in all_scenes() if s.unconventional == n] for n in range(3)}
+    unconventional = random.Random("shapes").sample(by_count[2], len(by_count[2]))
+    return {
+        "shapes_conventional": by_count[0],
+        "shapes_unconventional_train": sorted(unconventional[:128]),
+        "shapes_unconventional_heldout": sorted(unconventional[128:]),
+    }
+
+
+if __name__ == "__main__":
+    for stem, prompts in prompt_sets().items():
+        (FOLDER / f"{stem}.json").write_text(json.dumps(prompts, indent=1) + "\n")
+        print(f"{stem}.json: {len(prompts)} prompts")

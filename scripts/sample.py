@@ -1,0 +1,162 @@
+"""Draw pictures with a checkpoint, or with the untrained model, and show every round.
+
+    python scripts/sample.py --checkpoint runs/tiny --prompts "a blue circle above a red square"
+    python scripts/sample.py --checkpoint runs/tiny/checkpoints/stage_0010 \\
+        --prompts-file config/prompts/shapes_unconventional_heldout.json --limit 8 --rounds 3
+    python scripts/sample.py --config config/stage_process.py:tiny --prompts "..."   (no LoRA)
+
+Writes to --out: grid.png (prompts by seeds), strip_NNN.png for each sample (its rounds
+x_0^1 ... x_0^K side by side with their scores), each final picture by itself as image_NNN.png, and
+samples.json. A seed's noise is that of torch.Generator().manual_seed(seed), so with --eta 0 and
+--rounds 1 a plain diffusers pipeline with DDIMScheduler and load_lora_weights draws the same.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from srrl.config import check_files, load_config, load_saved, resolve
+from srrl.errors import UserError, one_line_errors
+from srrl.prompts import load_prompts
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """(folder of the LoRA, the run's config.json) for a run's or a checkpoint's folder."""
+    if not given.exists():
+        raise UserError(f"--checkpoint {given}: no such folder: give runs/NAME or one of its "
+                        f"checkpoints/stage_NNNN")  # fmt: skip
+    if (given / LORA_FILE).exists():
+        return given, given.parent.parent / "config.json"
+    stages = sorted(p.parent for p in given.glob(f"checkpoints/stage_????/{LORA_FILE}"))
+    if not stages:
+        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE} and no "
+                        f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
+    return stages[-1], given / "config.json"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, help="a run's folder or one checkpoint")
+    parser.add_argument("--config", help="FILE.py:PRESET, for the model without a LoRA")
+    parser.add_argument("--prompts", nargs="+", help="prompts as they are")
+    parser.add_argument("--prompts-file", help="a JSON list of prompts")
+    parser.add_argument("--limit", type=int, help="only the first so many prompts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=2, help="K")
+    parser.add_argument("--eta", type=float, help="of the last round (the config's)")
+    parser.add_argument("--guidance-scale", type=float, help="of the last round (the config's)")
+    parser.add_argument("--num-steps", type=int, help="T (the config's)")
+    parser.add_argument("--out", type=Path, default=Path("outputs"))
+    args = parser.parse_args()
+    if (args.checkpoint and args.config) or not (args.checkpoint or args.config):
+        raise UserError("give either --checkpoint or --config (the model without a LoRA)")
+    if bool(args.prompts) == bool(args.prompts_file):
+        raise UserError("give either --prompts or --prompts-file")
+    if args.rounds < 1:
+        raise UserError(f"--rounds {args.rounds} is out of range: at least 1")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    prompts = args.prompts or load_prompts(args.prompts_file)
+    prompts = prompts[: args.limit]
+    lora, config = None, None
+    if args.checkpoint:
+        lora, saved = find_checkpoint(args.checkpoint)
+        config = load_saved(saved)
+    else:
+        config = load_config([f"--config={args.config}"])
+    check_files(config)
+
+    import torch
+
+    from rewards import check_prompts, load_rewards, score_all
+    from srrl.pictures import Row, sheet, to_pil
+    from srrl.policy import LoraSettings, Policy
+    from srrl.rollout import rollout, rollout_settings
+
+    rewards = load_rewards(config.reward.models)
+    check_prompts(rewards, prompts, "--prompts")
+    settings = rollout_settings(config, branches=1)
+    if args.eta is not None:
+        settings = replace(settings, eta=args.eta)
+    if args.guidance_scale is not None:
+        settings = replace(settings, guidance_scale=args.guidance_scale)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = Policy.load(
+        resolve(config.pretrained.model),
+        num_steps=args.num_steps or config.sample.num_steps,
+        eta=settings.eta,
+        micro_batch=config.sample.micro_batch,
+        revision=config.pretrained.revision,
+        variant=config.pretrained.variant,
+        device=device,
+    )
+    if lora:
+        shape = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.target_modules)
+        policy.add_lora(shape, config.seed)
+        policy.load_lora(lora)
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
+    start = torch.stack(
+        [
+            torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+            for _, seed in jobs
+        ]
+    )
+    samples = rollout(
+        policy,
+        policy.encode([prompt for prompt, _ in jobs]),
+        settings,
+        rounds=args.rounds,
+        trained_steps=0,
+        seed=0,
+        stage=0,
+        slots=[index * 100_003 + seed for index, seed in enumerate(s for _, s in jobs)],
+        start=start,
+        keep_reflected=True,
+    )
+    by_round = [*samples.reflected, *samples.images.split(len(jobs))]  # each [jobs, 3, H, W]
+    scores = [score_all(rewards, images, [p for p, _ in jobs]) for images in by_round]
+
+    def caption(k: int, job: int) -> str:
+        return " ".join(f"{values[job]:.2f}" for values in scores[k].values())
+
+    records = []
+    for job, (prompt, seed) in enumerate(jobs):
+        captions = [f"round {k + 1}: {caption(k, job)}" for k in range(len(by_round))]
+        strip = Row(f"{prompt}, seed {seed}", [images[job] for images in by_round], captions)
+        sheet([strip]).save(args.out / f"strip_{job:03d}.png")
+        to_pil(by_round[-1][job]).save(args.out / f"image_{job:03d}.png")
+        rounds = [{name: values[job].item() for name, values in s.items()} for s in scores]
+        records.append({"prompt": prompt, "seed": seed, "scores": rounds})
+    rows = [
+        Row(
+            prompt,
+            [by_round[-1][i * len(args.seeds) + j] for j in range(len(args.seeds))],
+            [
+                f"seed {seed}: {caption(-1, i * len(args.seeds) + j)}"
+                for j, seed in enumerate(args.seeds)
+            ],
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    name = str(lora or config.pretrained.model)
+    sheet(rows, f"{name}, K = {args.rounds}").save(args.out / "grid.png")
+    (args.out / "samples.json").write_text(json.dumps(records, indent=1) + "\n")
+    for name in rewards:
+        means = [f"{s[name].mean():.3f}" for s in scores]
+        print(f"{name}: mean of {len(jobs)} samples in round 1 ... K: {', '.join(means)}")
+    print(f"wrote {args.out}/grid.png, {len(jobs)} strips and images, samples.json")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,137 @@
+"""Atomic checkpoints and exact resume.
+
+A run's folder is only ever changed so that a kill at any moment leaves the newest checkpoint
+whole: a checkpoint is written under another name, flushed, and renamed. Logs are cut back to it
+on resume, so a run that was killed ends with the lines of one that was not.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from srrl.advantages import ScoreHistory
+from srrl.config import flatten
+from srrl.errors import UserError
+from srrl.policy import Policy
+
+STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+@dataclass
+class Progress:
+    """stage: stages done; samples_total: images sampled; nfe_total: network evaluations."""
+
+    stage: int = 0
+    samples_total: int = 0
+    nfe_total: int = 0
+
+
+def stage_folder(run: Path, stage: int) -> Path:
+    return run / "checkpoints" / f"stage_{stage:04d}"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(
+    run: Path,
+    policy: Policy,
+    optimizer_state: dict[str, Any],
+    history: ScoreHistory,
+    progress: Progress,
+) -> Path:
+    """Write checkpoints/stage_NNNN: LoRA weights, and the optimizer and history to resume."""
+    folder = stage_folder(run, progress.stage)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    policy.save_lora(temporary)
+    torch.save(optimizer_state, temporary / OPTIMIZER_FILE)
+    state = {**asdict(progress), "history": history.entries}
+    (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return folder
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint that a run can resume from."""
+    found = [p.parent for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
+             if not p.parent.name.endswith(".tmp")]  # fmt: skip
+    return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
+
+
+def prune(run: Path, newest_stage: int, keep_every: int) -> None:
+    """Older checkpoints lose what only resuming needs, and go unless kept for their weights."""
+    for folder in (run / "checkpoints").glob("stage_*"):
+        stage = folder.name.removeprefix("stage_")
+        if not stage.isdigit() or int(stage) >= newest_stage:
+            continue
+        if keep_every and int(stage) % keep_every == 0:
+            (folder / OPTIMIZER_FILE).unlink(missing_ok=True)
+            (folder / STATE_FILE).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder)
+
+
+def load(folder: Path, policy: Policy, history: ScoreHistory) -> tuple[Progress, dict[str, Any]]:
+    """Restore LoRA and history; returns the progress and the optimizer's state."""
+    policy.load_lora(folder)
+    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    history.entries = {
+        key: [(stage, scores) for stage, scores in entries]
+        for key, entries in state.pop("history").items()
+    }
+    optimizer_state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    return Progress(**state), optimizer_state
+
+
+def check_same_run(run: Path, config: ConfigDict) -> None:
+    """Raise UserError if the folder holds a run of another config than this one.
+
+    A longer stages.total continues a run; where and how it is logged may change too.
+    """
+    try:
+        before = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    now = json.loads(json.dumps(flatten(config)))
+    free = ("stages.total", "output_dir", "tracker", "checkpoint.", "pictures.")
+    changed = [k for k in now if before.get(k) != now[k] and not k.startswith(free)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{run} holds a run with config.{key}={before.get(key)!r}, not {now[key]!r}: "
+            f"choose another --config.run_name, or delete the folder to start again"
+        )
+
+
+def cut_log(path: Path, key: str, below: int) -> None:
+    """Keep the lines of a JSONL log whose `key` is below a number, and drop a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)[key] < below:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    write_atomic(path, "".join(kept))

@@ -1,0 +1,224 @@
+"""Reading the config: presets, overrides, and every check that needs no model.
+
+Nothing here imports torch, so that a bad command is answered at once.
+"""
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from srrl.errors import UserError
+
+AT_LEAST_ONE = (
+    "stages.total",
+    "stages.per_cycle",
+    "sample.num_steps",
+    "sample.num_batches_per_stage",
+    "sample.batch_size",
+    "sample.micro_batch",
+    "branch.count",
+    "reflect.max_rounds",
+    "train.num_inner_epochs",
+    "train.trajectories_per_update",
+    "train.micro_batch",
+    "lora.rank",
+    "lora.alpha",
+    "eval.every",
+    "eval.num_prompts",
+    "eval.seeds",
+    "eval.rounds",
+    "checkpoint.every",
+    "pictures.every",
+    "pictures.prompts",
+)
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
+    """The config of `--config FILE.py:PRESET --config.key=value ...`, checked.
+
+    Raises UserError for an unknown file, preset or key, a value of the wrong type or range.
+    """
+    source, overrides = default, []
+    arguments = list(argv)
+    while arguments:
+        name, equals, value = arguments.pop(0).partition("=")
+        if not equals and (name == "--config" or name.startswith("--config.")):
+            if not arguments:
+                raise UserError(f"{name} needs a value: {name}=VALUE")
+            value = arguments.pop(0)
+        if name == "--config":
+            source = value
+        elif name.startswith("--config."):
+            overrides.append((name.removeprefix("--config."), value))
+        else:
+            raise UserError(
+                f"unknown argument {name!r}: expected --config FILE.py:PRESET or --config.KEY=VALUE"
+            )
+    if not source:
+        raise UserError("no config: give --config config/stage_process.py:PRESET")
+    config = _preset(source)
+    for key, value in overrides:
+        _override(config, key, value)
+    check_config(config)
+    return config
+
+
+def _preset(source: str) -> ConfigDict:
+    path, _, preset = source.partition(":")
+    file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
+    if file is None:
+        raise UserError(f"--config: no file {path!r}: try config/stage_process.py:PRESET")
+    spec = importlib.util.spec_from_file_location("srrl_config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = list(module.PRESETS)
+    unknown = [name for name in preset.split("+") if name not in known]
+    if unknown:
+        raise UserError(f"unknown preset {unknown[0]!r} in {source}: known are {', '.join(known)}")
+    config = module.get_config(preset)
+    config.lock()
+    return config
+
+
+def load_saved(path: Path) -> ConfigDict:
+    """The config a run wrote as config.json. Raises UserError if it is not there or not valid."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the run's config {str(path)!r}: {error}") from None
+    config = _preset("config/stage_process.py:sd14")
+    for key, value in saved.items():
+        *sections, leaf = key.split(".")
+        owner = config
+        for section in sections:
+            owner = owner.get(section, {})
+        if leaf not in owner:
+            raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
+        if key == "reward.models":
+            with config.unlocked():
+                owner[leaf] = ConfigDict(value)
+        else:
+            owner[leaf] = tuple(value) if isinstance(value, list) else value
+    check_config(config)
+    return config
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Every leaf value by its dotted key."""
+    leaves = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and name != "models":
+            leaves.update({f"{name}.{k}": v for k, v in flatten(value).items()})
+        else:
+            leaves[name] = value.to_dict() if isinstance(value, ConfigDict) else value
+    return leaves
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    known = flatten(config)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "see config/stage_process.py"
+        raise UserError(f"unknown config key {key!r}: {hint}")
+    *sections, leaf = key.split(".")
+    owner = config
+    for section in sections:
+        owner = owner[section]
+    kind = owner.get_type(leaf)
+    try:
+        value = _parse(text, kind)
+    except ValueError:
+        name = {ConfigDict: 'JSON like {"name": 1.0}', tuple: "JSON list"}.get(kind, kind.__name__)
+        raise UserError(f"--config.{key}={text}: expected {name}") from None
+    if kind is ConfigDict:
+        with config.unlocked():
+            owner[leaf] = ConfigDict(value)
+    else:
+        owner[leaf] = value
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()] if text.lower() in (
+            "true", "false") else _refuse()  # fmt: skip
+    if kind in (int, float, str):
+        return kind(text)
+    value = json.loads(text)
+    if kind is ConfigDict:
+        return value if isinstance(value, dict) else _refuse()
+    return tuple(value) if isinstance(value, list) else _refuse()
+
+
+def _refuse() -> None:
+    raise ValueError
+
+
+def check_config(c: ConfigDict) -> None:
+    """Raise UserError for a value out of its range; names the key, the value and the range."""
+    values = flatten(c)
+
+    def require(ok: bool, key: str, expected: str) -> None:
+        if not ok:
+            raise UserError(f"config.{key}={values[key]!r} is out of range: {expected}")
+
+    for key in AT_LEAST_ONE:
+        require(values[key] >= 1, key, "at least 1")
+    for key in ("seed", "reward.history", "checkpoint.keep_every"):
+        require(values[key] >= 0, key, "at least 0")
+    for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
+        require(0 <= values[key] <= 100, key, "0 to 100")
+    require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
+    require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
+    require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
+    for key in ("train.clip_range", "train.adv_clip_max", "train.learning_rate",
+                "train.adam_epsilon", "train.max_grad_norm"):  # fmt: skip
+        require(values[key] > 0, key, "above 0")
+    for key in ("train.adam_beta1", "train.adam_beta2"):
+        require(0 <= values[key] < 1, key, "0 up to 1")
+    require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
+    for key in ("reflect.rounds", "train.max_first_ratio_dev"):
+        require(values[key] is None or values[key] > 0, key, "above 0")
+    steps = c.sample.num_steps
+    if c.interval.steps is not None:
+        require(1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps={steps}")
+    require(c.interval.left >= 1, "interval.left", "at least 1")
+    require(c.interval.left <= c.interval.right <= steps, "interval.right",
+            f"left={c.interval.left} to num_steps={steps}")  # fmt: skip
+    choices = {
+        "mixed_precision": ("no", "fp16", "bf16"),
+        "tracker": ("none", "wandb", "tensorboard"),
+        "reflect.train_rounds": ("last", "all"),
+        "select.mode": ("extremes", "all"),
+    }
+    for key, allowed in choices.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+    require(c.select.neg_threshold <= c.select.pos_threshold, "select.neg_threshold",
+            "at most pos_threshold")  # fmt: skip
+    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    require(len(c.lora.target_modules) > 0, "lora.target_modules", "at least one module name")
+    models = c.reward.models.to_dict()
+    numbers = all(isinstance(w, int | float) and w == w for w in models.values())
+    require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
+
+
+def resolve(path: str) -> str:
+    """A path as given, or below the repository if it only exists there; hub names unchanged."""
+    below = REPOSITORY / path
+    return str(below) if not Path(path).exists() and below.exists() else path
+
+
+def check_files(c: ConfigDict) -> None:
+    """Raise UserError for prompt files or a local model that are not there."""
+    from srrl.prompts import load_prompts
+
+    load_prompts(resolve(c.prompts.train))
+    load_prompts(resolve(c.prompts.heldout))
+    model = resolve(c.pretrained.model)
+    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise UserError(f"config.pretrained.model={model!r}: no such folder or hub name")

@@ -1,0 +1,141 @@
+"""Pictures people look at: grids, the rounds of one sample side by side, curves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from srrl.rollout import Rollout
+
+CELL, MARGIN, CAPTION, TITLE = 128, 8, 18, 24
+INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
+
+
+@dataclass
+class Row:
+    """One line of a sheet: a title over captioned images uint8 [3, H, W]."""
+
+    title: str
+    images: list[Tensor]
+    captions: list[str]
+    best: int | None = None  # the cell to frame
+
+
+def to_pil(image: Tensor, size: int | None = None) -> Image.Image:
+    """A PIL image of uint8 [3, H, W]; small pictures are enlarged without blurring."""
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    if size is None or picture.width == size:
+        return picture
+    how = Image.Resampling.NEAREST if picture.width < size else Image.Resampling.LANCZOS
+    return picture.resize((size, size * picture.height // picture.width), how)
+
+
+def sheet(rows: list[Row], heading: str = "") -> Image.Image:
+    """All rows on one page."""
+    title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
+    columns = max(len(row.images) for row in rows)
+    width = max(
+        MARGIN + columns * (CELL + MARGIN),
+        *(
+            2 * MARGIN + int(title_font.getlength(text))
+            for text in [heading, *(r.title for r in rows)]
+        ),
+    )
+    step = TITLE + CELL + CAPTION + MARGIN
+    top = TITLE + MARGIN if heading else 0
+    page = Image.new("RGB", (width, top + len(rows) * step + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN), heading, INK, title_font)
+    for r, row in enumerate(rows):
+        y = top + r * step + MARGIN
+        draw.text((MARGIN, y), row.title, INK, title_font)
+        for i, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
+            x = MARGIN + i * (CELL + MARGIN)
+            page.paste(to_pil(image, CELL), (x, y + TITLE - 2))
+            if i == row.best:
+                box = (x - 2, y + TITLE - 4, x + CELL + 1, y + TITLE + CELL - 1)
+                draw.rectangle(box, outline=(20, 120, 40), width=3)
+            draw.text((x, y + TITLE + CELL), caption, FAINT, font)
+    return page
+
+
+def sample_rows(
+    samples: Rollout, scores: dict[str, Tensor], weights: dict[str, float], prompts: list[str]
+) -> list[Row]:
+    """A row for each of a stage's first prompts: its reflected rounds, then its last branches.
+
+    scores: for each reward float32 [N]; the branch of the highest weighted sum is framed.
+    """
+    total = sum(scores[name] * weight for name, weight in weights.items())
+    last = samples.round.max()
+    rows = []
+    for slot, prompt in enumerate(prompts):
+        images = [images[slot] for images in samples.reflected]
+        captions = [f"round {k}" for k in range(1, len(images) + 1)]
+        branches = ((samples.slot == slot) & (samples.round == last)).nonzero()[:, 0].tolist()
+        best = len(images) + int(total[branches].argmax())
+        for i in branches:
+            values = " ".join(f"{values[i]:.2f}" for values in scores.values())
+            images.append(samples.images[i])
+            captions.append(f"branch {int(samples.branch[i]) + 1}: {values}")
+        rows.append(Row(prompt, images, captions, best))
+    return rows
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The lines of a JSONL file, none if it does not exist."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def curves(run: Path) -> None:
+    """Draw curves.png from a run's metrics.jsonl and eval.jsonl."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    (reward, held), (ratio, plan) = figure.subplots(2, 2)
+    stages = [line["stage"] + 1 for line in metrics]
+    names = [k.split("/")[1] for k in (metrics[0] if metrics else {})
+             if k.startswith("reward/") and k.endswith("/mean")]  # fmt: skip
+    for name in names:
+        reward.plot(stages, [line[f"reward/{name}/mean"] for line in metrics], label=name)
+    reward.set(title="reward of sampled images", xlabel="stage", ylabel="mean")
+    if names:
+        reward.legend()
+    for split in ("train", "heldout"):
+        for name in dict.fromkeys(line["reward"] for line in evals):
+            lines = [e for e in evals if e["split"] == split and e["reward"] == name]
+            error = [1.96 * _standard_error(e["scores"]) for e in lines]
+            held.errorbar([e["stage"] for e in lines], [e["mean"] for e in lines], error,
+                          marker="o", capsize=3, label=f"{name}, {split} prompts")  # fmt: skip
+    held.set(title="evaluation at fixed seeds (95% interval)", xlabel="stage", ylabel="mean")
+    if evals:
+        held.legend()
+    for key, label in (("ratio/max_dev", "largest in the stage"),
+                       ("ratio/first_max_dev", "before the first update")):  # fmt: skip
+        ratio.plot(stages, [max(line[key], 1e-8) for line in metrics], label=label)
+    ratio.set(title="|ratio - 1|", xlabel="stage", yscale="log")
+    if metrics:
+        ratio.legend()
+    plan.step(stages, [line["rounds"] for line in metrics], where="mid", label="rounds K")
+    plan.step(stages, [line["trained_steps"] for line in metrics], where="mid",
+              label="trained steps m")  # fmt: skip
+    plan.set(title="curriculum", xlabel="stage", ylim=(0, None))
+    if metrics:
+        plan.legend()
+    for axes in (reward, held, ratio, plan):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(run / "curves.png", dpi=110)
+
+
+def _standard_error(scores: list[float]) -> float:
+    n = len(scores)
+    mean = sum(scores) / n
+    return (sum((s - mean) ** 2 for s in scores) / max(n - 1, 1) / n) ** 0.5

@@ -1,0 +1,45 @@
+"""Prompt files, and which prompts a stage draws."""
+
+import json
+import random
+from pathlib import Path
+
+from srrl.errors import UserError
+
+
+def load_prompts(path: str | Path) -> list[str]:
+    """The prompts of a JSON list of strings. Raises UserError naming the file and the fault."""
+    try:
+        prompts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"prompt file {str(path)!r} does not exist: check the path") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"prompt file {str(path)!r} cannot be read as JSON ({error}): "
+            f'it must be a list of strings, ["a prompt", ...]'
+        ) from None
+    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+        raise UserError(f'prompt file {str(path)!r} must be a list of strings, ["a prompt", ...]')
+    if not prompts or not all(p.strip() for p in prompts):
+        raise UserError(f"prompt file {str(path)!r} is empty or has an empty prompt: fill it")
+    return prompts
+
+
+def stage_prompts(prompts: list[str], stage: int, count: int, seed: int) -> list[str]:
+    """The `count` prompts of a stage: consecutive ones of endless shuffled passes.
+
+    Every prompt is drawn equally often, and a stage's prompts depend on (seed, stage) alone.
+    """
+    drawn = []
+    for position in range(stage * count, (stage + 1) * count):
+        epoch, place = divmod(position, len(prompts))
+        if not drawn or place == 0:
+            order = random.Random(f"{seed}/{epoch}").sample(prompts, len(prompts))
+        drawn.append(order[place])
+    return drawn
+
+
+def evenly(prompts: list[str], count: int) -> list[str]:
+    """`count` prompts evenly spaced over the list, or all if it has fewer."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]

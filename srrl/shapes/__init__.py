@@ -1,0 +1,1 @@
+"""The embedded world: scenes of two coloured shapes, and the tiny pipeline that draws them."""

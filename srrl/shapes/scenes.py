@@ -1,0 +1,123 @@
+"""Grammar and renderer of the embedded world.
+
+A scene is two differently coloured shapes in a relation, and its prompt is its full
+description: "a red circle left of a blue square". Pictures are 32 x 32 RGB. The same
+coverage function draws the shapes and serves the verifier as its template.
+"""
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZE = 32
+COLOURS = {
+    "red": (0.85, 0.13, 0.13),
+    "green": (0.10, 0.62, 0.20),
+    "blue": (0.15, 0.25, 0.85),
+    "yellow": (0.95, 0.78, 0.08),
+}
+SHAPES = ("circle", "square", "triangle")
+# Unit vector from the second shape to the first, in picture axes (x right, y down).
+RELATIONS = {
+    "left of": (-1.0, 0.0),
+    "right of": (1.0, 0.0),
+    "above": (0.0, -1.0),
+    "below": (0.0, 1.0),
+}
+BACKGROUND = 0.93
+RADIUS = (4.0, 5.0)  # of the circle with the shape's area, pixels
+CONVENTIONAL = {"red": "circle", "green": "triangle", "blue": "square", "yellow": "circle"}
+
+_PATTERN = re.compile(
+    rf"^a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(RELATIONS)}) "
+    rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})$"
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a prompt says: `first` stands in `relation` to `second`, each (colour, shape)."""
+
+    first: tuple[str, str]
+    relation: str
+    second: tuple[str, str]
+
+    @property
+    def prompt(self) -> str:
+        return f"a {' '.join(self.first)} {self.relation} a {' '.join(self.second)}"
+
+    @property
+    def unconventional(self) -> int:
+        """How many of the two shapes (0, 1, 2) have a colour that is unusual for them."""
+        return sum(CONVENTIONAL[colour] != shape for colour, shape in (self.first, self.second))
+
+
+def parse(prompt: str) -> Scene:
+    """The scene a prompt describes. Raises ValueError for a prompt outside the grammar."""
+    match = _PATTERN.match(prompt)
+    if not match or match[1] == match[4]:
+        raise ValueError(
+            f"not a prompt of the shapes world: {prompt!r} (expected two different colours, as in "
+            "'a red circle left of a blue square')"
+        )
+    return Scene((match[1], match[2]), match[3], (match[4], match[5]))
+
+
+def all_scenes() -> list[Scene]:
+    """The 432 scenes of the grammar, in a fixed order."""
+    things = list(itertools.product(COLOURS, SHAPES))
+    return [
+        Scene(first, relation, second)
+        for first, relation, second in itertools.product(things, RELATIONS, things)
+        if first[0] != second[0]
+    ]
+
+
+def coverage(shape: str, centre: Tensor, radius: Tensor, size: int = SIZE) -> Tensor:
+    """Antialiased masks [B, size, size] in [0, 1] of shapes of area pi * radius^2.
+
+    `centre` [B, 2] is the centroid (x, y) and `radius` [B] is in pixels. Coverage is one minus
+    the signed distance to the outline, clamped over one pixel.
+    """
+    axis = torch.arange(size, dtype=centre.dtype) + 0.5
+    x = axis[None, None, :] - centre[:, 0, None, None]
+    y = axis[None, :, None] - centre[:, 1, None, None]
+    r = radius[:, None, None]
+    if shape == "circle":
+        distance = torch.sqrt(x * x + y * y) - r
+    elif shape == "square":
+        distance = torch.maximum(x.abs(), y.abs()) - r * math.sqrt(math.pi) / 2
+    else:  # equilateral triangle, apex up: distance to its three sides from the centroid
+        inradius = r * math.sqrt(math.pi / (3 * math.sqrt(3)))
+        slanted = math.sqrt(3) / 2 * x.abs() - y / 2
+        distance = torch.maximum(y, slanted) - inradius
+    return (0.5 - distance).clamp(0, 1)
+
+
+def render(scenes: list[Scene], generator: torch.Generator) -> Tensor:
+    """Pictures [B, 3, 32, 32] in [0, 1] of the scenes, with jittered place, size and shade."""
+    n = len(scenes)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+
+    direction = torch.tensor([RELATIONS[s.relation] for s in scenes])
+    across = direction.flip(1).abs()
+    middle = torch.full((n, 2), SIZE / 2)
+    pictures = BACKGROUND + uniform(-0.04, 0.04, 1, 1, 1).expand(n, 3, SIZE, SIZE)
+    for side, thing in ((1.0, "first"), (-1.0, "second")):
+        along = side * uniform(7.0, 9.0, 1) * direction
+        centre = middle + along + uniform(-3.0, 3.0, 1) * across
+        radius = uniform(*RADIUS)
+        names = [getattr(s, thing) for s in scenes]
+        masks = torch.stack([coverage(shape, centre, radius) for shape in SHAPES])
+        which = torch.tensor([SHAPES.index(shape) for _, shape in names])
+        mask = masks[which, torch.arange(n)][:, None]
+        colour = torch.tensor([COLOURS[c] for c, _ in names])[:, :, None, None]
+        colour = (colour + uniform(-0.04, 0.04, 3, 1, 1)).clamp(0, 1)
+        pictures = pictures * (1 - mask) + colour * mask
+    return pictures

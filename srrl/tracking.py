@@ -1,0 +1,97 @@
+"""The run's folder and logs, trackers, and progress with the time left."""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from srrl import pictures
+from srrl.checkpoint import cut_log, write_atomic
+from srrl.config import flatten
+
+
+class Tracker:
+    """Writes a run's logs and pictures on the main process; does nothing on the others.
+
+    metrics.jsonl and eval.jsonl are always written, and what accelerate tracks besides.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator):
+        self.folder, self.accelerator = folder, accelerator
+        self.active = accelerator.is_main_process
+        if self.active:
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+
+    def start(self, config: Any, stage: int) -> None:
+        """Write config.json and cut the logs back to the `stage` stages that are done."""
+        if self.active:
+            write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
+            cut_log(self.folder / "metrics.jsonl", "stage", below=stage)
+            cut_log(self.folder / "eval.jsonl", "stage", below=stage + 1 if stage else 0)
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Append a stage's line to metrics.jsonl and send it to the trackers."""
+        if self.active:
+            self._append("metrics.jsonl", values)
+            self.accelerator.log(values, step=values["stage"])
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        """Append an evaluation's line to eval.jsonl and send its mean to the trackers."""
+        if self.active:
+            self._append("eval.jsonl", line)
+            name = f"eval/{line['split']}/{line['reward']}"
+            self.accelerator.log({name: line["mean"]}, step=line["stage"])
+
+    def samples(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
+        """Write samples/stage_NNNN.png and send it to the trackers."""
+        if self.active:
+            page = pictures.sheet(rows, heading)
+            page.save(self.folder / "samples" / f"stage_{stage:04d}.png")
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "wandb":
+                    import wandb
+
+                    tracker.log_images({"samples": [wandb.Image(page)]}, step=stage)
+
+    def curves(self) -> None:
+        if self.active:
+            pictures.curves(self.folder)
+
+    def say(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True)
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Clock:
+    """Predicts the time left from units of work done and to do, both known beforehand."""
+
+    def __init__(self, remaining: float):
+        self.remaining, self.done, self.start = remaining, 0.0, time.monotonic()
+
+    def advance(self, units: float, planned: float | None = None) -> None:
+        """Count work done; `planned` is what was expected of it where that differs."""
+        self.done += units
+        self.remaining = max(0.0, self.remaining - (units if planned is None else planned))
+
+    def eta(self) -> str:
+        """The time left, like "4:05" (minutes and seconds) or "2:10:00"."""
+        elapsed = time.monotonic() - self.start
+        seconds = int(elapsed * self.remaining / self.done) if self.done else 0
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        tail = f"{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+        return f"{hours}:{tail}" if hours else tail
+
+
+def mean_text(values: dict[str, Any], names: Iterable[str]) -> str:
+    """The rewards' means of a metrics line, like "shapes 0.412"."""
+    return "  ".join(f"{name} {values[f'reward/{name}/mean']:.3f}" for name in names)
