@@ -70,6 +70,9 @@ def base() -> ConfigDict:
     i.right = 20
     # A number here fixes m for all stages instead.
     i.steps = placeholder(int)
+    # The trained interval ends this many steps before the last: they belong to the branches but
+    # are not trained. With few steps the last ones' tiny sigma makes their gradients dominate.
+    i.skip_last = 0
 
     c.reflect = r = ConfigDict()
     # K, the rounds of a trajectory. Unset, K grows by one each cycle, from 1 up to max_rounds.
@@ -178,8 +181,9 @@ def tiny(c: ConfigDict) -> None:
     c.sample.batch_size = 24
     c.sample.micro_batch = 64
     c.reflect.denoise_guidance = 5.0
-    c.interval.left = 6
-    c.interval.right = 10
+    c.interval.left = 4
+    c.interval.right = 8
+    c.interval.skip_last = 2
     c.train.learning_rate = 1e-3
     c.train.trajectories_per_update = 24
     c.train.micro_batch = 32
@@ -193,7 +197,7 @@ def ddpo(c: ConfigDict) -> None:
     """Baseline DDPO (arXiv 2305.13301): one round, no branching, every step of every sample."""
     c.run_name += "_ddpo"
     c.reflect.rounds = 1
-    c.interval.steps = c.sample.num_steps
+    c.interval.steps = c.sample.num_steps - c.interval.skip_last
     c.sample.num_batches_per_stage *= c.branch.count  # as many images a stage as with branches
     c.branch.count = 1
     c.select.mode = "all"

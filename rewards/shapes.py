@@ -4,17 +4,17 @@ The picture is read, not classified. Each pixel is softly assigned to one of the
 the background, or none of them. For the prompt's two colours this gives a mask with an area,
 a centroid and an outline, and the score is
 
-    score = purity * (object_1 + object_2 + 2 relation sqrt(object_1 object_2)) / 4   in [0, 1]
+    score = purity * (object_1 + object_2 + 6 relation sqrt(object_1 object_2)) / 8   in [0, 1]
 
 - object    the mask's area lies in the range the renderer draws, and its outline overlaps
             (IoU) the named shape, drawn at the same centroid and area, better than the others
 - relation  the centroids stand apart in the named direction, and more so than across it
 - purity    little of the picture is in other colours or in none
 
-Every term is continuous in the pixels, and each of the two shapes earns a part of the score by
+Every term is continuous in the pixels, and each of the two shapes earns an eighth of the score by
 itself, so a nearly right picture scores nearly as well as a right one. Pictures rendered from the
-prompt's own scene score above 0.9, the opposite relation about 0.5, one wrong shape about 0.25,
-a wrong colour below 0.3, and noise or a blank page 0.
+prompt's own scene score above 0.9, the opposite relation about 0.25, one wrong shape or colour
+below 0.25 on average, and noise or a blank page 0.
 """
 
 import math
@@ -109,4 +109,4 @@ class ShapesVerifier:
         relation = torch.sigmoid((along - across - 2) / 1.5)
         purity = ((_CLUTTERED - stray.sum((1, 2))) / (_CLUTTERED - _CLEAN)).clamp(0, 1)
         together = relation * (objects[0] * objects[1]).sqrt()
-        return purity * (objects[0] + objects[1] + 2 * together) / 4
+        return purity * (objects[0] + objects[1] + 6 * together) / 8

@@ -45,7 +45,8 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     """With P prompts, G branches, T steps, K rounds, m trained steps, E epochs and g(w)
     evaluations at guidance w:
 
-    reflect  P (K-1) T (g(denoise) + g(inversion))     sample  g(w) P (T - m + G m)
+    reflect  P (K-1) T (g(denoise) + g(inversion))
+    sample   g(w) P (T - b + G b), where the branches' steps b are m + skip_last
     update   g(w) E m for each selected trajectory
 
     With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and only the P G (K-1) T
@@ -55,7 +56,8 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     branches, steps, m = c.branch.count, c.sample.num_steps, plan.trained_steps
     guided = evaluations(c.sample.guidance_scale)
     back = evaluations(c.reflect.inversion_guidance)
-    sample = guided * prompts * (steps - m + branches * m)
+    own = m + c.interval.skip_last
+    sample = guided * prompts * (steps - own + branches * own)
     again = plan.rounds - 1
     if c.reflect.train_rounds == "all":
         images = prompts * branches * plan.rounds

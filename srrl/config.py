@@ -184,12 +184,16 @@ def check_config(c: ConfigDict) -> None:
     require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
     for key in ("reflect.rounds", "train.max_first_ratio_dev"):
         require(values[key] is None or values[key] > 0, key, "above 0")
-    steps = c.sample.num_steps
+    require(0 <= c.interval.skip_last < c.sample.num_steps, "interval.skip_last",
+            f"0 to num_steps-1={c.sample.num_steps - 1}")  # fmt: skip
+    steps = c.sample.num_steps - c.interval.skip_last
     if c.interval.steps is not None:
-        require(1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps={steps}")
+        require(
+            1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps-skip_last={steps}"
+        )
     require(c.interval.left >= 1, "interval.left", "at least 1")
     require(c.interval.left <= c.interval.right <= steps, "interval.right",
-            f"left={c.interval.left} to num_steps={steps}")  # fmt: skip
+            f"left={c.interval.left} to num_steps-skip_last={steps}")  # fmt: skip
     choices = {
         "mixed_precision": ("no", "fp16", "bf16"),
         "tracker": ("none", "wandb", "tensorboard"),

@@ -2,7 +2,7 @@
 
 Rounds 1 .. K-1 reflect: denoise x_T^k to x_0^k, then walk it back to x_T^(k+1) under weak
 guidance from the prompt. Round K samples: the G branches of a prompt share every step until the
-last m, then diverge, and those m steps are what the policy gradient trains on.
+trained interval, the last m steps, then diverge; the policy gradient trains on those m steps.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,6 +32,7 @@ class RolloutSettings:
     inversion_guidance: float
     reflect_eta: float
     train_rounds: str  # "last": only round K is policy; "all": every round is
+    skip_last: int  # steps after the trained interval
 
 
 def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSettings:
@@ -44,17 +45,18 @@ def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSetti
         inversion_guidance=c.reflect.inversion_guidance,
         reflect_eta=c.reflect.eta,
         train_rounds=c.reflect.train_rounds,
+        skip_last=c.interval.skip_last,
     )
 
 
 @dataclass
 class Rollout:
-    """N trajectories, each the last m steps of one sampled round of one branch.
+    """N trajectories, each the m trained steps of one sampled round of one branch.
 
     slot, branch, round  int64 [N]: index of the prompt, of the branch, of the round (from 1)
     latents              float32 [N, m + 1, C, h, w], the first before the m steps
     log_probs            float32 [N, m], under the sampling policy
-    images               uint8 [N, 3, H, W], the decoded last latents
+    images               uint8 [N, 3, H, W], the decoded x_0
     reflected            for each reflecting round its images uint8 [P, 3, H, W], if kept
     """
 
@@ -163,7 +165,8 @@ def rollout(
     """
     device, shape = policy.device, policy.latent_shape
     total, branches = policy.schedule.num_steps, settings.branches
-    shared_range, own_range = range(total - trained_steps), range(total - trained_steps, total)
+    diverge = total - settings.skip_last - trained_steps if trained_steps else total
+    shared_range, own_range = range(diverge), range(diverge, total)
     every_round = settings.train_rounds == "all"
     slot = torch.tensor(slots).repeat_interleave(branches)
     branch = torch.arange(branches).repeat(len(slots))
@@ -185,8 +188,8 @@ def rollout(
         steps = range(total)
         return denoise_steps(policy, x, conditioning, steps, guidance, eta, own)[0][-1]
 
-    def sample(x: Tensor, k: int) -> Rollout:
-        """Round k from x [P or P * G, C, h, w], branching before the last m steps."""
+    def sample(x: Tensor, k: int) -> tuple[Rollout, Tensor]:
+        """Round k from x [P or P * G, C, h, w], branching before the trained steps; and x_0^k."""
         cond, guidance, eta = conditioning, settings.guidance_scale, settings.eta
         if len(x) == len(slots):
             shared = noise(rounds - k, "steps", per_branch=False)
@@ -197,24 +200,26 @@ def rollout(
         own = noise(rounds - k, "steps", per_branch=True)
         cond = cond.rows(spread)
         latents, log_probs = denoise_steps(policy, x, cond, before, guidance, eta, own)
-        m = trained_steps
-        empty = torch.zeros(len(x), 0)
+        first = diverge - before.start  # of the trained steps, among those taken here
+        last = first + trained_steps
+        kept = log_probs[first:last]
         return Rollout(
             slot,
             branch,
             torch.full_like(slot, k),
-            torch.stack(latents[len(latents) - 1 - m :], 1),
-            torch.stack(log_probs[len(log_probs) - m :], 1) if m and eta > 0 else empty,
+            torch.stack(latents[first : last + 1], 1),
+            torch.stack(kept, 1) if kept else torch.zeros(len(x), 0, device=device),
             policy.decode(latents[-1]),
-        )
+        ), latents[-1]
 
     x = noise(0, "start", per_branch=False).draw() if start is None else start.to(device)
     sampled, reflected = [], []
     for k in range(1, rounds):
         if every_round:
             with timed("sample"):
-                sampled.append(sample(x, k))
-            x0, cond = sampled[-1].latents[:, -1], conditioning.rows(spread)
+                part, x0 = sample(x, k)
+            sampled.append(part)
+            cond = conditioning.rows(spread)
         else:
             with timed("reflect"):
                 x0, cond = reflect(x, k), conditioning
@@ -223,7 +228,7 @@ def rollout(
         with timed("reflect"):
             x = invert_steps(policy, x0, cond, settings.inversion_guidance)
     with timed("sample"):
-        sampled.append(sample(x, rounds))
+        sampled.append(sample(x, rounds)[0])
     result = Rollout.cat(sampled) if every_round else sampled[0]
     result.reflected = reflected
     return result

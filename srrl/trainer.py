@@ -223,7 +223,7 @@ class Trainer:
         c, schedule = self.config, self.policy.schedule
         row, j = pairs[:, 0], pairs[:, 1]
         x, x_next = selection.latents[row, j], selection.latents[row, j + 1]
-        step = schedule.num_steps - selection.log_probs.shape[1] + j
+        step = schedule.num_steps - c.interval.skip_last - selection.log_probs.shape[1] + j
         a_t, a_s, sigma = schedule.coefficients(step, c.sample.eta)
         conditioning = selection.conditioning.rows(row)
         noise = self.policy.noise(x, step, a_t, conditioning, c.sample.guidance_scale)

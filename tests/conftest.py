@@ -1,0 +1,76 @@
+"""Shared fixtures: the embedded pipeline as a policy, and small configs of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from srrl.config import load_config
+from srrl.policy import LoraSettings, Policy
+from srrl.shapes.pipeline import TINY_SD
+
+PRESET = "--config=config/stage_process.py:tiny"
+LORA = LoraSettings(4, 4, ("to_q", "to_k", "to_v", "to_out.0"))
+
+
+def load_policy(lora: bool = False, num_steps: int = 10, **changes) -> Policy:
+    arguments = {"num_steps": num_steps, "eta": 1.0, "micro_batch": 64, **changes}
+    policy = Policy.load(str(TINY_SD), **arguments)
+    if lora:
+        policy.add_lora(LORA, seed=0)
+    return policy
+
+
+def randomise_lora(policy: Policy, scale: float = 0.05) -> None:
+    """Give the LoRA an effect, as training would."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in policy.trainable():
+        parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def policy() -> Policy:
+    """The embedded pipeline without a LoRA. Tests must not change it."""
+    return load_policy()
+
+
+@pytest.fixture
+def lora_policy() -> Policy:
+    return load_policy(lora=True)
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> ConfigDict:
+    """A run of two small stages, the second with two rounds."""
+    return load_config([PRESET, *small_run(tmp_path)])
+
+
+def small_run(folder: Path, stages: int = 2) -> list[str]:
+    """Overrides of `tiny` that make a run of seconds."""
+    return [
+        f"--config.output_dir={folder}",
+        "--config.run_name=run",
+        f"--config.stages.total={stages}",
+        "--config.stages.per_cycle=1",
+        "--config.sample.batch_size=3",
+        "--config.branch.count=3",
+        "--config.select.pos_threshold=0.1",
+        "--config.select.neg_threshold=-0.1",
+        "--config.interval.steps=3",
+        "--config.train.trajectories_per_update=2",
+        "--config.train.num_inner_epochs=2",
+        "--config.eval.num_prompts=3",
+        "--config.eval.seeds=1",
+        "--config.eval.every=1",
+        "--config.pictures.every=1",
+        "--config.pictures.prompts=2",
+    ]
+
+
+PROMPTS = [
+    "a blue circle above a red square",
+    "a red triangle left of a green circle",
+    "a yellow square below a blue triangle",
+    "a green circle right of a yellow triangle",
+]

@@ -1,0 +1,80 @@
+"""The verifier, over the whole grammar: right pictures above 0.9, wrong ones clearly lower."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rewards.shapes import ShapesVerifier
+from srrl.shapes.scenes import COLOURS, SHAPES, Scene, all_scenes, render
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+SCENES = all_scenes()
+
+
+@pytest.fixture(scope="module", params=range(3))
+def pictures(request) -> torch.Tensor:
+    """A rendering of every scene, uint8 [432, 3, 32, 32]."""
+    shown = render(SCENES, torch.Generator().manual_seed(request.param))
+    return (shown * 255).round().to(torch.uint8)
+
+
+def score(pictures: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    return ShapesVerifier().score(pictures, [s.prompt for s in scenes])
+
+
+def other_colour(scene: Scene) -> Scene:
+    unused = next(c for c in COLOURS if c not in (scene.first[0], scene.second[0]))
+    return replace(scene, first=(unused, scene.first[1]))
+
+
+def other_shape(scene: Scene) -> Scene:
+    shape = SHAPES[(SHAPES.index(scene.first[1]) + 1) % 3]
+    return replace(scene, first=(scene.first[0], shape))
+
+
+def test_a_scenes_own_picture_scores_above_nine_tenths(pictures):
+    scores = score(pictures, SCENES)
+    assert scores.min() > 0.9 and scores.max() <= 1
+
+
+def test_opposite_relation_wrong_shape_and_wrong_colour_score_clearly_lower(pictures):
+    assert score(pictures, [replace(s, relation=OPPOSITE[s.relation]) for s in SCENES]).max() < 0.6
+    assert score(pictures, [other_shape(s) for s in SCENES]).max() < 0.6
+    assert score(pictures, [other_colour(s) for s in SCENES]).max() < 0.35
+
+
+def test_swapping_the_two_things_and_the_relation_is_the_same_picture(pictures):
+    swapped = [Scene(s.second, OPPOSITE[s.relation], s.first) for s in SCENES]
+    torch.testing.assert_close(score(pictures, swapped), score(pictures, SCENES))
+
+
+def test_blank_and_noise_score_nothing():
+    prompts = [s.prompt for s in SCENES[:8]]
+    noise = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    for picture in (noise, torch.full_like(noise, 237), torch.zeros_like(noise)):
+        assert ShapesVerifier().score(picture.to(torch.uint8), prompts).max() < 0.05
+
+
+def test_it_is_smooth_fading_one_shape_lowers_the_score_in_small_steps(pictures):
+    whole = pictures[:40].float()
+    background = whole[:, :, :1, :1]
+    scores = torch.stack(
+        [
+            score((background + (whole - background) * s).round().to(torch.uint8), SCENES[:40])
+            for s in torch.linspace(1, 0, 101)
+        ]
+    )
+    assert scores[0].min() > 0.9 and scores[-1].max() < 0.05
+    assert (scores[1:] - scores[:-1]).abs().max() < 0.35
+
+
+def test_a_larger_picture_of_the_same_scene_scores_the_same(pictures):
+    large = pictures[:20].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(score(large, SCENES[:20]), score(pictures[:20], SCENES[:20]))
+
+
+def test_each_image_is_scored_by_itself(pictures):
+    together = score(pictures[:30], SCENES[:30])
+    alone = torch.cat([score(pictures[i : i + 1], SCENES[i : i + 1]) for i in range(30)])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)

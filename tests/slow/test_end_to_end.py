@@ -1,0 +1,195 @@
+"""The real commands on small budgets: train, kill, resume, sample, bench, pretrain."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from srrl.config import REPOSITORY
+from srrl.shapes.pipeline import TINY_SD
+from tests.conftest import PRESET, PROMPTS, small_run
+
+pytestmark = pytest.mark.slow
+LORA_FILE = "pytorch_lora_weights.safetensors"
+STAGES = 3
+
+
+def run(*arguments, check: int | None = 0) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [str(a) for a in arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=900
+    )
+    assert check is None or result.returncode == check, result.stdout + result.stderr
+    return result
+
+
+def train(folder: Path, *extra: str) -> list[str]:
+    return ["scripts/train.py", PRESET, *small_run(folder, STAGES), *extra]
+
+
+def logged(run_folder: Path, name: str) -> list[dict]:
+    """A log's lines without their times."""
+    lines = [json.loads(x) for x in (run_folder / name).read_text().splitlines()]
+    return [{k: v for k, v in x.items() if not k.startswith("seconds/")} for x in lines]
+
+
+def final_lora(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "run" / "checkpoints" / f"stage_{STAGES:04d}" / LORA_FILE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A whole small run by `bash train.sh`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = run("bash", "train.sh", *small_run(folder, STAGES))
+    assert "no GPU found" in result.stdout or torch.cuda.is_available()
+    assert "ETA" in result.stdout
+    return folder
+
+
+def test_a_run_leaves_everything_the_readme_promises(undisturbed):
+    folder = undisturbed / "run"
+    keys = {
+        "stage", "rounds", "trained_steps", "samples_total", "nfe_total", "selected",
+        "reward/shapes/mean", "reward/shapes/std", "advantage/std", "ratio/first_max_dev",
+        "ratio/max_dev", "clip_fraction", "loss", "grad_norm", "lr",
+    }  # fmt: skip
+    metrics = logged(folder, "metrics.jsonl")
+    assert [line["stage"] for line in metrics] == list(range(STAGES))
+    assert [line["rounds"] for line in metrics] == [1, 2, 3]
+    assert all(set(line) == keys for line in metrics)
+    assert all(line["ratio/first_max_dev"] <= 1e-5 for line in metrics)
+    evals = logged(folder, "eval.jsonl")
+    assert [(e["stage"], e["split"]) for e in evals] == [
+        (s, split) for s in range(STAGES + 1) for split in ("train", "heldout")
+    ]
+    assert all(len(e["scores"]) == e["n"] == 3 for e in evals)
+    assert json.loads((folder / "config.json").read_text())["stages.total"] == STAGES
+    for picture in ("curves.png", "samples/stage_0001.png", f"samples/stage_{STAGES:04d}.png"):
+        assert Image.open(folder / picture).width > 300
+    assert final_lora(undisturbed)
+
+
+def test_the_same_command_twice_gives_the_same_logs_and_weights(undisturbed, tmp_path):
+    run("bash", "train.sh", *small_run(tmp_path, STAGES))
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert logged(tmp_path / "run", name) == logged(undisturbed / "run", name)
+    one, other = final_lora(tmp_path), final_lora(undisturbed)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_finished_run_is_not_touched_again(undisturbed):
+    before = (undisturbed / "run" / "metrics.jsonl").read_bytes()
+    run("bash", "train.sh", *small_run(undisturbed, STAGES))
+    assert (undisturbed / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("where", "count"), [("sample", 2), ("update", 1), ("update", 4), ("save", 1), ("save", 3)]
+)
+def test_killed_and_resumed_ends_like_a_run_never_killed(undisturbed, tmp_path, where, count):
+    command = train(tmp_path)
+    killed = run(sys.executable, "tests/slow/kill_at.py", where, count, *command[1:], check=None)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    run("bash", "train.sh", *small_run(tmp_path, STAGES))
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert logged(tmp_path / "run", name) == logged(undisturbed / "run", name)
+    one, other = final_lora(tmp_path), final_lora(undisturbed)
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_another_batch_size_gives_the_same_training(undisturbed, tmp_path):
+    """[speed] keys change nothing but rounding: the same prompts, selected and trained alike."""
+    split = ["--config.sample.batch_size=1", "--config.sample.num_batches_per_stage=3",
+             "--config.sample.micro_batch=4", "--config.train.micro_batch=5"]  # fmt: skip
+    run(sys.executable, *train(tmp_path, *split))
+    ours, theirs = (logged(f / "run", "metrics.jsonl") for f in (tmp_path, undisturbed))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["selected"] == other["selected"] and one["nfe_total"] == other["nfe_total"]
+        assert one["reward/shapes/mean"] == pytest.approx(other["reward/shapes/mean"], abs=1e-3)
+    one, other = final_lora(tmp_path), final_lora(undisturbed)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], atol=2e-4, rtol=1e-2)
+
+
+def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp_path):
+    run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--prompts",
+        *PROMPTS[:2], "--seeds", 3, 8, "--rounds", 3, "--out", tmp_path / "rounds")  # fmt: skip
+    records = json.loads((tmp_path / "rounds" / "samples.json").read_text())
+    assert len(records) == 4 and all(len(r["scores"]) == 3 for r in records)
+    assert Image.open(tmp_path / "rounds" / "strip_003.png").width > 3 * 128
+    assert Image.open(tmp_path / "rounds" / "grid.png").width > 2 * 128
+
+    run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--prompts",
+        PROMPTS[0], "--seeds", 3, "--rounds", 1, "--eta", 0,
+        "--out", tmp_path / "plain")  # fmt: skip
+    ours = Image.open(tmp_path / "plain" / "image_000.png")
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.load_lora_weights(undisturbed / "run" / "checkpoints" / f"stage_{STAGES:04d}",
+                           weight_name=LORA_FILE)  # fmt: skip
+    theirs = pipe(PROMPTS[0], num_inference_steps=10, guidance_scale=5.0,
+                  generator=torch.Generator().manual_seed(3)).images[0]  # fmt: skip
+    difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
+    assert max(difference) <= 1
+
+
+def test_a_terminated_run_stops_and_resumes(tmp_path):
+    """Ctrl-C and SIGTERM through train.sh reach the trainer, and the run goes on later."""
+    process = subprocess.Popen(
+        ["bash", "train.sh", *small_run(tmp_path, 40)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("stage 2/"):
+            os.kill(process.pid, signal.SIGTERM)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    again = run("bash", "train.sh", *small_run(tmp_path, 40), "--config.stages.total=4")
+    assert "resuming" in again.stdout
+    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_tensorboard_gets_the_metrics(tmp_path):
+    run(sys.executable, *train(tmp_path, "--config.tracker=tensorboard"))
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_bench_counts_the_formulas_evaluations(tmp_path):
+    run(sys.executable, "scripts/bench.py", "--model", "tiny", "--json", tmp_path / "bench.json",
+        "--repeats", 5)  # fmt: skip
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert figures["evaluations"] == figures["evaluations_by_formula"]
+    overhead = figures["overhead"]
+    assert overhead["reflect"] <= 1.10 and overhead["sample"] <= 1.10, figures
+    assert overhead["update"] <= 1.15, figures
+
+
+def test_the_committed_base_needs_guidance_and_gains_from_reflection():
+    """One seed a prompt (n = 192) to stay short; docs/LOG.md has the intervals at n = 960."""
+    text = run(sys.executable, "scripts/measure_base.py", "--seeds", 1, "--guidance", 1, 5,
+               "--rounds", 1, 3).stdout  # fmt: skip
+    means = [float(line.split("mean ")[1].split()[0]) for line in text.splitlines()[1:]]
+    assert means[1] - means[0] >= 0.15
+    assert means[3] > means[2]
+
+
+def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(tmp_path):
+    """A few steps; the whole 15 minutes are in docs/LOG.md."""
+    command = [sys.executable, "scripts/pretrain_tiny.py", "--vae-steps", 20, "--unet-steps", 20]
+    for name in ("one", "two"):
+        run(*command, "--out", tmp_path / name)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "one", torch_dtype=torch.float32)
+    assert pipe(PROMPTS[0], num_inference_steps=2).images[0].size == (32, 32)
+    for part in ("unet", "vae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        one, two = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
+        assert all(torch.equal(one[k], two[k]) for k in one)

@@ -1,0 +1,134 @@
+"""Presets parse, overrides are typed, and every bad value is one line naming key and remedy."""
+
+import json
+
+import pytest
+
+from srrl.config import check_files, flatten, load_config, load_saved
+from srrl.errors import UserError
+
+FILE = "config/stage_process.py"
+SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "srrl_paper"]
+
+
+@pytest.mark.parametrize("preset", [*SINGLE, "tiny+ddpo", "tiny+b2diffurl", "tiny+srrl_paper"])
+def test_every_preset_is_valid_and_its_files_are_there(preset):
+    config = load_config([f"--config={FILE}:{preset}"])
+    check_files(config)
+
+
+def test_sd14_has_the_released_values():
+    values = flatten(load_config([f"--config={FILE}:sd14"]))
+    expected = {
+        "sample.num_steps": 20, "sample.guidance_scale": 5.0, "sample.eta": 1.0,
+        "sample.num_batches_per_stage": 32, "sample.batch_size": 1, "branch.count": 5,
+        "reflect.denoise_guidance": 3.0, "reflect.inversion_guidance": 0.1, "reflect.eta": 0.0,
+        "reflect.train_rounds": "last", "stages.total": 50, "stages.per_cycle": 5,
+        "reward.history": 8, "select.pos_threshold": 0.5, "select.neg_threshold": -0.5,
+        "train.clip_range": 0.1, "train.adv_clip_max": 5.0, "train.num_inner_epochs": 2,
+        "train.trajectories_per_update": 64, "train.learning_rate": 1e-4,
+        "train.adam_beta1": 0.9, "train.adam_beta2": 0.999, "train.adam_weight_decay": 1e-4,
+        "train.adam_epsilon": 1e-8, "train.max_grad_norm": 1.0, "lora.rank": 4, "lora.alpha": 4,
+        "lora.target_modules": ("to_q", "to_k", "to_v", "to_out.0"), "seed": 300,
+        "interval.skip_last": 0, "pretrained.model": "CompVis/stable-diffusion-v1-4",
+    }  # fmt: skip
+    assert {k: values[k] for k in expected} == expected
+    assert values["reward.models"] == {"vqascore": 1.0, "imagereward": 1.0}
+
+
+def test_the_baselines_differ_from_sd14_in_what_defines_them():
+    def differing(preset):
+        base = flatten(load_config([f"--config={FILE}:sd14"]))
+        other = flatten(load_config([f"--config={FILE}:{preset}"]))
+        return {k: v for k, v in other.items() if v != base[k] and k != "run_name"}
+
+    assert differing("ddpo") == {
+        "reflect.rounds": 1, "interval.steps": 20, "branch.count": 1,
+        "sample.num_batches_per_stage": 160, "select.mode": "all",
+    }  # fmt: skip
+    assert differing("b2diffurl") == {"reflect.rounds": 1}
+    assert differing("srrl_paper") == {"reflect.train_rounds": "all"}
+
+
+def test_overrides_take_the_type_of_the_key():
+    config = load_config(
+        [f"--config={FILE}:tiny", "--config.sample.guidance_scale=3", "--config.reflect.rounds",
+         "4", '--config.reward.models={"shapes": 2}', "--config.lora.target_modules=[\"to_q\"]"]
+    )  # fmt: skip
+    assert config.sample.guidance_scale == 3.0 and config.reflect.rounds == 4
+    assert config.reward.models.to_dict() == {"shapes": 2}
+    assert config.lora.target_modules == ("to_q",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=nowhere.py:tiny"], "no file 'nowhere.py'"),
+        ([f"--config={FILE}:tinny"], "unknown preset 'tinny'"),
+        ([f"--config={FILE}"], "unknown preset ''"),
+        ([], "no config"),
+        (["--sample.num_steps=3"], "unknown argument"),
+        (["--config.sample.num_step=3"], "did you mean 'sample.num_steps'"),
+        (["--config.sample=3"], "unknown config key 'sample'"),
+        (["--config.sample.num_steps=many"], "sample.num_steps=many: expected int"),
+        (["--config.sample.num_steps=2.5"], "expected int"),
+        (["--config.train.learning_rate=fast"], "expected float"),
+        (["--config.reward.models=shapes"], "expected JSON"),
+        (["--config.sample.num_steps=0"], "sample.num_steps=0 is out of range"),
+        (["--config.sample.num_steps=1001"], "sample.num_steps=1001"),
+        (["--config.branch.count=0"], "branch.count=0 is out of range"),
+        (["--config.train.learning_rate=-0.1"], "train.learning_rate=-0.1 is out of range"),
+        (["--config.train.learning_rate=nan"], "train.learning_rate=nan"),
+        (["--config.sample.eta=0"], "sample.eta=0.0 is out of range"),
+        (["--config.sample.eta=1.5"], "sample.eta=1.5"),
+        (["--config.reflect.rounds=0"], "reflect.rounds=0"),
+        (["--config.interval.right=11"], "interval.right=11"),
+        (["--config.interval.steps=11"], "interval.steps=11"),
+        (["--config.mixed_precision=fp8"], "mixed_precision='fp8'"),
+        (["--config.tracker=mlflow"], "tracker='mlflow'"),
+        (["--config.reflect.train_rounds=some"], "reflect.train_rounds='some'"),
+        (["--config.reward.models={}"], "reward.models"),
+        (["--config.run_name=a/b"], "run_name='a/b'"),
+        (["--config.select.neg_threshold=0.9"], "select.neg_threshold=0.9"),
+        (["--config.seed"], "needs a value"),
+    ],
+)
+def test_bad_configs_are_refused_in_one_line(arguments, said):
+    default = "" if not arguments or arguments[0].startswith("--config=") else f"{FILE}:tiny"
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        load_config(arguments, default=default)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not exist"),
+        ("", "cannot be read as JSON"),
+        ("not json", "cannot be read as JSON"),
+        ("[]", "is empty"),
+        ('["a", ""]', "is empty"),
+        ('{"a": 1}', "must be a list of strings"),
+        ("[1, 2]", "must be a list of strings"),
+    ],
+)
+def test_bad_prompt_files_are_named_with_their_fault(tmp_path, text, said):
+    file = tmp_path / "prompts.json"
+    if text is not None:
+        file.write_text(text)
+    config = load_config([f"--config={FILE}:tiny", f"--config.prompts.heldout={file}"])
+    with pytest.raises(UserError, match=r"prompts\.json") as error:
+        check_files(config)
+    assert said in str(error.value)
+
+
+def test_a_missing_local_model_is_refused_before_anything_is_loaded():
+    config = load_config([f"--config={FILE}:tiny", "--config.pretrained.model=./nowhere"])
+    with pytest.raises(UserError, match="nowhere"):
+        check_files(config)
+
+
+def test_a_saved_config_comes_back(tmp_path):
+    config = load_config([f"--config={FILE}:tiny+ddpo", "--config.seed=7"])
+    (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
+    assert flatten(load_saved(tmp_path / "config.json")) == flatten(config)

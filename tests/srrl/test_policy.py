@@ -1,0 +1,119 @@
+"""The pipeline behind the policy: guidance, evaluations, LoRA in and out."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from srrl.errors import UserError
+from srrl.policy import LORA_FILE
+from srrl.rollout import denoise_steps
+from srrl.shapes.pipeline import TINY_SD
+from tests.conftest import LORA, PROMPTS, load_policy, randomise_lora
+
+
+def noise_at(policy, guidance, seed=0):
+    x = torch.randn(4, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+    step = torch.tensor([0, 3, 6, 9])
+    with torch.no_grad():
+        return policy.predict(x, step, policy.encode(PROMPTS), guidance)
+
+
+def test_guidance_is_linear_between_the_single_evaluations(policy):
+    empty, text = noise_at(policy, 0.0), noise_at(policy, 1.0)
+    torch.testing.assert_close(noise_at(policy, 3.0), empty + 3 * (text - empty),
+                               atol=1e-5, rtol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize(("guidance", "each"), [(0.0, 1), (1.0, 1), (0.1, 2), (5.0, 2)])
+def test_evaluations_are_counted(policy, guidance, each):
+    before = policy.nfe
+    noise_at(policy, guidance)
+    assert policy.nfe - before == 4 * each
+
+
+def test_each_prompt_is_encoded_once(monkeypatch):
+    policy = load_policy()
+    seen = []
+    original = policy.pipe.encode_prompt
+    monkeypatch.setattr(
+        policy.pipe, "encode_prompt", lambda p, *a, **k: seen.append(p) or original(p, *a, **k)
+    )
+    first = policy.encode(PROMPTS[:2])
+    again = policy.encode([PROMPTS[1], PROMPTS[0], PROMPTS[2]])
+    assert seen == [[*PROMPTS[:2], ""], [PROMPTS[2]]]
+    assert torch.equal(first.text[0], again.text[1]) and torch.equal(first.empty, again.empty[:2])
+
+
+def test_a_fresh_lora_changes_nothing(policy, lora_policy):
+    assert torch.equal(noise_at(policy, 5.0), noise_at(lora_policy, 5.0))
+
+
+def test_only_lora_parameters_are_trainable_and_float32(lora_policy):
+    names = [n for n, p in lora_policy.pipe.unet.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in n for n in names)
+    assert {p.dtype for p in lora_policy.trainable()} == {torch.float32}
+    for module in (lora_policy.pipe.vae, lora_policy.pipe.text_encoder):
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_lora_weights_stay_float32_on_a_half_precision_base():
+    policy = load_policy(dtype=torch.bfloat16)
+    policy.add_lora(LORA, seed=0)
+    assert {p.dtype for p in policy.trainable()} == {torch.float32}
+    assert policy.pipe.unet.conv_in.weight.dtype == torch.bfloat16
+    assert noise_at(policy, 5.0).dtype == torch.float32
+
+
+def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
+    randomise_lora(lora_policy)
+    lora_policy.save_lora(tmp_path)
+    again = load_policy(lora=True)
+    again.load_lora(tmp_path)
+    for one, other in zip(lora_policy.trainable(), again.trainable(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(noise_at(lora_policy, 5.0), noise_at(again, 5.0))
+
+
+def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_policy, tmp_path):
+    randomise_lora(lora_policy)
+    lora_policy.save_lora(tmp_path)
+    x = torch.randn(4, *lora_policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    conditioning = lora_policy.encode(PROMPTS)
+    ours = denoise_steps(lora_policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
+
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "latent"}
+    without = pipe(PROMPTS, latents=x, **options).images
+    pipe.load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    theirs = pipe(PROMPTS, latents=x, **options).images
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert (theirs - without).abs().max() > 0.01
+
+
+def test_a_lora_that_does_not_fit_is_refused(lora_policy, tmp_path):
+    lora_policy.save_lora(tmp_path)
+    state = load_file(tmp_path / LORA_FILE)
+    from safetensors.torch import save_file
+
+    save_file({k: v for k, v in state.items() if "mid_block" not in k}, tmp_path / LORA_FILE)
+    with pytest.raises(UserError, match="does not fit"):
+        load_policy(lora=True).load_lora(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_one_clear_line():
+    with pytest.raises(UserError, match="no/such-model"):
+        load_policy_from("no/such-model")
+
+
+def load_policy_from(model):
+    from srrl.policy import Policy
+
+    return Policy.load(model, num_steps=10, eta=1.0, micro_batch=4)
+
+
+def test_non_finite_latents_are_not_decoded(policy):
+    with pytest.raises(FloatingPointError, match="non-finite"):
+        policy.decode(torch.full((1, *policy.latent_shape), float("nan")))

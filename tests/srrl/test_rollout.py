@@ -1,0 +1,123 @@
+"""The reflective trajectory: its randomness, its branches, its cost, its log-probabilities."""
+
+import pytest
+import torch
+
+from srrl.ddim import denoise_mean, log_prob
+from srrl.rollout import Rollout, RolloutSettings, denoise_steps, generator, invert_steps, rollout
+from tests.conftest import PROMPTS, load_policy
+
+BASE = {
+    "branches": 3,
+    "guidance_scale": 5.0,
+    "eta": 1.0,
+    "denoise_guidance": 5.0,
+    "inversion_guidance": 0.1,
+    "reflect_eta": 0.0,
+    "train_rounds": "last",
+    "skip_last": 2,
+}
+
+
+def roll(policy, slots=(0, 1, 2, 3), rounds=2, m=4, **changes) -> Rollout:
+    return rollout(
+        policy,
+        policy.encode([PROMPTS[i % 4] for i in slots]),
+        RolloutSettings(**{**BASE, **changes}),
+        rounds=rounds,
+        trained_steps=m,
+        seed=5,
+        stage=7,
+        slots=list(slots),
+        keep_reflected=True,
+    )
+
+
+@pytest.mark.parametrize("train_rounds", ["last", "all"])
+def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds):
+    together = roll(policy, train_rounds=train_rounds)
+    parts = Rollout.cat(roll(policy, slots=[s], train_rounds=train_rounds) for s in (0, 1, 2, 3))
+    key = [
+        tuple(k) for k in torch.stack([together.slot, together.branch, together.round], 1).tolist()
+    ]
+    other = [tuple(k) for k in torch.stack([parts.slot, parts.branch, parts.round], 1).tolist()]
+    order = [other.index(k) for k in key]
+    torch.testing.assert_close(together.latents, parts.latents[order], atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.log_probs, parts.log_probs[order], atol=1e-4, rtol=1e-4)
+    assert (together.images.int() - parts.images[order].int()).abs().max() <= 1
+
+
+def test_micro_batches_change_nothing():
+    one, other = roll(load_policy(micro_batch=5)), roll(load_policy(micro_batch=64))
+    torch.testing.assert_close(one.latents, other.latents, atol=1e-4, rtol=0)
+
+
+def test_branches_share_everything_before_the_trained_interval_and_nothing_after(policy):
+    result = roll(policy, m=4)
+    by_prompt = result.latents.view(4, 3, 5, *policy.latent_shape)
+    for g in (1, 2):
+        assert torch.equal(by_prompt[:, 0, 0], by_prompt[:, g, 0])
+        assert not torch.isclose(by_prompt[:, 0, 1], by_prompt[:, g, 1]).all()
+    assert result.slot.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert result.branch.tolist() == [0, 1, 2] * 4
+
+
+def test_stored_log_probs_are_those_of_the_stored_latents(policy):
+    m, skip = 4, 2
+    result = roll(policy, m=m)
+    conditioning = policy.encode([PROMPTS[i] for i in result.slot.tolist()])
+    for j in range(m):
+        step = torch.full((12,), 10 - skip - m + j)
+        a_t, a_s, sigma = policy.schedule.coefficients(step, 1.0)
+        x, x_next = result.latents[:, j], result.latents[:, j + 1]
+        with torch.no_grad():
+            noise = policy.noise(x, step, a_t, conditioning, 5.0)
+        expected = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
+        torch.testing.assert_close(result.log_probs[:, j], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_reflection_is_denoise_then_invert_then_denoise(policy):
+    """The rounds by hand, from the same start."""
+    result = roll(policy, slots=[0], rounds=2, m=10, skip_last=0, branches=1)
+    conditioning = policy.encode(PROMPTS[:1])
+    x = torch.randn(1, *policy.latent_shape, generator=generator(5, 7, 0, 2**16, 0, "start"))
+    x0 = denoise_steps(policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
+    x = invert_steps(policy, x0, conditioning, 0.1)
+    torch.testing.assert_close(result.latents[:, 0], x, atol=1e-5, rtol=1e-5)
+    assert torch.equal(result.reflected[0], policy.decode(x0))
+
+
+def test_runs_of_different_rounds_share_start_and_last_rounds_noise(policy):
+    """So that comparisons over K are paired: K = 1's last-round noise is K = 3's."""
+    latents = {k: roll(policy, rounds=k, m=10, skip_last=0, branches=1).latents for k in (1, 3)}
+    drawn = {}
+    for k, path in latents.items():
+        a_t, a_s, sigma = policy.schedule.coefficients(torch.zeros(4, dtype=torch.int64), 1.0)
+        step = torch.zeros(4, dtype=torch.int64)
+        with torch.no_grad():
+            noise = policy.noise(path[:, 0], step, a_t, policy.encode(PROMPTS), 5.0)
+        drawn[k] = (path[:, 1] - denoise_mean(path[:, 0], noise, a_t, a_s, sigma)) / sigma
+    torch.testing.assert_close(drawn[1], drawn[3], atol=1e-4, rtol=1e-4)
+
+
+def test_every_part_of_the_key_changes_the_noise():
+    base = (1, 2, 3, 4, 5, "steps")
+    draws = {torch.rand(1, generator=generator(*base)).item()}
+    for i in range(5):
+        changed = [*base]
+        changed[i] += 1
+        draws.add(torch.rand(1, generator=generator(*changed)).item())
+    draws.add(torch.rand(1, generator=generator(1, 2, 3, 4, 5, "start")).item())
+    assert len(draws) == 7
+
+
+def test_all_mode_gives_a_trajectory_for_every_round_and_renoises_each_samples_own_image(policy):
+    result = roll(policy, slots=[0, 1], rounds=3, m=4, train_rounds="all")
+    assert len(result.slot) == 2 * 3 * 3 and sorted(set(result.round.tolist())) == [1, 2, 3]
+    second = result.latents[result.round == 2].view(2, 3, 5, *policy.latent_shape)
+    assert not torch.isclose(second[:, 0, 0], second[:, 1, 0]).all()  # branches stay apart
+
+
+def test_no_graph_is_kept(lora_policy):
+    result = roll(lora_policy, slots=[0])
+    assert not result.latents.requires_grad and not result.log_probs.requires_grad

@@ -1,0 +1,209 @@
+"""The loop: ratio, gradient, guards, resume. Small real runs of the real parts."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from rewards import load_rewards
+from srrl.config import load_config
+from srrl.curriculum import StagePlan
+from srrl.ddim import denoise_mean, log_prob
+from srrl.errors import UserError
+from srrl.tracking import Tracker
+from srrl.trainer import Trainer
+from tests.conftest import PRESET, load_policy, randomise_lora, small_run
+
+
+def make_trainer(tmp_path, *overrides, rewards=None) -> Trainer:
+    config = load_config([PRESET, *small_run(tmp_path), *overrides])
+    accelerator = Accelerator()
+    policy = load_policy(lora=True)
+    tracker = Tracker(tmp_path / "run", accelerator)
+    rewards = rewards or load_rewards(config.reward.models)
+    return Trainer(config, policy, rewards, accelerator, tracker)
+
+
+def selection_of(trainer, plan):
+    prompts = trainer.draw_prompts(plan)
+    samples = trainer.sample(plan, prompts)
+    return trainer.select(plan, samples, trainer.score(samples, prompts), prompts)[0]
+
+
+def test_the_first_ratio_is_one(tmp_path):
+    trainer = make_trainer(
+        tmp_path, "--config.train.micro_batch=7", "--config.sample.micro_batch=5"
+    )
+    randomise_lora(trainer.policy)
+    metrics = trainer.update(plan := StagePlan(0, 2, 6), selection_of(trainer, plan))
+    assert metrics["ratio/first_max_dev"] <= 1e-5
+    assert metrics["ratio/max_dev"] > metrics["ratio/first_max_dev"]  # later updates have moved
+
+
+def test_a_ratio_that_is_not_one_stops_the_run_before_the_weights_change(tmp_path):
+    trainer = make_trainer(tmp_path)
+    plan = StagePlan(0, 1, 4)
+    selection = selection_of(trainer, plan)
+    randomise_lora(trainer.policy)  # the policy is no longer the one that sampled
+    before = [p.clone() for p in trainer.policy.trainable()]
+    with pytest.raises(UserError, match="sampling and training disagree"):
+        trainer.update(plan, selection)
+    after = trainer.policy.trainable()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path):
+    """K = 1, G = 1, all steps: no micro-batches, no shuffling, one autograd graph."""
+    config = "--config.branch.count=1 --config.select.mode=all --config.interval.skip_last=0"
+    trainer = make_trainer(tmp_path, *config.split(), "--config.interval.steps=10")
+    randomise_lora(trainer.policy)
+    plan = StagePlan(0, 1, 10)
+    selection = selection_of(trainer, plan)
+    selection.advantages[:] = torch.tensor([1.5, -0.5, 0.25])
+    seen = {}
+    trainer.optimizer.step = lambda: seen.setdefault(
+        "gradient", [p.grad.clone() for p in trainer.policy.trainable()]
+    )
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(10))
+    update = trainer.optimizer_step(selection, pairs[torch.randperm(30)], first=False)
+
+    policy = trainer.policy
+    terms = []
+    for n in range(3):
+        for i in range(10):
+            step = torch.tensor([i])
+            a_t, a_s, sigma = policy.schedule.coefficients(step, 1.0)
+            t = policy.schedule.timesteps[step]
+            x, x_next = selection.latents[n, i][None], selection.latents[n, i + 1][None]
+            cond = selection.conditioning.rows(slice(n, n + 1))
+            text = policy.pipe.unet(x, t, cond.text).sample
+            empty = policy.pipe.unet(x, t, cond.empty).sample
+            mean = denoise_mean(x, empty + 5.0 * (text - empty), a_t, a_s, sigma)
+            log_p = log_prob(x_next, mean, sigma)
+            terms.append(-selection.advantages[n] * torch.exp(log_p - selection.log_probs[n, i]))
+    loss = torch.cat(terms).mean()
+    expected = torch.autograd.grad(loss, list(policy.trainable()))
+    norm = torch.cat([g.flatten() for g in expected]).norm()
+    scale = min(1.0, trainer.config.train.max_grad_norm / norm.item())
+    assert update.loss == pytest.approx(loss.item(), abs=1e-6)
+    assert update.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+    for ours, theirs in zip(seen["gradient"], expected, strict=True):
+        torch.testing.assert_close(ours, theirs * scale, atol=1e-7, rtol=1e-3)
+
+
+def test_training_changes_only_the_lora(tmp_path):
+    trainer = make_trainer(tmp_path)
+    modules = {"unet": trainer.policy.pipe.unet, "vae": trainer.policy.pipe.vae,
+               "text": trainer.policy.pipe.text_encoder}  # fmt: skip
+    before = {f"{m}.{n}": p.detach().clone()
+              for m, module in modules.items() for n, p in module.named_parameters()}  # fmt: skip
+    trainer.run()
+    changed = {f"{m}.{n}" for m, module in modules.items() for n, p in module.named_parameters()
+               if not torch.equal(p, before[f"{m}.{n}"])}  # fmt: skip
+    assert changed and all("lora_" in name for name in changed)
+
+
+def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
+    trainer = make_trainer(tmp_path, "--config.select.mode=all")
+    sizes = []
+    original = trainer.optimizer_step
+    trainer.optimizer_step = lambda s, pairs, first: (
+        sizes.append(len(pairs)) or original(s, pairs, first)
+    )
+    plan = StagePlan(0, 1, 3)
+    selection = selection_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
+    trainer.update(plan, selection)
+    assert sum(sizes) == 2 * 9 * 3 and len(sizes) == 2 * 5 and max(sizes) <= 2 * 3
+
+
+class Constant:
+    def score(self, images, prompts):
+        return torch.ones(len(prompts))
+
+
+class NotANumber:
+    def score(self, images, prompts):
+        return torch.full((len(prompts),), float("nan"))
+
+
+def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path, rewards={"shapes": Constant()})
+    before = [p.clone() for p in trainer.policy.trainable()]
+    trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["selected"] for line in lines] == [0, 0]
+
+
+def test_non_finite_scores_stop_before_any_update(tmp_path):
+    trainer = make_trainer(tmp_path, rewards={"shapes": NotANumber()})
+    with pytest.raises(UserError, match="'shapes' returned nan"):
+        trainer.run()
+
+
+def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path)
+    plan = StagePlan(0, 1, 3)
+    selection = selection_of(trainer, plan)
+    selection.advantages[0] = float("nan")
+    before = [p.clone() for p in trainer.policy.trainable()]
+    pairs = torch.cartesian_prod(torch.arange(len(selection)), torch.arange(3))
+    with pytest.raises(UserError, match="not finite"):
+        trainer.optimizer_step(selection, pairs, first=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
+
+
+@pytest.mark.parametrize("presets", ["tiny+ddpo", "tiny+b2diffurl", "tiny+srrl_paper"])
+def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_path, presets):
+    overrides = [a for a in small_run(tmp_path) if not a.startswith("--config.branch")]
+    if presets == "tiny+ddpo":
+        overrides = [a for a in overrides if "interval" not in a]
+    trainer = make_trainer(tmp_path)
+    config = load_config([f"--config=config/stage_process.py:{presets}", *overrides])
+    trainer = Trainer(config, trainer.policy, trainer.rewards, trainer.accelerator, trainer.tracker)
+    from srrl.budget import plan_for, stage_cost
+
+    trainer.run()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = images = 0
+    for line in lines:
+        cost = stage_cost(config, plan_for(config, line["stage"]))
+        expected += cost.reflect + cost.sample + cost.update_per_trajectory * line["selected"]
+        images += cost.images
+    assert lines[-1]["nfe_total"] == expected and lines[-1]["samples_total"] == images
+    assert lines[-1]["rounds"] == (2 if presets == "tiny+srrl_paper" else 1)
+
+
+def test_resume_after_each_stage_gives_the_same_run(tmp_path):
+    whole = make_trainer(tmp_path / "a", "--config.stages.total=3")
+    whole.run()
+    stopped = make_trainer(tmp_path / "b", "--config.stages.total=3")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    stopped.update = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    for stage in (1, 2):
+        again = make_trainer(tmp_path / "b", "--config.stages.total=3")
+        finish = again.finish
+        again.finish = lambda plan, *a, finish=finish, last=stage: (
+            finish(plan, *a) if plan.stage < last else interrupt()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            again.run()
+    resumed = make_trainer(tmp_path / "b", "--config.stages.total=3")
+    resumed.run()
+    for one, other in zip(whole.policy.trainable(), resumed.policy.trainable(), strict=True):
+        assert torch.equal(one, other)
+    assert whole.history == resumed.history
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        texts = [strip_times(tmp_path / side / "run" / name) for side in "ab"]
+        assert texts[0] == texts[1]
+
+
+def strip_times(path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("seconds/")} for line in lines]
