@@ -20,14 +20,12 @@ from accelerate import Accelerator
 
 from rewards import load_rewards
 from srrl.budget import stage_cost
-from srrl.config import load_config, resolve
+from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.errors import one_line_errors
-from srrl.policy import LoraSettings, Policy
+from srrl.policy import Policy
 from srrl.tracking import Tracker
 from srrl.trainer import PHASES, Trainer
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def synchronize(device: torch.device) -> None:
@@ -99,16 +97,8 @@ def main() -> None:
 
     config = load_config([f"--config=config/stage_process.py:{args.model}"])
     accelerator = Accelerator()
-    policy = Policy.load(
-        resolve(config.pretrained.model),
-        num_steps=config.sample.num_steps,
-        eta=config.sample.eta,
-        micro_batch=config.sample.micro_batch,
-        device=accelerator.device,
-        dtype=DTYPES[config.mixed_precision],
-    )
-    lora = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.target_modules)
-    policy.add_lora(lora, config.seed)
+    policy = Policy.from_config(config, device=accelerator.device)
+    policy.add_lora(config.lora, config.seed)
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)

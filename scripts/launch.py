@@ -25,34 +25,30 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def default_launch() -> list[str]:
-    """accelerate's flags for every GPU of this machine, or one CPU process."""
-    import torch
-
-    flags = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    count = torch.cuda.device_count()
-    if count > 1:
-        return [*flags, "--multi_gpu", f"--num_processes={count}"]
-    return [*flags, "--num_processes=1", *([] if count else ["--cpu"])]
+def default_launch(gpu: bool) -> list[str]:
+    """accelerate's flags for one process on the first GPU, or on the CPU."""
+    flags = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    return flags if gpu else [*flags, "--cpu"]
 
 
 def main(argv: list[str]) -> int:
     gpu_preset, cpu_preset, *arguments = argv
     split = arguments.index("--") if "--" in arguments else len(arguments)
     arguments, launcher = arguments[:split], arguments[split + 1 :]
-    file = "config/stage_process.py"
-    if not any(a.partition("=")[0] == "--config" for a in arguments):
-        check_files(load_config([f"--config={file}:{cpu_preset}", *arguments]))
-        preset = gpu_preset if has_gpu() else cpu_preset
-        if preset == cpu_preset:
-            print(f"no GPU found: running the embedded preset {preset!r}", flush=True)
-        arguments = [f"--config={file}:{preset}", *arguments]
-    check_files(load_config(arguments))
+    presets = "--config=config/stage_process.py:"
+    given = any(a.partition("=")[0] == "--config" for a in arguments)
+    check_files(load_config(arguments if given else [presets + cpu_preset, *arguments]))
+    gpu = has_gpu()
+    if not given:
+        if not gpu:
+            print(f"no GPU found: running the embedded preset {cpu_preset!r}", flush=True)
+        arguments = [presets + (gpu_preset if gpu else cpu_preset), *arguments]
+        check_files(load_config(arguments))
 
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-        command += launcher or default_launch()
+        command += launcher or default_launch(gpu)
         process = subprocess.Popen(
             [*command, str(TRAIN), *arguments],
             env={**os.environ, "SRRL_STATUS_FILE": str(status)},

@@ -16,25 +16,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import check_files, load_config, load_saved, resolve
+from srrl.config import check_files, load_config, load_saved
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import load_prompts
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-
-
-def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """(folder of the LoRA, the run's config.json) for a run's or a checkpoint's folder."""
-    if not given.exists():
-        raise UserError(f"--checkpoint {given}: no such folder: give runs/NAME or one of its "
-                        f"checkpoints/stage_NNNN")  # fmt: skip
-    if (given / LORA_FILE).exists():
-        return given, given.parent.parent / "config.json"
-    stages = sorted(p.parent for p in given.glob(f"checkpoints/stage_????/{LORA_FILE}"))
-    if not stages:
-        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE} and no "
-                        f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
-    return stages[-1], given / "config.json"
 
 
 def arguments() -> argparse.Namespace:
@@ -68,6 +52,8 @@ def main() -> None:
     prompts = prompts[: args.limit]
     lora, config = None, None
     if args.checkpoint:
+        from srrl.checkpoint import find_checkpoint
+
         lora, saved = find_checkpoint(args.checkpoint)
         config = load_saved(saved)
     else:
@@ -78,7 +64,7 @@ def main() -> None:
 
     from rewards import check_prompts, load_rewards, score_all
     from srrl.pictures import Row, sheet, to_pil
-    from srrl.policy import LoraSettings, Policy
+    from srrl.policy import Policy
     from srrl.rollout import rollout, rollout_settings
 
     rewards = load_rewards(config.reward.models)
@@ -89,18 +75,9 @@ def main() -> None:
     if args.guidance_scale is not None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = Policy.load(
-        resolve(config.pretrained.model),
-        num_steps=args.num_steps or config.sample.num_steps,
-        eta=settings.eta,
-        micro_batch=config.sample.micro_batch,
-        revision=config.pretrained.revision,
-        variant=config.pretrained.variant,
-        device=device,
-    )
+    policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
     if lora:
-        shape = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.target_modules)
-        policy.add_lora(shape, config.seed)
+        policy.add_lora(config.lora, config.seed)
         policy.load_lora(lora)
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -11,43 +11,40 @@ import sys
 from pathlib import Path
 
 from srrl.config import check_files, load_config
-from srrl.errors import one_line_errors
+from srrl.errors import UserError, one_line_errors
 
 
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     check_files(config)
 
-    import torch
     from accelerate import Accelerator
 
     from rewards import load_rewards
     from srrl.budget import totals_table
     from srrl.checkpoint import check_same_run
-    from srrl.config import resolve
-    from srrl.policy import LoraSettings, Policy
+    from srrl.policy import Policy
     from srrl.tracking import Tracker
     from srrl.trainer import Trainer
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
     rewards = load_rewards(config.reward.models)
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     accelerator = Accelerator(
         log_with=None if config.tracker == "none" else config.tracker, project_dir=folder
     )
-    policy = Policy.load(
-        resolve(config.pretrained.model),
-        num_steps=config.sample.num_steps,
-        eta=config.sample.eta,
-        micro_batch=config.sample.micro_batch,
-        revision=config.pretrained.revision,
-        variant=config.pretrained.variant,
-        device=accelerator.device,
-        dtype=dtype[config.mixed_precision],
-    )
-    lora = LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.target_modules))
-    policy.add_lora(lora, config.seed)
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"{accelerator.num_processes} processes were launched, but a run is one process: "
+            f"launch with --num_processes=1"
+        )
+    if accelerator.device.type == "cpu" and config.mixed_precision != "no":
+        raise UserError(
+            f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
+            f"add --config.mixed_precision=no (slow for a full-size model)"
+        )
+    policy = Policy.from_config(config, device=accelerator.device)
+    policy.add_lora(config.lora, config.seed)
     tracker = Tracker(folder, accelerator)
     tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}")
     tracker.say(totals_table(config))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from srrl.advantages import ScoreHistory
 from srrl.config import flatten
 from srrl.errors import UserError
-from srrl.policy import Policy
+from srrl.policy import LORA_FILE, Policy
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -76,6 +76,20 @@ def newest(run: Path) -> Path | None:
     found = [p.parent for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
              if not p.parent.name.endswith(".tmp")]  # fmt: skip
     return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
+
+
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """(folder of the LoRA, the run's config.json) for a run's or a checkpoint's folder."""
+    if not given.exists():
+        raise UserError(f"--checkpoint {given}: no such folder: give runs/NAME or one of its "
+                        f"checkpoints/stage_NNNN")  # fmt: skip
+    if (given / LORA_FILE).exists():
+        return given, given.parent.parent / "config.json"
+    stages = sorted(p.parent for p in given.glob(f"checkpoints/stage_????/{LORA_FILE}"))
+    if not stages:
+        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE} and no "
+                        f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
+    return stages[-1], given / "config.json"
 
 
 def prune(run: Path, newest_stage: int, keep_every: int) -> None:

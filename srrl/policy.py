@@ -15,14 +15,17 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from ml_collections import ConfigDict
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from srrl.config import resolve
 from srrl.ddim import Schedule, make_schedule, noise_from_output
 from srrl.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,6 @@ class Conditioning:
 
     def rows(self, index: Tensor | slice) -> "Conditioning":
         return replace(self, text=self.text[index], empty=self.empty[index])
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """rank, alpha (the update is scaled by alpha / rank) and the adapted module names."""
-
-    rank: int
-    alpha: int
-    target_modules: tuple[str, ...]
 
 
 class Policy:
@@ -109,6 +103,32 @@ class Policy:
             ) from error
         schedule = make_schedule(pipe.scheduler.config, num_steps, eta)
         return cls(pipe, schedule, micro_batch=micro_batch, device=device)
+
+    @classmethod
+    def from_config(
+        cls,
+        c: ConfigDict,
+        *,
+        device: torch.device | str,
+        model: str | None = None,
+        num_steps: int | None = None,
+        eta: float | None = None,
+    ) -> "Policy":
+        """The config's model without a LoRA; the arguments replace the config's values.
+
+        On a CPU, half precision becomes float32: it would be slow there, and is not supported.
+        """
+        half = torch.device(device).type != "cpu"
+        return cls.load(
+            model or resolve(c.pretrained.model),
+            num_steps=num_steps or c.sample.num_steps,
+            eta=c.sample.eta if eta is None else eta,
+            micro_batch=c.sample.micro_batch,
+            revision=c.pretrained.revision,
+            variant=c.pretrained.variant,
+            device=device,
+            dtype=DTYPES[c.mixed_precision] if half else torch.float32,
+        )
 
     # ------------------------------------------------------------------ text and pictures
 
@@ -181,8 +201,11 @@ class Policy:
 
     # ------------------------------------------------------------------ LoRA
 
-    def add_lora(self, settings: LoraSettings, seed: int) -> None:
-        """Add a fresh LoRA (arXiv 2106.09685), which changes nothing until it is trained."""
+    def add_lora(self, settings: ConfigDict, seed: int) -> None:
+        """Add a fresh LoRA (arXiv 2106.09685), which changes nothing until it is trained.
+
+        settings: the config's `lora` section.
+        """
         torch.manual_seed(seed)
         self.pipe.unet.add_adapter(
             LoraConfig(

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -22,7 +21,3 @@ def format_difference(before: Tensor, after: Tensor) -> str:
     """For example "+0.046 +- 0.012"."""
     mean, half = paired_difference(before, after)
     return f"{mean:+.3f} +- {half:.3f}"
-
-
-def mean_score(scores: Tensor) -> float:
-    return torch.as_tensor(scores).double().mean().item()

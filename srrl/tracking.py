@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from srrl import pictures
 from srrl.checkpoint import cut_log, write_atomic
 from srrl.config import flatten
+from srrl.statistics import format_difference
 
 
 class Tracker:
@@ -60,6 +62,22 @@ class Tracker:
     def curves(self) -> None:
         if self.active:
             pictures.curves(self.folder)
+
+    def summary(self) -> None:
+        """Say how much the rewards rose from the first evaluation to the last, paired by image."""
+        if not self.active:
+            return
+        evaluations = pictures.read_jsonl(self.folder / "eval.jsonl")
+        kinds = dict.fromkeys((e["split"], e["reward"]) for e in evaluations)
+        for split, reward in kinds:
+            lines = [e for e in evaluations if (e["split"], e["reward"]) == (split, reward)]
+            first, last = (torch.tensor(e["scores"]) for e in (lines[0], lines[-1]))
+            self.say(
+                f"{reward} on {split} prompts, stage {lines[0]['stage']} to {lines[-1]['stage']}: "
+                f"{lines[0]['mean']:.3f} to {lines[-1]['mean']:.3f}, paired "
+                f"{format_difference(first, last)} (95%, n {len(last)})"
+            )
+        self.say(f"wrote {self.folder}: curves.png, samples/, checkpoints/, metrics.jsonl")
 
     def say(self, text: str) -> None:
         if self.active:

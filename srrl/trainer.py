@@ -101,6 +101,7 @@ class Trainer:
             selection, metrics = self.select(plan, samples, scores, prompts)
             metrics |= self.update(plan, selection)
             self.finish(plan, samples, scores, prompts, metrics)
+        self.tracker.summary()
 
     # ------------------------------------------------------------------ sample
 

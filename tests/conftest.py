@@ -7,11 +7,11 @@ import torch
 from ml_collections import ConfigDict
 
 from srrl.config import load_config
-from srrl.policy import LoraSettings, Policy
+from srrl.policy import Policy
 from srrl.shapes.pipeline import TINY_SD
 
 PRESET = "--config=config/stage_process.py:tiny"
-LORA = LoraSettings(4, 4, ("to_q", "to_k", "to_v", "to_out.0"))
+LORA = load_config([PRESET]).lora
 
 
 def load_policy(lora: bool = False, num_steps: int = 10, **changes) -> Policy:

@@ -175,7 +175,7 @@ def test_bench_counts_the_formulas_evaluations(tmp_path):
 
 def test_the_committed_base_needs_guidance_and_gains_from_reflection():
     """One seed a prompt (n = 192) to stay short; docs/LOG.md has the intervals at n = 960."""
-    text = run(sys.executable, "scripts/measure_base.py", "--seeds", 1, "--guidance", 1, 5,
+    text = run(sys.executable, "scripts/evaluate.py", "--seeds", 1, "--guidance", 1, 5,
                "--rounds", 1, 3).stdout  # fmt: skip
     means = [float(line.split("mean ")[1].split()[0]) for line in text.splitlines()[1:]]
     assert means[1] - means[0] >= 0.15

@@ -1,18 +1,23 @@
 """What guidance and reflection do for a model at inference, paired over the same noise.
 
-    python scripts/measure_base.py                          the embedded base, before training
-    python scripts/measure_base.py --config config/stage_process.py:tiny --seeds 5
+    python scripts/evaluate.py                            the embedded base, before training
+    python scripts/evaluate.py --checkpoint runs/tiny     a trained run, or one of its checkpoints
+    python scripts/evaluate.py --config config/stage_process.py:sd14 --rounds 1 2 3 --guidance 5
 
-Prints the mean score on the preset's prompts for a range of guidance scales at K = 1, and for
-K = 1, 2, 3 rounds at the preset's guidance, with 95% intervals of the paired differences.
+Prints the mean reward on the run's train and held-out prompts for a range of guidance scales at
+K = 1, and for a range of rounds K at the config's guidance, with 95% intervals of the paired
+differences to the first of each.
 """
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from rewards import load_rewards, score_all
-from srrl.config import load_config, resolve
+from srrl.checkpoint import find_checkpoint
+from srrl.config import check_files, load_config, load_saved, resolve
 from srrl.errors import one_line_errors
 from srrl.policy import Policy
 from srrl.prompts import load_prompts
@@ -25,27 +30,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="config/stage_process.py:tiny")
+    parser.add_argument("--checkpoint", type=Path, help="a run or checkpoint, with its config")
     parser.add_argument("--model", help="another pipeline than the config's")
-    parser.add_argument("--seeds", type=int, default=3, help="images per prompt")
+    parser.add_argument("--seeds", type=int, default=5, help="images per prompt")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 5.0, 8.0])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--inversion-guidance", type=float)
-    parser.add_argument("--denoise-guidance", type=float)
-    parser.add_argument("--steps", type=int)
     args = parser.parse_args()
 
-    config = load_config([f"--config={args.config}"])
-    if args.inversion_guidance is not None:
-        config.reflect.inversion_guidance = args.inversion_guidance
-    if args.denoise_guidance is not None:
-        config.reflect.denoise_guidance = args.denoise_guidance
-    config.sample.num_steps = args.steps or config.sample.num_steps
-    policy = Policy.load(
-        resolve(args.model or config.pretrained.model),
-        num_steps=config.sample.num_steps,
-        eta=config.sample.eta,
-        micro_batch=config.sample.micro_batch,
-    )
+    lora = None
+    if args.checkpoint:
+        lora, saved = find_checkpoint(args.checkpoint)
+        config = load_saved(saved)
+    else:
+        config = load_config([f"--config={args.config}"])
+    check_files(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = Policy.from_config(config, device=device, model=args.model)
+    if lora:
+        policy.add_lora(config.lora, config.seed)
+        policy.load_lora(lora)
     prompts = sorted(
         load_prompts(resolve(config.prompts.train)) + load_prompts(resolve(config.prompts.heldout))
     )
@@ -58,17 +61,17 @@ def main() -> None:
             images = rollout(
                 policy, conditioning, settings, rounds=rounds, trained_steps=0,
                 seed=seed, stage=0, slots=list(range(len(prompts))),
-            ).images  # fmt: skip
+            ).images[-len(prompts) :]  # fmt: skip
             scores.append(sum(score_all(rewards, images, prompts).values()))
         return torch.cat(scores)
 
     settings = rollout_settings(config, branches=1)
     n = len(prompts) * args.seeds
-    print(f"{config.pretrained.model}, {config.sample.num_steps} steps, "
+    print(f"{lora or args.model or config.pretrained.model}, {config.sample.num_steps} steps, "
           f"eta {settings.eta}, n = {n}")  # fmt: skip
     first = None
     for guidance in args.guidance:
-        scores = measure(RolloutSettings(**{**vars(settings), "guidance_scale": guidance}), 1)
+        scores = measure(replace(settings, guidance_scale=guidance), 1)
         first = scores if first is None else first
         print(f"guidance {guidance:4.1f}  mean {scores.mean():.3f}  "
               f"against guidance {args.guidance[0]}: {format_difference(first, scores)}",
