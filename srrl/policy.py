@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -18,6 +17,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from ml_collections import ConfigDict
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.config import resolve
@@ -232,8 +232,7 @@ class Policy:
 
     def load_lora(self, folder: Path) -> None:
         """Read what save_lora wrote into the LoRA that add_lora made, exactly."""
-        state: dict[str, Any] = self.pipe.lora_state_dict(folder, weight_name=LORA_FILE)
-        state = {k.removeprefix("unet."): v for k, v in state.items()}
+        state = {k.removeprefix("unet."): v for k, v in load_file(folder / LORA_FILE).items()}
         state = convert_unet_state_dict_to_peft(state)
         result = set_peft_model_state_dict(self.pipe.unet, state)
         if result.unexpected_keys or any("lora_" in k for k in result.missing_keys):

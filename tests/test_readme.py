@@ -1,0 +1,53 @@
+"""What the README prints works as printed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from srrl.config import REPOSITORY, load_config
+from tests.conftest import PRESET, small_run
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[list[str]]:
+    """Every command of the README's bash blocks, without its comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_every_training_command_has_a_valid_config():
+    training = [c[2:] for c in commands() if c[:2] == ["bash", "train.sh"]]
+    assert len(training) >= 4
+    for arguments in training:
+        load_config(arguments, default="config/stage_process.py:tiny")
+
+
+def test_every_script_and_file_it_names_exists():
+    named = re.findall(r"(?:scripts|srrl|config|docs)/[\w/.*]+\w", README)
+    for path in named:
+        assert list(REPOSITORY.glob(path)), path
+
+
+@pytest.mark.slow
+def test_the_users_reward_trains_as_printed(tmp_path):
+    code = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "score(" in b)
+    assert len(code.splitlines()) < 15
+    (tmp_path / "my_reward.py").write_text(code)
+    command = next(c for c in commands() if "shapes" in " ".join(c) and "my_reward" in " ".join(c))
+    models = next(a for a in command if "reward.models" in a)
+    result = subprocess.run(
+        [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 1), models],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "reward/my_reward:Brightness/mean" in (tmp_path / "run" / "metrics.jsonl").read_text()
