@@ -1,6 +1,6 @@
 """Write the embedded world's prompt files into config/prompts/ (they are committed).
 
-The 192 prompts in which both shapes have an unconventional colour are split 2 : 1 into train and
+The 192 prompts in which both shapes have an unconventional colour are split 1 : 2 into train and
 held-out by a fixed shuffle; the 48 in which both are conventional are a set of their own.
 """
 
@@ -19,8 +19,8 @@ def prompt_sets() -> dict[str, list[str]]:
     unconventional = random.Random("shapes").sample(by_count[2], len(by_count[2]))
     return {
         "shapes_conventional": by_count[0],
-        "shapes_unconventional_train": sorted(unconventional[:128]),
-        "shapes_unconventional_heldout": sorted(unconventional[128:]),
+        "shapes_unconventional_train": sorted(unconventional[:64]),
+        "shapes_unconventional_heldout": sorted(unconventional[64:]),
     }
 
 

@@ -41,6 +41,8 @@ def arguments() -> argparse.Namespace:
         raise UserError("give either --checkpoint or --config (the model without a LoRA)")
     if bool(args.prompts) == bool(args.prompts_file):
         raise UserError("give either --prompts or --prompts-file")
+    if min(args.seeds) < 0:
+        raise UserError(f"--seeds {min(args.seeds)} is out of range: at least 0")
     if args.rounds < 1:
         raise UserError(f"--rounds {args.rounds} is out of range: at least 1")
     return args
@@ -96,7 +98,7 @@ def main() -> None:
         trained_steps=0,
         seed=0,
         stage=0,
-        slots=[index * 100_003 + seed for index, seed in enumerate(s for _, s in jobs)],
+        slots=[seed for _, seed in jobs],
         start=start,
         keep_reflected=True,
     )

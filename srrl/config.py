@@ -181,6 +181,7 @@ def check_config(c: ConfigDict) -> None:
         require(values[key] > 0, key, "above 0")
     for key in ("train.adam_beta1", "train.adam_beta2"):
         require(0 <= values[key] < 1, key, "0 up to 1")
+    require(0 <= c.train.final_lr_fraction <= 1, "train.final_lr_fraction", "0 to 1")
     require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
     for key in ("reflect.rounds", "train.max_first_ratio_dev"):
         require(values[key] is None or values[key] > 0, key, "above 0")

@@ -178,6 +178,8 @@ class Trainer:
         """num_inner_epochs passes of the clipped policy gradient over the selection."""
         t = self.config.train
         updates: list[Update] = []
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(plan.stage)
         with self.timed("update"):
             for epoch in range(t.num_inner_epochs if len(selection) else 0):
                 shuffle = generator(self.config.seed, plan.stage, epoch, 0, 0, "updates")
@@ -195,6 +197,11 @@ class Trainer:
             "grad_norm": sum(u.grad_norm for u in updates) / n,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
+
+    def learning_rate(self, stage: int) -> float:
+        """The rate of a stage: linear from learning_rate to final_lr_fraction of it."""
+        t, total = self.config.train, self.config.stages.total
+        return t.learning_rate * (1 - (1 - t.final_lr_fraction) * stage / total)
 
     def optimizer_step(self, selection: Selection, pairs: Tensor, first: bool) -> Update:
         """One update on (trajectory, trained step) pairs int64 [B, 2], in micro-batches."""

@@ -48,7 +48,7 @@ def test_committed_prompt_files_are_those_the_script_makes_and_do_not_overlap():
         assert json.loads((FOLDER / f"{stem}.json").read_text()) == prompts
     train = sets["shapes_unconventional_train"]
     heldout = sets["shapes_unconventional_heldout"]
-    assert len(train) == 128 and len(heldout) == 64 and not set(train) & set(heldout)
+    assert len(train) == 64 and len(heldout) == 128 and not set(train) & set(heldout)
     assert all(parse(p).unconventional == 2 for p in train + heldout)
 
 
