@@ -29,11 +29,11 @@ class Tracker:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
 
     def start(self, config: Any, stage: int) -> None:
-        """Write config.json and cut the logs back to the `stage` stages that are done."""
+        """Write config.json and cut the logs back to the `stage` stages done (-1: a new run)."""
         if self.active:
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
             cut_log(self.folder / "metrics.jsonl", "stage", below=stage)
-            cut_log(self.folder / "eval.jsonl", "stage", below=stage + 1 if stage else 0)
+            cut_log(self.folder / "eval.jsonl", "stage", below=stage + 1)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a stage's line to metrics.jsonl and send it to the trackers."""

@@ -160,8 +160,10 @@ class Trainer:
         for name, values in scores.items():
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std().item()
-        conditioning = self.policy.encode([prompts[i] for i in samples.slot[rows].tolist()])
         on_device = rows.to(self.policy.device)
+        conditioning = self.policy.encode(prompts).rows(
+            samples.slot.to(on_device.device)[on_device]
+        )
         selection = Selection(
             samples.latents[on_device],
             samples.log_probs[on_device],

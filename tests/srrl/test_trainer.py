@@ -88,8 +88,9 @@ def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path)
     scale = min(1.0, trainer.config.train.max_grad_norm / norm.item())
     assert update.loss == pytest.approx(loss.item(), abs=1e-6)
     assert update.grad_norm == pytest.approx(norm.item(), rel=1e-4)
-    for ours, theirs in zip(seen["gradient"], expected, strict=True):
-        torch.testing.assert_close(ours, theirs * scale, atol=1e-7, rtol=1e-3)
+    ours = torch.cat([g.flatten() for g in seen["gradient"]])
+    theirs = torch.cat([g.flatten() for g in expected]) * scale
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()  # float32 sums in another order
 
 
 def test_training_changes_only_the_lora(tmp_path):
