@@ -5,4 +5,5 @@
 #   bash train.sh --config.reflect.rounds=3                   one value
 # The same command resumes a run that was stopped.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
+setup_python
 exec "$PYTHON" "$root/scripts/launch.py" sd14 tiny "$@"

@@ -1,11 +1,11 @@
-# Sourced by the commands at the top level: leaves in $PYTHON an interpreter that can import
-# everything. The active environment if it has what is needed, otherwise .venv, made from
-# pyproject.toml. $1 is the list of extras to install besides, like "dev".
+# Sourced by the commands: `setup_python [EXTRAS]` leaves in $PYTHON an interpreter that can import
+# everything. That is the active environment if it has what is needed, otherwise .venv, made from
+# pyproject.toml with its extras EXTRAS ("dev").
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-extras=${1:-}
 
+# complete PYTHON EXTRAS: does it have the listed packages, those that matter in their versions?
 complete() {
-    "$1" - "$root/pyproject.toml" "$extras" <<'PY' 2>/dev/null
+    "$1" - "$root/pyproject.toml" "$2" <<'PY' 2>/dev/null
 import sys, tomllib
 from importlib.metadata import version
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
@@ -20,7 +20,9 @@ for requirement in wanted:
 PY
 }
 
+# make_venv EXTRAS
 make_venv() {
+    local base torch
     base=$(command -v python3.11 || command -v python3 || command -v python) || {
         echo "error: no python found: install Python 3.11" >&2; exit 2; }
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -30,14 +32,16 @@ make_venv() {
     # torch first and by its exact version, so that no other package chooses a build of it
     torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' "$root/pyproject.toml")
     "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir "$torch" &&
-        "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir \
-            -e "$root${extras:+[$extras]}" || {
+        "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir -e "$root${1:+[$1]}" || {
         echo "error: installing into $root/.venv failed: see pip's message above" >&2; exit 2; }
 }
 
-PYTHON=$(command -v python || command -v python3 || true)
-if [ -z "$PYTHON" ] || ! complete "$PYTHON"; then
-    PYTHON=$root/.venv/bin/python
-    { [ -x "$PYTHON" ] && complete "$PYTHON"; } || make_venv
-fi
-export PYTHON PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+setup_python() {
+    local extras=${1:-}
+    PYTHON=$(command -v python || command -v python3 || true)
+    if [ -z "$PYTHON" ] || ! complete "$PYTHON" "$extras"; then
+        PYTHON=$root/.venv/bin/python
+        { [ -x "$PYTHON" ] && complete "$PYTHON" "$extras"; } || make_venv "$extras"
+    fi
+    export PYTHON PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+}
