@@ -52,9 +52,10 @@ def main(argv: list[str]) -> int:
         process = subprocess.Popen(
             [*command, str(TRAIN), *arguments],
             env={**os.environ, "SRRL_STATUS_FILE": str(status)},
+            process_group=0,  # accelerate's launcher does not pass signals on to the trainer
         )
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: process.send_signal(received))
+            signal.signal(number, lambda received, _: os.killpg(process.pid, received))
         code = process.wait()
         return int(status.read_text()) if status.exists() else code
 

@@ -7,11 +7,23 @@
 Every knob is explained in config/stage_process.py.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from srrl.config import check_files, load_config
+from srrl.config import check_files, flatten, load_config
 from srrl.errors import UserError, one_line_errors
+
+
+def usable_tracker(name: str) -> str | None:
+    """The tracker's name, or None where there is none or nobody is logged in to it."""
+    if name == "wandb":
+        import wandb
+
+        if not wandb.api.api_key and os.environ.get("WANDB_MODE") != "offline":
+            print("not logged in to wandb: logging to the run's folder only", flush=True)
+            return None
+    return None if name == "none" else name
 
 
 def main(argv: list[str]) -> None:
@@ -30,9 +42,8 @@ def main(argv: list[str]) -> None:
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
     rewards = load_rewards(config.reward.models)
-    accelerator = Accelerator(
-        log_with=None if config.tracker == "none" else config.tracker, project_dir=folder
-    )
+    log_with = usable_tracker(config.tracker)
+    accelerator = Accelerator(log_with=log_with, project_dir=folder)
     if accelerator.num_processes > 1:
         raise UserError(
             f"{accelerator.num_processes} processes were launched, but a run is one process: "
@@ -45,6 +56,14 @@ def main(argv: list[str]) -> None:
         )
     policy = Policy.from_config(config, device=accelerator.device)
     policy.add_lora(config.lora, config.seed)
+    if log_with:
+        accelerator.init_trackers(
+            "srrl",
+            config={
+                k: v if isinstance(v, int | float) else str(v) for k, v in flatten(config).items()
+            },
+            init_kwargs={"wandb": {"name": config.run_name, "dir": str(folder)}},
+        )
     tracker = Tracker(folder, accelerator)
     tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}")
     tracker.say(totals_table(config))

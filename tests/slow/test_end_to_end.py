@@ -131,7 +131,7 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
         PROMPTS[0], "--seeds", 3, "--rounds", 1, "--eta", 0,
         "--out", tmp_path / "plain")  # fmt: skip
     ours = Image.open(tmp_path / "plain" / "image_000.png")
-    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD, torch_dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.load_lora_weights(undisturbed / "run" / "checkpoints" / f"stage_{STAGES:04d}",
                            weight_name=LORA_FILE)  # fmt: skip

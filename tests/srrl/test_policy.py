@@ -82,7 +82,7 @@ def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_polic
     conditioning = lora_policy.encode(PROMPTS)
     ours = denoise_steps(lora_policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
 
-    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD, torch_dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "latent"}
