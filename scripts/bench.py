@@ -5,7 +5,8 @@
 The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
-ratios. Also checks the counted evaluations against the formula (srrl/budget.py).
+ratios. Decoding and scoring have no such floor and are given in seconds. Also shows the counted
+evaluations beside those of the formula (srrl/budget.py).
 """
 
 import argparse
@@ -143,6 +144,8 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
             "update": cost.update_per_trajectory * len(selection),
         }
         if repeat:
+            for phase in ("decode", "score"):
+                seconds.setdefault(phase, []).append(trainer.seconds[phase])
             compare("reflect", cost.reflect, grad=False)
             compare("sample", cost.sample, grad=False)
             compare("update", updated, grad=True)

@@ -66,7 +66,8 @@ class Policy:
         self._embeddings: dict[str, Tensor] = {}
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False).eval().to(self.device)
-        pipe.unet.to(memory_format=torch.channels_last)
+        for module in (pipe.unet, pipe.vae):
+            module.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
     @classmethod
     def load(

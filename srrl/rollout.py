@@ -161,7 +161,7 @@ def rollout(
 
     They start from `start` [P, C, h, w], or from noise that belongs to (seed, stage, slot).
     Returns P * G trajectories (with train_rounds "all", P * G * K), prompts outermost. `timed`
-    is entered around the work of the phases "reflect" and "sample".
+    is entered around the work of the phases "reflect", "sample" and "decode".
     """
     device, shape = policy.device, policy.latent_shape
     total, branches = policy.schedule.num_steps, settings.branches
@@ -181,6 +181,10 @@ def rollout(
         drawn = [generator(seed, stage, s, b, to_go, purpose) for s, b in keys]
         return Noise(drawn, shape, device)
 
+    def decode(x0: Tensor) -> Tensor:
+        with timed("decode"):
+            return policy.decode(x0)
+
     def reflect(x: Tensor, k: int) -> Tensor:
         """x_0^k of a round that only reflects."""
         own = noise(rounds - k, "steps", per_branch=False)
@@ -190,17 +194,17 @@ def rollout(
 
     def sample(x: Tensor, k: int) -> tuple[Rollout, Tensor]:
         """Round k from x [P or P * G, C, h, w], branching before the trained steps; and x_0^k."""
-        cond, guidance, eta = conditioning, settings.guidance_scale, settings.eta
-        if len(x) == len(slots):
-            shared = noise(rounds - k, "steps", per_branch=False)
-            x = denoise_steps(policy, x, cond, shared_range, guidance, eta, shared)[0][-1][spread]
-            before = own_range
-        else:
-            before = range(total)
-        own = noise(rounds - k, "steps", per_branch=True)
-        cond = cond.rows(spread)
-        latents, log_probs = denoise_steps(policy, x, cond, before, guidance, eta, own)
-        first = diverge - before.start  # of the trained steps, among those taken here
+        guidance, eta = settings.guidance_scale, settings.eta
+        taken = range(total)
+        with timed("sample"):
+            if len(x) == len(slots):
+                own = noise(rounds - k, "steps", per_branch=False)
+                shared = denoise_steps(policy, x, conditioning, shared_range, guidance, eta, own)
+                x, taken = shared[0][-1][spread], own_range
+            own = noise(rounds - k, "steps", per_branch=True)
+            cond = conditioning.rows(spread)
+            latents, log_probs = denoise_steps(policy, x, cond, taken, guidance, eta, own)
+        first = diverge - taken.start  # of the trained steps, among those taken here
         last = first + trained_steps
         kept = log_probs[first:last]
         return Rollout(
@@ -209,26 +213,24 @@ def rollout(
             torch.full_like(slot, k),
             torch.stack(latents[first : last + 1], 1),
             torch.stack(kept, 1) if kept else torch.zeros(len(x), 0, device=device),
-            policy.decode(latents[-1]),
+            decode(latents[-1]),
         ), latents[-1]
 
     x = noise(0, "start", per_branch=False).draw() if start is None else start.to(device)
     sampled, reflected = [], []
     for k in range(1, rounds):
         if every_round:
-            with timed("sample"):
-                part, x0 = sample(x, k)
+            part, x0 = sample(x, k)
             sampled.append(part)
             cond = conditioning.rows(spread)
         else:
             with timed("reflect"):
                 x0, cond = reflect(x, k), conditioning
             if keep_reflected:
-                reflected.append(policy.decode(x0))
+                reflected.append(decode(x0))
         with timed("reflect"):
             x = invert_steps(policy, x0, cond, settings.inversion_guidance)
-    with timed("sample"):
-        sampled.append(sample(x, rounds)[0])
+    sampled.append(sample(x, rounds)[0])
     result = Rollout.cat(sampled) if every_round else sampled[0]
     result.reflected = reflected
     return result

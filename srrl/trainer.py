@@ -28,7 +28,7 @@ from srrl.prompts import load_prompts, stage_prompts
 from srrl.rollout import Rollout, generator, rollout, rollout_settings
 from srrl.tracking import Clock, Tracker, mean_text
 
-PHASES = ("reflect", "sample", "score", "update")
+PHASES = ("reflect", "sample", "decode", "score", "update")
 
 
 @dataclass(frozen=True)
