@@ -15,7 +15,7 @@ from torch import Tensor
 from rewards import Reward, check_prompts, score_all
 from srrl import checkpoint
 from srrl.advantages import ScoreHistory, select, stage_advantages
-from srrl.budget import evaluated_stages, evaluation_cost, plan_for, stage_cost
+from srrl.budget import evaluated_stages, evaluation_cost, plan_for, stage_work, work_left
 from srrl.config import resolve
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
@@ -284,7 +284,8 @@ class Trainer:
             weights, count = c.reward.models.to_dict(), c.pictures.prompts
             rows = sample_rows(samples, scores, weights, prompts[:count])
             self.tracker.samples(done, rows, f"{c.run_name}, stage {done}")
-        self.clock.advance(self.cost(plan.stage, metrics["selected"]), self.cost(plan.stage))
+        expected = stage_work(c, plan.stage)
+        self.clock.advance(stage_work(c, plan.stage, metrics["selected"]), expected)
         if done in evaluated_stages(c):
             self.evaluate()
             self.tracker.curves()
@@ -332,7 +333,8 @@ class Trainer:
             self.optimizer.load_state_dict(state)
         done = self.progress.stage
         self.tracker.start(self.config, done if newest else -1)
-        self.clock = Clock(self.work_left(done, evaluate_now=newest is None))
+        sizes = [len(self.prompts), len(self.heldout)]
+        self.clock = Clock(work_left(self.config, done, sizes, evaluate_now=newest is None))
         if newest:
             self.tracker.say(f"resuming {self.folder} after {done} stages")
         else:
@@ -340,21 +342,6 @@ class Trainer:
             self.save()
 
     # ------------------------------------------------------------------ small things
-
-    def cost(self, stage: int, selected: int | None = None) -> float:
-        """A stage's work in network evaluations; with gradient one counts as three."""
-        plan = plan_for(self.config, stage)
-        cost = stage_cost(self.config, plan)
-        if selected is None:  # at most two in a group, usually fewer
-            share = 1.0 if self.config.select.mode == "all" else 1.5 / self.config.branch.count
-            selected = round(cost.images * min(share, 1.0))
-        return cost.reflect + cost.sample + 3 * cost.update_per_trajectory * selected
-
-    def work_left(self, done: int, evaluate_now: bool) -> float:
-        c = self.config
-        times = [n for n in evaluated_stages(c) if n > done or evaluate_now]
-        each = sum(evaluation_cost(c, len(p)) for p in (self.prompts, self.heldout))
-        return sum(self.cost(n) for n in range(done, c.stages.total)) + len(times) * each
 
     def shows_pictures(self, stage: int) -> bool:
         every, total = self.config.pictures.every, self.config.stages.total
