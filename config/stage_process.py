@@ -176,8 +176,8 @@ def tiny(c: ConfigDict) -> None:
     c.prompts.train = "config/prompts/shapes_unconventional_train.json"
     c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
     c.reward.models = {"shapes": 1.0}
-    c.stages.total = 60
-    c.stages.per_cycle = 45
+    c.stages.total = 50
+    c.stages.per_cycle = 35
     c.sample.num_steps = 10
     c.sample.num_batches_per_stage = 1
     c.sample.batch_size = 48

@@ -126,7 +126,8 @@ def train_unet(pipe, corpus: Corpus, args: argparse.Namespace, batch: int = 64) 
         other = which[torch.randint(len(which), (batch,), generator=generator)]
         caption = torch.where(wrong, other, caption)
         caption[torch.rand(batch, generator=generator) < args.caption_drop] = len(corpus.scenes)
-        t = torch.randint(1000, (batch,), generator=generator)
+        # More of the noisy steps: they decide the layout, the others are easy.
+        t = (1000 * torch.rand(batch, generator=generator) ** 0.7).long()
         noise = torch.randn(x0.shape, generator=generator)
         noisy = pipe.scheduler.add_noise(x0, noise, t)
         predicted = pipe.unet(noisy, t, pipe.text_encoder(tokens[caption])[0]).sample
@@ -189,10 +190,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TINY_SD, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--unet-steps", type=int, default=4200)
+    parser.add_argument("--unet-steps", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of UNet and text encoder")
-    parser.add_argument("--caption-noise", type=float, default=0.5)
-    parser.add_argument("--clean-part", type=float, default=0.6, help="of the steps, before it")
+    parser.add_argument("--caption-noise", type=float, default=0.7)
+    parser.add_argument("--clean-part", type=float, default=0.65, help="of the steps, before it")
     parser.add_argument("--caption-drop", type=float, default=0.1)
     args = parser.parse_args()
 
