@@ -28,7 +28,7 @@ def has_gpu() -> bool:
 def default_launch(gpu: bool) -> list[str]:
     """accelerate's flags for one process on the first GPU, or on the CPU."""
     flags = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    return flags if gpu else [*flags, "--cpu"]
+    return flags if gpu else [*flags, "--cpu", f"--num_cpu_threads_per_process={os.cpu_count()}"]
 
 
 def main(argv: list[str]) -> int:
