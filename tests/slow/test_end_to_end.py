@@ -171,7 +171,7 @@ def test_bench_counts_the_formulas_evaluations(tmp_path):
         "--repeats", 5)  # fmt: skip
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["evaluations"] == figures["evaluations_by_formula"]
-    # docs/LOG.md has the figures of a quiet machine (at most 1.10, 1.10, 1.15); a busy one gets room
+    # docs/LOG.md has a quiet machine's figures (at most 1.10, 1.10, 1.15); a busy one gets room
     limits = {"reflect": 1.30, "sample": 1.30, "update": 1.35}
     assert all(figures["overhead"][phase] <= limit for phase, limit in limits.items()), figures
 
