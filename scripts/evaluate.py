@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from rewards import load_rewards, score_all
-from srrl.checkpoint import find_checkpoint
-from srrl.config import check_files, load_config, load_saved, resolve
+from srrl.checkpoint import chosen_model
+from srrl.config import check_files, resolve
 from srrl.errors import one_line_errors
 from srrl.policy import Policy
 from srrl.prompts import load_prompts
@@ -37,12 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
 
-    lora = None
-    if args.checkpoint:
-        lora, saved = find_checkpoint(args.checkpoint)
-        config = load_saved(saved)
-    else:
-        config = load_config([f"--config={args.config}"])
+    config, lora = chosen_model(args.checkpoint, args.config)
     check_files(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy.from_config(config, device=device, model=args.model)

@@ -16,7 +16,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import check_files, load_config, load_saved
+from srrl.config import check_files
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import load_prompts
 
@@ -52,14 +52,10 @@ def main() -> None:
     args = arguments()
     prompts = args.prompts or load_prompts(args.prompts_file)
     prompts = prompts[: args.limit]
-    lora, config = None, None
-    if args.checkpoint:
-        from srrl.checkpoint import find_checkpoint
 
-        lora, saved = find_checkpoint(args.checkpoint)
-        config = load_saved(saved)
-    else:
-        config = load_config([f"--config={args.config}"])
+    from srrl.checkpoint import chosen_model
+
+    config, lora = chosen_model(args.checkpoint, args.config)
     check_files(config)
 
     import torch

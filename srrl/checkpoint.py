@@ -16,7 +16,7 @@ import torch
 from ml_collections import ConfigDict
 
 from srrl.advantages import ScoreHistory
-from srrl.config import flatten
+from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.policy import LORA_FILE, Policy
 
@@ -90,6 +90,14 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
         raise UserError(f"--checkpoint {given}: holds no {LORA_FILE} and no "
                         f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
     return stages[-1], given / "config.json"
+
+
+def chosen_model(given: Path | None, preset: str) -> tuple[ConfigDict, Path | None]:
+    """The config, and the folder of the LoRA if a run or checkpoint is given, else a preset's."""
+    if given is None:
+        return load_config([f"--config={preset}"]), None
+    lora, saved = find_checkpoint(given)
+    return load_saved(saved), lora
 
 
 def prune(run: Path, newest_stage: int, keep_every: int) -> None:
