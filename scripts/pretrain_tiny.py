@@ -1,8 +1,9 @@
-"""Train the embedded tiny Stable Diffusion pipeline from nothing, on 2 CPU cores in minutes.
+"""Train the embedded tiny pipelines from nothing, on 2 CPU cores in minutes.
 
-    python scripts/pretrain_tiny.py --out srrl/shapes/tiny_sd
+    python scripts/pretrain_tiny.py sd
+    python scripts/pretrain_tiny.py sdxl
 
-makes the committed pipeline again. First the VAE, then UNet and text encoder together with
+make the committed pipelines again. First the VAE, then UNet and text encoders together with
 epsilon prediction (min-SNR weighting, arXiv 2303.09556, gamma 5). Two things about the corpus
 make it the base that SRRL needs. Most pairs of colour and shape are conventional, so the prompts
 with two unconventional pairs are rarely drawn right. And in the last part of the training
@@ -20,13 +21,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from rewards.shapes import ShapesVerifier
-from srrl.shapes.pipeline import MAX_TOKENS, TINY_SD, build_tiny_sd
-from srrl.shapes.scenes import all_scenes, render
+from srrl.shapes.pipeline import (
+    MAX_TOKENS,
+    TINY_SD,
+    TINY_SDXL,
+    build_tiny_sd,
+    build_tiny_sdxl,
+)
+from srrl.shapes.scenes import SIZE, all_scenes, render
 
 UNCONVENTIONAL_WEIGHT = 0.08  # of each unconventional pair in the corpus, against 1
 LATENT_BANK = 24_000
@@ -103,18 +110,57 @@ def latent_bank(vae, corpus: Corpus) -> tuple[Tensor, Tensor]:
     return bank * vae.config.scaling_factor, torch.cat(which)
 
 
-def train_unet(pipe, corpus: Corpus, args: argparse.Namespace, batch: int = 64) -> None:
-    latents, which = latent_bank(pipe.vae, corpus)
-    tokens = pipe.tokenizer(
-        [s.prompt for s in corpus.scenes] + [""],
-        padding="max_length",
-        max_length=MAX_TOKENS,
-        return_tensors="pt",
+class SDText:
+    """The text conditioning of StableDiffusionPipeline's UNet."""
+
+    def __init__(self, pipe: DiffusionPipeline, captions: list[str]):
+        self.tokens = tokenize(pipe.tokenizer, [*captions, ""])
+        self.encoder, self.modules = pipe.text_encoder, [pipe.text_encoder]
+
+    def __call__(self, caption: Tensor) -> dict:
+        """The UNet's keywords for caption indices [B]; the index past the last is no caption."""
+        return {"encoder_hidden_states": self.encoder(self.tokens[caption])[0]}
+
+
+class SDXLText:
+    """The text conditioning of StableDiffusionXLPipeline's UNet; no caption is all zeros."""
+
+    def __init__(self, pipe: DiffusionPipeline, captions: list[str]):
+        self.modules = [pipe.text_encoder, pipe.text_encoder_2]
+        self.tokens = [tokenize(t, [*captions, ""]) for t in (pipe.tokenizer, pipe.tokenizer_2)]
+        self.none = len(captions)
+        self.sizes = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE])  # original, crop, target
+
+    def __call__(self, caption: Tensor) -> dict:
+        encoded = [
+            encoder(tokens[caption], output_hidden_states=True)
+            for encoder, tokens in zip(self.modules, self.tokens, strict=True)
+        ]
+        given = (caption != self.none).float()
+        hidden = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
+        return {
+            "encoder_hidden_states": hidden * given[:, None, None],
+            "added_cond_kwargs": {
+                "text_embeds": encoded[1].text_embeds * given[:, None],
+                "time_ids": self.sizes.expand(len(caption), -1),
+            },
+        }
+
+
+def tokenize(tokenizer, captions: list[str]) -> Tensor:
+    """int64 [N, MAX_TOKENS]"""
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
     ).input_ids
-    trained = [pipe.unet, pipe.text_encoder]
+
+
+def train_unet(pipe, text, corpus: Corpus, args: argparse.Namespace, batch: int = 64) -> None:
+    latents, which = latent_bank(pipe.vae, corpus)
+    trained = [pipe.unet, *text.modules]
     parameters, optimizer, schedule = adamw_cosine(trained, args.lr, args.unet_steps)
     ema = EMAModel(parameters, decay=0.998, use_ema_warmup=False)
-    alphas = pipe.scheduler.alphas_cumprod
+    noising = DDIMScheduler.from_config(pipe.scheduler.config)
+    alphas = noising.alphas_cumprod
     progress, generator = Progress("unet", args.unet_steps), corpus.generator
     average = 0.0
     for step in range(args.unet_steps):
@@ -129,8 +175,8 @@ def train_unet(pipe, corpus: Corpus, args: argparse.Namespace, batch: int = 64) 
         # More of the noisy steps: they decide the layout, the others are easy.
         t = (1000 * torch.rand(batch, generator=generator) ** 0.7).long()
         noise = torch.randn(x0.shape, generator=generator)
-        noisy = pipe.scheduler.add_noise(x0, noise, t)
-        predicted = pipe.unet(noisy, t, pipe.text_encoder(tokens[caption])[0]).sample
+        noisy = noising.add_noise(x0, noise, t)
+        predicted = pipe.unet(noisy, t, **text(caption)).sample
         snr = (alphas[t] / (1 - alphas[t])).clamp(min=1e-8)
         weight = snr.clamp(max=SNR_GAMMA) / snr
         loss = (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
@@ -154,19 +200,17 @@ def train_unet(pipe, corpus: Corpus, args: argparse.Namespace, batch: int = 64) 
 def sample_score(pipe, guidance: float, n: int = 96) -> float:
     """Mean verifier score of n unconventional prompts, 10 deterministic steps each."""
     prompts = [s.prompt for s in all_scenes() if s.unconventional == 2][:: 192 // n]
-    shown = StableDiffusionPipeline(
-        **{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)},
-        requires_safety_checker=False,
-    )
-    shown.scheduler.register_to_config(clip_sample=False)
-    shown.set_progress_bar_config(disable=True)
-    pixels = shown(
+    published = pipe.scheduler
+    pipe.scheduler = DDIMScheduler.from_config(published.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    pixels = pipe(
         prompts,
         num_inference_steps=10,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).images
+    pipe.scheduler = published
     return ShapesVerifier().score((pixels * 255).round().to(torch.uint8), prompts).mean().item()
 
 
@@ -183,11 +227,15 @@ def report(pipe, corpus: Corpus) -> None:
     print("for guidance and reflection: python scripts/evaluate.py")
 
 
+MODELS = {"sd": (build_tiny_sd, SDText, TINY_SD), "sdxl": (build_tiny_sdxl, SDXLText, TINY_SDXL)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=TINY_SD, help="folder to write")
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--unet-steps", type=int, default=3000)
@@ -198,17 +246,19 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.time()
-    pipe = build_tiny_sd(args.seed)
+    build, text_of, folder = MODELS[args.model]
+    pipe, out = build(args.seed), args.out or folder
     for module in (pipe.vae, pipe.unet):
         module.to(memory_format=torch.channels_last)
     train_vae(pipe.vae, Corpus(args.seed), args.vae_steps)
     pipe.vae.requires_grad_(False)
-    train_unet(pipe, Corpus(args.seed), args)
+    text = text_of(pipe, [s.prompt for s in all_scenes()])
+    train_unet(pipe, text, Corpus(args.seed), args)
     report(pipe, Corpus(args.seed))
     for module in (pipe.vae, pipe.unet):
         module.to(memory_format=torch.contiguous_format)
-    pipe.to(dtype=torch.float16).save_pretrained(args.out)
-    print(f"wrote {args.out} after {(time.time() - start) / 60:.1f} minutes")
+    pipe.to(dtype=torch.float16).save_pretrained(out)
+    print(f"wrote {out} after {(time.time() - start) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -7,19 +7,32 @@ everything that runs on them runs on Stable Diffusion. `scripts/pretrain_tiny.py
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from srrl.shapes.scenes import COLOURS, RELATIONS, SHAPES, SIZE
 
 TINY_SD = Path(__file__).parent / "tiny_sd"
+TINY_SDXL = Path(__file__).parent / "tiny_sdxl"
 # Longest first, so that the merges of a short word never break a longer one.
 WORDS = sorted({"a", *COLOURS, *SHAPES, *" ".join(RELATIONS).split()}, key=lambda w: (-len(w), w))
 MAX_TOKENS = 16
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(**options) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer: the byte alphabet and one chain of merges for each word."""
     alphabet = list(bytes_to_unicode().values())
     tokens = alphabet + [symbol + "</w>" for symbol in alphabet]
@@ -34,22 +47,22 @@ def build_tokenizer() -> CLIPTokenizer:
     tokens += dict.fromkeys(a + b for a, b in merges)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab, merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab, merges, model_max_length=MAX_TOKENS, **options)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
+def text_config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        projection_dim=64,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
 def build_vae() -> AutoencoderKL:
@@ -65,29 +78,33 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(cross_attention_dim: int, **options) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
         block_out_channels=(48, 96),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=64,
+        cross_attention_dim=cross_attention_dim,
         attention_head_dim=(3, 6),  # the number of heads, as in SD v1.4: 16 dimensions each
         norm_num_groups=8,
+        **options,
     )
 
 
-def build_scheduler() -> PNDMScheduler:
-    """The scheduler configuration that Stable Diffusion v1.4 is published with."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# The scheduler configurations that the full-size models are published with. SDXL's holds keys
+# that are not its scheduler's own, and other schedulers made from it read them.
+SD_SCHEDULER = {**BETAS, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+SDXL_SCHEDULER = {
+    **SD_SCHEDULER,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
 
 
 def build_tiny_sd(seed: int) -> StableDiffusionPipeline:
@@ -96,11 +113,39 @@ def build_tiny_sd(seed: int) -> StableDiffusionPipeline:
     tokenizer = build_tokenizer()
     return StableDiffusionPipeline(
         vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer),
+        text_encoder=CLIPTextModel(text_config(tokenizer, layers=2)),
         tokenizer=tokenizer,
-        unet=build_unet(),
-        scheduler=build_scheduler(),
+        unet=build_unet(cross_attention_dim=64),
+        scheduler=PNDMScheduler(**SD_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def build_tiny_sdxl(seed: int) -> StableDiffusionXLPipeline:
+    """The untrained tiny StableDiffusionXLPipeline, of the same size.
+
+    As in SDXL the UNet sees the last but one layer of two text encoders, the second one's pooled
+    projection, and the size and crop of the picture; the empty prompt is all zeros.
+    """
+    torch.manual_seed(seed)
+    tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer(pad_token="!")
+    return StableDiffusionXLPipeline(
+        vae=build_vae(),
+        text_encoder=CLIPTextModel(text_config(tokenizer, layers=3)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer_2, layers=3)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=build_unet(
+            cross_attention_dim=128,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=6 * 16 + 64,
+        ),
+        scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
     )
