@@ -20,18 +20,24 @@ def base() -> ConfigDict:
     c.output_dir = "runs"
     # All randomness derives from it: LoRA start, prompts, noise, shuffling.
     c.seed = 300
-    # Precision of the frozen weights: "no" (float32), "fp16" or "bf16". LoRA weights, latents
-    # and log-probabilities are float32 in each.
+    # Precision of the frozen weights and of the networks' arithmetic: "no" (float32), "fp16" or
+    # "bf16". Trained weights, latents and log-probabilities are float32 in each.
     c.mixed_precision = "fp16"
     # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
     # curves and pictures in the run's folder are written in any case.
     c.tracker = "wandb"
 
     c.pretrained = p = ConfigDict()
-    # A diffusers pipeline: local folder or hub name, with hub revision and file variant.
+    # A Stable Diffusion or SDXL pipeline: a diffusers folder, a hub name (with its revision and
+    # file variant), or a single .safetensors file, whose configs and tokenizers then come from
+    # single_file_config (a folder or hub name; unset: the original model's on the hub).
     p.model = "CompVis/stable-diffusion-v1-4"
     p.revision = placeholder(str)
     p.variant = placeholder(str)
+    p.single_file_config = placeholder(str)
+    # Another VAE than the model's own. SDXL's overflows in fp16 and is kept in float32 there;
+    # madebyollin/sdxl-vae-fp16-fix does not and stays in fp16.
+    p.vae = placeholder(str)
 
     c.prompts = p = ConfigDict()
     # JSON lists of strings. Training draws from the first in shuffled passes; the second is
@@ -56,8 +62,12 @@ def base() -> ConfigDict:
     # result; how it is split is [speed]: batch_size prompts run at once.
     s.num_batches_per_stage = 32
     s.batch_size = 1
+    # Side of the pictures in pixels. Unset: the model's own, 512 for SD v1.4, 1024 for SDXL.
+    s.resolution = placeholder(int)
     # [speed] Most samples in one network call while sampling: bounds the memory.
     s.micro_batch = 16
+    # [speed] Pictures decoded at once; 1 is what is called VAE slicing.
+    s.decode_batch = 4
 
     c.branch = b = ConfigDict()
     # G, images per prompt: they share all steps but the last m, then diverge.
@@ -113,6 +123,10 @@ def base() -> ConfigDict:
     t.trajectories_per_update = 64
     # [speed] (trajectory, step) pairs in one forward and backward pass: bounds the memory.
     t.micro_batch = 4
+    # [speed] Recompute activations in the backward pass: a third slower, far less memory.
+    t.gradient_checkpointing = False
+    # AdamW with states of 8 bits, by the package bitsandbytes: for use_lora=False on one GPU.
+    t.use_8bit_adam = False
     # AdamW (arXiv 1711.05101).
     t.learning_rate = 1e-4
     # The learning rate falls linearly over the stages to this fraction of itself; 1: constant.
@@ -128,6 +142,8 @@ def base() -> ConfigDict:
     # 2e-2 in half precision.
     t.max_first_ratio_dev = placeholder(float)
 
+    # Train a LoRA; False trains every weight of the UNet (for several GPUs see config/accelerate).
+    c.use_lora = True
     c.lora = a = ConfigDict()
     # The update W + alpha / rank B A on the UNet's attention projections.
     a.rank = 4
@@ -163,6 +179,15 @@ def sd14(c: ConfigDict) -> None:
     c.run_name = "sd14"
 
 
+def sdxl(c: ConfigDict) -> None:
+    """SDXL base 1.0 at 1024 px."""
+    c.run_name = "sdxl"
+    c.pretrained.model = "stabilityai/stable-diffusion-xl-base-1.0"
+    c.sample.micro_batch = 8
+    c.sample.decode_batch = 1
+    c.train.micro_batch = 2
+
+
 def tiny(c: ConfigDict) -> None:
     """The embedded pipeline: the whole job in minutes on 2 CPU cores.
 
@@ -182,6 +207,7 @@ def tiny(c: ConfigDict) -> None:
     c.sample.num_batches_per_stage = 1
     c.sample.batch_size = 48
     c.sample.micro_batch = 64
+    c.sample.decode_batch = 64
     # Of 10 steps the first 6 decide what is drawn; the last 4 only sharpen it (docs/LOG.md).
     c.interval.left = 6
     c.interval.right = 6
@@ -201,6 +227,13 @@ def tiny(c: ConfigDict) -> None:
     c.eval.num_prompts = 64
     c.eval.seeds = 4
     c.pictures.every = 10
+
+
+def tiny_xl(c: ConfigDict) -> None:
+    """The embedded SDXL pipeline: `tiny` in all but the model."""
+    tiny(c)
+    c.run_name = "tiny_xl"
+    c.pretrained.model = "srrl/shapes/tiny_sdxl"
 
 
 def ddpo(c: ConfigDict) -> None:
@@ -225,8 +258,13 @@ def srrl_paper(c: ConfigDict) -> None:
     c.reflect.train_rounds = "all"
 
 
-PRESETS = {f.__name__: f for f in (sd14, tiny, ddpo, b2diffurl, srrl_paper)}
-MODELS = ("sd14", "tiny")  # presets that choose the model; one of them comes first
+PRESETS = {f.__name__: f for f in (sd14, sdxl, tiny, tiny_xl, ddpo, b2diffurl, srrl_paper)}
+MODELS = (
+    "sd14",
+    "sdxl",
+    "tiny",
+    "tiny_xl",
+)  # presets that choose the model; one of them comes first
 
 
 def get_config(names: str) -> ConfigDict:

@@ -27,6 +27,7 @@ from srrl.errors import one_line_errors
 from srrl.policy import Policy
 from srrl.tracking import Tracker
 from srrl.trainer import PHASES, Trainer
+from srrl.weights import make_trainable
 
 
 def synchronize(device: torch.device) -> None:
@@ -99,7 +100,7 @@ def main() -> None:
     config = load_config([f"--config=config/stage_process.py:{args.model}"])
     accelerator = Accelerator()
     policy = Policy.from_config(config, device=accelerator.device)
-    policy.add_lora(config.lora, config.seed)
+    make_trainable(policy.pipe, config)
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)
@@ -134,9 +135,10 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         policy.nfe = 0
         samples = trainer.sample(plan, prompts)
         sampled = policy.nfe
-        scores = trainer.score(samples, prompts)
-        selection, _ = trainer.select(plan, samples, scores, prompts)
-        trainer.update(plan, selection)
+        scored = trainer.score(plan, samples, prompts)
+        selection, _ = trainer.select(plan, samples, scored, prompts)
+        with trainer.timed("update"):
+            trainer.learner.update(plan, selection)
         updated = policy.nfe - sampled
         counted = {"reflect and sample": sampled, "update": updated}
         expected = {

@@ -23,6 +23,7 @@ from srrl.policy import Policy
 from srrl.prompts import load_prompts
 from srrl.rollout import RolloutSettings, rollout, rollout_settings
 from srrl.statistics import format_difference
+from srrl.weights import load_trained
 
 
 def main() -> None:
@@ -37,13 +38,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
 
-    config, lora = chosen_model(args.checkpoint, args.config)
+    config, weights = chosen_model(args.checkpoint, args.config)
     check_files(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy.from_config(config, device=device, model=args.model)
-    if lora:
-        policy.add_lora(config.lora, config.seed)
-        policy.load_lora(lora)
+    load_trained(policy.pipe, config, weights)
     prompts = sorted(
         load_prompts(resolve(config.prompts.train)) + load_prompts(resolve(config.prompts.heldout))
     )
@@ -62,7 +61,7 @@ def main() -> None:
 
     settings = rollout_settings(config, branches=1)
     n = len(prompts) * args.seeds
-    print(f"{lora or args.model or config.pretrained.model}, {config.sample.num_steps} steps, "
+    print(f"{weights or args.model or config.pretrained.model}, {config.sample.num_steps} steps, "
           f"eta {settings.eta}, n = {n}")  # fmt: skip
     first = None
     for guidance in args.guidance:

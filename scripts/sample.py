@@ -55,7 +55,7 @@ def main() -> None:
 
     from srrl.checkpoint import chosen_model
 
-    config, lora = chosen_model(args.checkpoint, args.config)
+    config, weights = chosen_model(args.checkpoint, args.config)
     check_files(config)
 
     import torch
@@ -64,6 +64,7 @@ def main() -> None:
     from srrl.pictures import Row, sheet, to_pil
     from srrl.policy import Policy
     from srrl.rollout import rollout, rollout_settings
+    from srrl.weights import load_trained
 
     rewards = load_rewards(config.reward.models)
     check_prompts(rewards, prompts, "--prompts")
@@ -74,9 +75,7 @@ def main() -> None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
-    if lora:
-        policy.add_lora(config.lora, config.seed)
-        policy.load_lora(lora)
+    load_trained(policy.pipe, config, weights)
 
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
@@ -123,7 +122,7 @@ def main() -> None:
         )
         for i, prompt in enumerate(prompts)
     ]
-    name = str(lora or config.pretrained.model)
+    name = str(weights or config.pretrained.model)
     sheet(rows, f"{name}, K = {args.rounds}").save(args.out / "grid.png")
     (args.out / "samples.json").write_text(json.dumps(records, indent=1) + "\n")
     for name in rewards:

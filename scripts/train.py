@@ -38,16 +38,18 @@ def main(argv: list[str]) -> None:
     from srrl.policy import Policy
     from srrl.tracking import Tracker
     from srrl.trainer import Trainer
+    from srrl.weights import make_trainable
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
     rewards = load_rewards(config.reward.models)
     log_with = usable_tracker(config.tracker)
     accelerator = Accelerator(log_with=log_with, project_dir=folder)
-    if accelerator.num_processes > 1:
+    asked = os.environ.get("SRRL_NUM_PROCESSES")
+    if asked and accelerator.num_processes != int(asked):
         raise UserError(
-            f"{accelerator.num_processes} processes were launched, but a run is one process: "
-            f"launch with --num_processes=1"
+            f"{asked} processes were asked for, {accelerator.num_processes} started: on a CPU "
+            f"launch through train.sh, or with torchrun and ACCELERATE_USE_CPU=true"
         )
     if accelerator.device.type == "cpu" and config.mixed_precision != "no":
         raise UserError(
@@ -55,7 +57,9 @@ def main(argv: list[str]) -> None:
             f"add --config.mixed_precision=no (slow for a full-size model)"
         )
     policy = Policy.from_config(config, device=accelerator.device)
-    policy.add_lora(config.lora, config.seed)
+    make_trainable(policy.pipe, config)
+    if config.train.gradient_checkpointing:
+        policy.pipe.unet.enable_gradient_checkpointing()
     if log_with:
         accelerator.init_trackers(
             "srrl",

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from ml_collections import ConfigDict
 
 from srrl.advantages import ScoreHistory
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
-from srrl.policy import LORA_FILE, Policy
+from srrl.weights import LORA_FILE, UNET_FILE, load_weights, save_weights
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -49,21 +50,21 @@ def write_atomic(path: Path, text: str) -> None:
 
 def save(
     run: Path,
-    policy: Policy,
-    optimizer_state: dict[str, Any],
+    pipe: DiffusionPipeline,
+    learner_state: dict[str, Any],
     history: ScoreHistory,
     progress: Progress,
 ) -> Path:
-    """Write checkpoints/stage_NNNN: LoRA weights, and the optimizer and history to resume."""
+    """Write checkpoints/stage_NNNN: trained weights, and what else resuming needs."""
     folder = stage_folder(run, progress.stage)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    policy.save_lora(temporary)
-    torch.save(optimizer_state, temporary / OPTIMIZER_FILE)
+    save_weights(pipe, temporary)
+    torch.save(learner_state, temporary / OPTIMIZER_FILE)
     state = {**asdict(progress), "history": history.entries}
     (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-    for file in temporary.iterdir():
+    for file in filter(Path.is_file, temporary.rglob("*")):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(folder, ignore_errors=True)
@@ -79,25 +80,29 @@ def newest(run: Path) -> Path | None:
 
 
 def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """(folder of the LoRA, the run's config.json) for a run's or a checkpoint's folder."""
+    """(folder of the weights, the run's config.json) for a run's or a checkpoint's folder."""
     if not given.exists():
         raise UserError(f"--checkpoint {given}: no such folder: give runs/NAME or one of its "
                         f"checkpoints/stage_NNNN")  # fmt: skip
-    if (given / LORA_FILE).exists():
-        return given, given.parent.parent / "config.json"
-    stages = sorted(p.parent for p in given.glob(f"checkpoints/stage_????/{LORA_FILE}"))
+
+    def has_weights(folder: Path) -> bool:
+        return (folder / LORA_FILE).exists() or (folder / UNET_FILE).exists()
+
+    if has_weights(given):
+        return given, given.resolve().parent.parent / "config.json"
+    stages = sorted(p for p in given.glob("checkpoints/stage_????") if has_weights(p))
     if not stages:
-        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE} and no "
+        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE}, no {UNET_FILE} and no "
                         f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
     return stages[-1], given / "config.json"
 
 
 def chosen_model(given: Path | None, preset: str) -> tuple[ConfigDict, Path | None]:
-    """The config, and the folder of the LoRA if a run or checkpoint is given, else a preset's."""
+    """The config and weights' folder of a run or checkpoint, or a preset's config and None."""
     if given is None:
         return load_config([f"--config={preset}"]), None
-    lora, saved = find_checkpoint(given)
-    return load_saved(saved), lora
+    weights, saved = find_checkpoint(given)
+    return load_saved(saved), weights
 
 
 def prune(run: Path, newest_stage: int, keep_every: int) -> None:
@@ -113,29 +118,35 @@ def prune(run: Path, newest_stage: int, keep_every: int) -> None:
             shutil.rmtree(folder)
 
 
-def load(folder: Path, policy: Policy, history: ScoreHistory) -> tuple[Progress, dict[str, Any]]:
-    """Restore LoRA and history; returns the progress and the optimizer's state."""
-    policy.load_lora(folder)
+def load(
+    folder: Path, pipe: DiffusionPipeline, history: ScoreHistory
+) -> tuple[Progress, dict[str, Any]]:
+    """Restore weights and history; returns the progress and the learner's state."""
+    load_weights(pipe, folder)
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     history.entries = {
         key: [(stage, scores) for stage, scores in entries]
         for key, entries in state.pop("history").items()
     }
-    optimizer_state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
-    return Progress(**state), optimizer_state
+    learner_state = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
+    return Progress(**state), learner_state
 
 
 def check_same_run(run: Path, config: ConfigDict) -> None:
     """Raise UserError if the folder holds a run of another config than this one.
 
-    A longer stages.total continues a run; where and how it is logged may change too.
+    A longer stages.total continues a run whose learning rate does not depend on it; where and
+    how it is logged may change too.
     """
     try:
         before = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     now = json.loads(json.dumps(flatten(config)))
-    free = ("stages.total", "output_dir", "tracker", "checkpoint.", "pictures.")
+    free = ["output_dir", "tracker", "checkpoint.", "pictures."]
+    if config.train.final_lr_fraction == 1:
+        free.append("stages.total")
+    free = tuple(free)
     changed = [k for k in now if before.get(k) != now[k] and not k.startswith(free)]
     if changed:
         key = changed[0]

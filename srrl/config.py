@@ -21,6 +21,7 @@ AT_LEAST_ONE = (
     "sample.num_batches_per_stage",
     "sample.batch_size",
     "sample.micro_batch",
+    "sample.decode_batch",
     "branch.count",
     "reflect.max_rounds",
     "train.num_inner_epochs",
@@ -192,6 +193,8 @@ def check_config(c: ConfigDict) -> None:
         require(
             1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps-skip_last={steps}"
         )
+    require(c.sample.resolution is None or c.sample.resolution >= 8, "sample.resolution",
+            "at least 8, or unset")  # fmt: skip
     require(c.interval.left >= 1, "interval.left", "at least 1")
     require(c.interval.left <= c.interval.right <= steps, "interval.right",
             f"left={c.interval.left} to num_steps-skip_last={steps}")  # fmt: skip

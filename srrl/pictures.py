@@ -7,8 +7,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from srrl.rollout import Rollout
-
 CELL, MARGIN, CAPTION, TITLE = 128, 8, 18, 24
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
@@ -62,25 +60,26 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
 
 
 def sample_rows(
-    samples: Rollout, scores: dict[str, Tensor], weights: dict[str, float], prompts: list[str]
+    reflected: list[Tensor],
+    images: Tensor,
+    scores: dict[str, Tensor],
+    weights: dict[str, float],
+    prompts: list[str],
 ) -> list[Row]:
-    """A row for each of a stage's first prompts: its reflected rounds, then its last branches.
+    """A row for each of P prompts: its reflected rounds, then its branches.
 
-    scores: for each reward float32 [N]; the branch of the highest weighted sum is framed.
+    reflected: for each reflecting round uint8 [P, 3, H, W]; images: uint8 [P, G, 3, H, W];
+    scores: for each reward float32 [P, G]. The branch of the highest weighted sum is framed.
     """
     total = sum(scores[name] * weight for name, weight in weights.items())
-    last = samples.round.max()
     rows = []
-    for slot, prompt in enumerate(prompts):
-        images = [images[slot] for images in samples.reflected]
-        captions = [f"round {k}" for k in range(1, len(images) + 1)]
-        branches = ((samples.slot == slot) & (samples.round == last)).nonzero()[:, 0].tolist()
-        best = len(images) + int(total[branches].argmax())
-        for i in branches:
-            values = " ".join(f"{values[i]:.2f}" for values in scores.values())
-            images.append(samples.images[i])
-            captions.append(f"branch {int(samples.branch[i]) + 1}: {values}")
-        rows.append(Row(prompt, images, captions, best))
+    for p, prompt in enumerate(prompts):
+        captions = [f"round {k}" for k in range(1, len(reflected) + 1)]
+        for g in range(images.shape[1]):
+            values = " ".join(f"{values[p, g]:.2f}" for values in scores.values())
+            captions.append(f"branch {g + 1}: {values}")
+        shown = [*(of_round[p] for of_round in reflected), *images[p]]
+        rows.append(Row(prompt, shown, captions, len(reflected) + int(total[p].argmax())))
     return rows
 
 

@@ -1,71 +1,98 @@
-"""The policy: UNet with LoRA, text encoders and VAE of a diffusers pipeline behind one face.
+"""The policy: UNet, text encoders and VAE of a diffusers pipeline behind one face.
 
-Everything that depends on the kind of pipeline is in this file; the rest of the code sees
-prompts, latents, noise predictions and pictures.
+Everything that depends on the kind of pipeline, StableDiffusionPipeline or
+StableDiffusionXLPipeline, is in this file; the rest of the code sees prompts, latents, noise
+predictions and pictures.
 """
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import diffusers
 import torch
-import transformers
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from ml_collections import ConfigDict
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.config import resolve
 from srrl.ddim import Schedule, make_schedule, noise_from_output
 from srrl.errors import UserError
+from srrl.loading import load_pipeline
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# On a CPU, matrix products of other row counts round differently, and inversion amplifies it.
+CPU_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text conditioning of B samples: text [B, L, D] of the prompts, empty [B, L, D] of ""."""
+    """Text conditioning of B samples.
+
+    text, empty           float32 [B, L, D], of the prompts and of the empty prompt
+    pooled, pooled_empty  float32 [B, P], SDXL's pooled embeddings of both; P is 0 for SD
+    """
 
     text: Tensor
     empty: Tensor
+    pooled: Tensor
+    pooled_empty: Tensor
 
     def __len__(self) -> int:
         return len(self.text)
 
     def rows(self, index: Tensor | slice) -> "Conditioning":
-        return replace(self, text=self.text[index], empty=self.empty[index])
+        return Conditioning(*(tensor[index] for tensor in vars(self).values()))
 
 
 class Policy:
-    """A StableDiffusionPipeline as a policy over denoising steps.
+    """A Stable Diffusion or SDXL pipeline as a policy over denoising steps.
 
-    `micro_batch` bounds the samples in one network call without gradient, and so the memory;
-    results do not depend on it. `nfe` counts network evaluations, one for each sample and call
-    (two under classifier-free guidance), with and without gradient.
+    `micro_batch` bounds the samples in one network call without gradient, `decode_batch` the
+    pictures decoded at once, and so the memory; results do not depend on them. `dtype` is the
+    precision of the network's arithmetic; everything around it is float32. `nfe` counts network
+    evaluations, one for each sample and call (two under classifier-free guidance), with and
+    without gradient.
     """
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: DiffusionPipeline,
         schedule: Schedule,
         *,
         micro_batch: int,
+        decode_batch: int | None = None,
+        resolution: int | None = None,
+        dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self.pipe = pipe
+        self.pipe, self.dtype = pipe, dtype
         self.device = torch.device(device)
         self.schedule = schedule.to(self.device)
-        self.micro_batch = micro_batch
+        self.micro_batch, self.decode_batch = micro_batch, decode_batch or micro_batch
         self.nfe = 0
-        self._embeddings: dict[str, Tensor] = {}
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        self.unet: nn.Module = pipe.unet  # or what wraps it for several processes
+        self.is_xl = isinstance(pipe, StableDiffusionXLPipeline)
+        config, scale = pipe.unet.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        resolution = resolution or config.sample_size * scale
+        if resolution % (8 * scale) and resolution != config.sample_size * scale:
+            raise UserError(
+                f"config.sample.resolution={resolution} does not fit the model: a multiple of "
+                f"{8 * scale}"
+            )
+        # (C, h, w) of one latent
+        self.latent_shape = (config.in_channels, resolution // scale, resolution // scale)
+        # SDXL's size conditioning: original size, crop corner, target size
+        self.time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution])
+        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
+        self._empty: tuple[Tensor, Tensor] | None = None
+        # SDXL's own VAE overflows in fp16; its config says so, and that of a mended one does not.
+        upcast = self.is_xl and dtype == torch.float16 and pipe.vae.config.force_upcast
+        self.vae_dtype = torch.float32 if upcast else dtype
+        for module in (pipe.unet, pipe.vae, *self.text_encoders):
             module.requires_grad_(False).eval().to(self.device)
+        for module, kind in ((pipe.vae, self.vae_dtype), *((e, dtype) for e in self.text_encoders)):
+            if module.dtype != kind:
+                module.to(kind)
         for module in (pipe.unet, pipe.vae):
             module.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
@@ -77,33 +104,27 @@ class Policy:
         num_steps: int,
         eta: float,
         micro_batch: int,
-        revision: str | None = None,
-        variant: str | None = None,
+        decode_batch: int | None = None,
+        resolution: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        float32_unet: bool = False,
+        **source: str | None,
     ) -> "Policy":
-        """Load a pipeline folder or hub model. Raises UserError if it cannot be had or used."""
-        for library in (diffusers, transformers):
-            library.utils.logging.disable_progress_bar()
-        try:
-            pipe = StableDiffusionPipeline.from_pretrained(
-                model,
-                revision=revision,
-                variant=variant,
-                torch_dtype=dtype,
-                safety_checker=None,
-                feature_extractor=None,
-                image_encoder=None,
-                requires_safety_checker=False,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load pretrained.model={model!r}: give a local diffusers folder or a hub "
-                f"name this machine can reach ({type(error).__name__}: {str(error)[:200]})"
-            ) from error
-        schedule = make_schedule(pipe.scheduler.config, num_steps, eta)
-        return cls(pipe, schedule, micro_batch=micro_batch, device=device)
+        """Load a model (`source`: see srrl.loading) for T = num_steps. Raises UserError.
+
+        float32_unet keeps the UNet's weights in float32 in any precision, to train all of them.
+        """
+        pipe = load_pipeline(model, dtype=torch.float32 if float32_unet else dtype, **source)
+        return cls(
+            pipe,
+            make_schedule(pipe.scheduler.config, num_steps, eta),
+            micro_batch=micro_batch,
+            decode_batch=decode_batch,
+            resolution=resolution,
+            dtype=dtype,
+            device=device,
+        )
 
     @classmethod
     def from_config(
@@ -115,51 +136,85 @@ class Policy:
         num_steps: int | None = None,
         eta: float | None = None,
     ) -> "Policy":
-        """The config's model without a LoRA; the arguments replace the config's values.
+        """The config's model before training; the arguments replace the config's values.
 
-        On a CPU, half precision becomes float32: it would be slow there, and is not supported.
+        On a CPU, half precision becomes float32: it would be slow there.
         """
-        half = torch.device(device).type != "cpu"
+        p, half = c.pretrained, torch.device(device).type != "cpu"
         return cls.load(
-            model or resolve(c.pretrained.model),
+            model or resolve(p.model),
             num_steps=num_steps or c.sample.num_steps,
             eta=c.sample.eta if eta is None else eta,
             micro_batch=c.sample.micro_batch,
-            revision=c.pretrained.revision,
-            variant=c.pretrained.variant,
+            decode_batch=c.sample.decode_batch,
+            resolution=c.sample.resolution,
             device=device,
             dtype=DTYPES[c.mixed_precision] if half else torch.float32,
+            float32_unet=not c.use_lora,
+            revision=p.revision,
+            variant=p.variant,
+            vae=p.vae and resolve(p.vae),
+            single_file_config=p.single_file_config and resolve(p.single_file_config),
         )
 
     # ------------------------------------------------------------------ text and pictures
 
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        pipe = self.pipe
+        both = [pipe.text_encoder, pipe.text_encoder_2] if self.is_xl else [pipe.text_encoder]
+        return [encoder for encoder in both if encoder is not None]
+
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Conditioning of the prompts; each distinct prompt goes through the encoder once."""
-        missing = [p for p in dict.fromkeys([*prompts, ""]) if p not in self._embeddings]
-        if missing:
-            with torch.no_grad():
-                embedded, _ = self.pipe.encode_prompt(missing, self.device, 1, False)
-            self._embeddings.update(zip(missing, embedded.float(), strict=True))
-        text = torch.stack([self._embeddings[p] for p in prompts])
-        return Conditioning(text, self._embeddings[""].expand_as(text))
+        """Conditioning of the prompts; each distinct prompt goes through the encoders once.
+
+        One at a time, so that an embedding does not depend on the company it was made in.
+        """
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._embeddings:
+                self._embeddings[prompt], self._empty = self._encode(prompt)
+        text, pooled = zip(*(self._embeddings[p] for p in prompts), strict=True)
+        empty, pooled_empty = self._empty
+        n = (len(prompts), *[-1] * empty.dim())
+        return Conditioning(
+            torch.stack(text).to(self.device),
+            empty.to(self.device).expand(n),
+            torch.stack(pooled).to(self.device),
+            pooled_empty.to(self.device).expand(n[:2]),
+        )
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """((hidden [L, D], pooled [P]) of the prompt, and of the empty one), as the pipeline's."""
+        if not self.text_encoders:
+            raise RuntimeError(f"the text encoders were released before {prompt!r} was encoded")
+        result = self.pipe.encode_prompt(
+            [prompt],
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
+        pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
+        return (text, pooled), (empty, pooled_empty)
+
+    def release_text_encoders(self) -> None:
+        """Free the text encoders' memory. What was encoded stays; new prompts cannot be."""
+        for name in ("text_encoder", "text_encoder_2") if self.is_xl else ("text_encoder",):
+            setattr(self.pipe, name, None)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures uint8 [B, 3, H, W] of latents [B, C, h, w]."""
         vae = self.pipe.vae
         pictures = []
-        for part in latents.split(self.micro_batch):
-            decoded = vae.decode((part / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        for part in latents.split(self.decode_batch):
+            padded = self._pad(part / vae.config.scaling_factor)
+            decoded = vae.decode(padded.to(self.vae_dtype)).sample[: len(part)].float()
             if not bool(torch.isfinite(decoded).all()):
                 raise FloatingPointError("the VAE decoded non-finite pixels: use fp32 for the VAE")
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
         return torch.cat(pictures)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one latent."""
-        config = self.pipe.unet.config
-        return (config.in_channels, config.sample_size, config.sample_size)
 
     # ------------------------------------------------------------------ noise prediction
 
@@ -176,13 +231,13 @@ class Policy:
             return torch.cat(
                 [self.predict(x[i], step[i], conditioning.rows(i), guidance) for i in parts]
             )
-        t = self.schedule.timesteps[step]
+        c, t = conditioning, self.schedule.timesteps[step]
         if guidance == 0:
-            return self._unet(x, t, conditioning.empty)
+            return self._unet(x, t, c.empty, c.pooled_empty)
         if guidance == 1:
-            return self._unet(x, t, conditioning.text)
-        both = torch.cat([conditioning.empty, conditioning.text])
-        empty, text = self._unet(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            return self._unet(x, t, c.text, c.pooled)
+        both = torch.cat([c.empty, c.text]), torch.cat([c.pooled_empty, c.pooled])
+        empty, text = self._unet(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
         return empty + guidance * (text - empty)
 
     def noise(
@@ -192,52 +247,31 @@ class Policy:
         output = self.predict(x, step, conditioning, guidance)
         return noise_from_output(output, x, alpha, self.schedule.prediction)
 
-    def _unet(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        self.nfe += len(x)
-        dtype = self.pipe.unet.dtype
-        half = dtype in (torch.float16, torch.bfloat16)  # LoRA weights stay float32
-        with torch.autocast(self.device.type, dtype) if half else nullcontext():
-            output = self.pipe.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0]
-        return output.float()
+    def _unet(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+        """The network's output float32 [B, C, h, w]."""
+        rows, half = len(x), self.dtype != torch.float32
+        self.nfe += rows
+        if not torch.is_grad_enabled():
+            x, t, text, pooled = map(self._pad, (x, t, text, pooled))
+        added = None
+        if self.is_xl:
+            sizes = self.time_ids.to(self.device, self.dtype).expand(len(x), -1)
+            added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes}
+        # Trained weights are float32 whatever the precision: autocast, not the weights, decides.
+        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+            output = self.unet(
+                x.to(self.dtype),
+                t,
+                text.to(self.dtype),
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
+        return output[:rows].float()
 
-    # ------------------------------------------------------------------ LoRA
-
-    def add_lora(self, settings: ConfigDict, seed: int) -> None:
-        """Add a fresh LoRA (arXiv 2106.09685), which changes nothing until it is trained.
-
-        settings: the config's `lora` section.
-        """
-        torch.manual_seed(seed)
-        self.pipe.unet.add_adapter(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.alpha,
-                init_lora_weights="gaussian",
-                target_modules=list(settings.target_modules),
-            )
-        )
-        for parameter in self.trainable():
-            parameter.data = parameter.data.float()
+    def _pad(self, x: Tensor) -> Tensor:
+        """On a CPU, x with its last row repeated up to a multiple of CPU_ROWS."""
+        missing = -len(x) % CPU_ROWS if self.device.type == "cpu" else 0
+        return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
     def trainable(self) -> Iterator[nn.Parameter]:
-        return (p for p in self.pipe.unet.parameters() if p.requires_grad)
-
-    def save_lora(self, folder: Path) -> None:
-        """Write `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights` reads."""
-        unet = self.pipe.unet
-        self.pipe.save_lora_weights(
-            folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
-            unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
-        )
-
-    def load_lora(self, folder: Path) -> None:
-        """Read what save_lora wrote into the LoRA that add_lora made, exactly."""
-        state = {k.removeprefix("unet."): v for k, v in load_file(folder / LORA_FILE).items()}
-        state = convert_unet_state_dict_to_peft(state)
-        result = set_peft_model_state_dict(self.pipe.unet, state)
-        if result.unexpected_keys or any("lora_" in k for k in result.missing_keys):
-            raise UserError(
-                f"the LoRA in {folder} does not fit this model and lora settings: use the "
-                f"pretrained.model and lora.* it was trained with"
-            )
+        return (p for p in self.unet.parameters() if p.requires_grad)

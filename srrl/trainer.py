@@ -1,6 +1,5 @@
 """One trainer for every model: sample, score, select, update, stage after stage."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,44 +17,31 @@ from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.budget import evaluated_stages, evaluation_cost, plan_for, stage_work, work_left
 from srrl.config import resolve
 from srrl.curriculum import StagePlan
-from srrl.ddim import denoise_mean, log_prob
-from srrl.errors import UserError
+from srrl.distributed import own_part, share, total_of
 from srrl.evaluation import evaluate
-from srrl.pictures import sample_rows
-from srrl.policy import Conditioning, Policy
-from srrl.ppo import Objective, clipped_objective
-from srrl.prompts import load_prompts, stage_prompts
-from srrl.rollout import Rollout, generator, rollout, rollout_settings
+from srrl.learner import Learner, Selection
+from srrl.pictures import Row, sample_rows
+from srrl.policy import Policy
+from srrl.prompts import evenly, load_prompts, stage_prompts
+from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.tracking import Clock, Tracker, mean_text
 
 PHASES = ("reflect", "sample", "decode", "score", "update")
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The S trajectories to train on, the same on every process.
+class Scored:
+    """A stage's N trajectories in the order (slot, branch, round), the same on every process.
 
-    latents float32 [S, m + 1, C, h, w], log_probs float32 [S, m], advantages float32 [S],
-    conditioning of S rows.
+    slot, round  int64 [N]
+    scores       for each reward float32 [N]
+    own          int64 [N], the place in this process's Rollout; -1 for another process's
     """
 
-    latents: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    conditioning: Conditioning
-
-    def __len__(self) -> int:
-        return len(self.advantages)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step measured; ratio_max_dev is max |ratio - 1| over its pairs."""
-
-    loss: float
-    grad_norm: float
-    clip_fraction: float
-    ratio_max_dev: float
+    slot: Tensor
+    round: Tensor
+    scores: dict[str, Tensor]
+    own: Tensor
 
 
 class Trainer:
@@ -76,14 +62,7 @@ class Trainer:
         self.heldout = load_prompts(resolve(config.prompts.heldout))
         check_prompts(rewards, self.prompts, config.prompts.train)
         check_prompts(rewards, self.heldout, config.prompts.heldout)
-        t = config.train
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable(),
-            lr=t.learning_rate,
-            betas=(t.adam_beta1, t.adam_beta2),
-            weight_decay=t.adam_weight_decay,
-            eps=t.adam_epsilon,
-        )
+        self.learner = Learner(config, policy, accelerator)
         self.history = ScoreHistory(config.reward.history)
         self.progress = checkpoint.Progress()
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -97,10 +76,11 @@ class Trainer:
             plan = plan_for(self.config, stage)
             prompts = self.draw_prompts(plan)
             samples = self.sample(plan, prompts)
-            scores = self.score(samples, prompts)
-            selection, metrics = self.select(plan, samples, scores, prompts)
-            metrics |= self.update(plan, selection)
-            self.finish(plan, samples, scores, prompts, metrics)
+            scored = self.score(plan, samples, prompts)
+            selection, metrics = self.select(plan, samples, scored, prompts)
+            with self.timed("update"):
+                metrics |= self.learner.update(plan, selection)
+            self.finish(plan, samples, scored, prompts, metrics)
         self.tracker.summary()
 
     # ------------------------------------------------------------------ sample
@@ -112,11 +92,11 @@ class Trainer:
         return stage_prompts(self.prompts, plan.stage, count, self.config.seed)
 
     def sample(self, plan: StagePlan, prompts: list[str]) -> Rollout:
-        """Reflect and sample: K-round trajectories of the stage's prompts."""
+        """Reflect and sample: K-round trajectories of this process's share of the prompts."""
         c, settings = self.config, rollout_settings(self.config)
-        parts = []
-        for start in range(0, len(prompts), c.sample.batch_size):
-            slots = list(range(start, start + c.sample.batch_size))
+        own, parts = list(own_part(self.accelerator, len(prompts))), []
+        for start in range(0, len(own), c.sample.batch_size):
+            slots = own[start : start + c.sample.batch_size]
             part = rollout(
                 self.policy,
                 self.policy.encode([prompts[i] for i in slots]),
@@ -134,125 +114,62 @@ class Trainer:
 
     # ------------------------------------------------------------------ score
 
-    def score(self, samples: Rollout, prompts: list[str]) -> dict[str, Tensor]:
-        """Each reward's scores float32 [N] of the final images."""
+    def score(self, plan: StagePlan, samples: Rollout, prompts: list[str]) -> Scored:
+        """Each reward's scores of the final images, of every process."""
         with self.timed("score"):
             of_image = [prompts[i] for i in samples.slot.tolist()]
-            return score_all(self.rewards, samples.images, of_image)
+            scores = score_all(self.rewards, samples.images, of_image)
+        branches, kept = self.config.branch.count, self.sampled_rounds(plan)
+        first = plan.rounds - kept + 1
+        places = (samples.slot * branches + samples.branch) * kept + samples.round - first
+        n = len(prompts) * branches * kept
+        own = torch.full((n,), -1)
+        own[places] = torch.arange(len(places))
+        every = torch.arange(n)
+        return Scored(
+            slot=every // (branches * kept),
+            round=every % kept + first,
+            scores={k: share(self.accelerator, v, places, n) for k, v in scores.items()},
+            own=own,
+        )
+
+    def sampled_rounds(self, plan: StagePlan) -> int:
+        """The rounds of a trajectory that are sampled, scored and trained."""
+        return plan.rounds if self.config.reflect.train_rounds == "all" else 1
 
     # ------------------------------------------------------------------ select
 
     def select(
-        self, plan: StagePlan, samples: Rollout, scores: dict[str, Tensor], prompts: list[str]
+        self, plan: StagePlan, samples: Rollout, scored: Scored, prompts: list[str]
     ) -> tuple[Selection, dict[str, float]]:
         """Advantages over the prompts' history, and the trajectories worth training on."""
-        c = self.config.select
+        c, limit = self.config.select, self.config.train.adv_clip_max
         every_round = self.config.reflect.train_rounds == "all"
         keys = [
             f"{prompts[slot]} (round {k})" if every_round else prompts[slot]
-            for slot, k in zip(samples.slot.tolist(), samples.round.tolist(), strict=True)
+            for slot, k in zip(scored.slot.tolist(), scored.round.tolist(), strict=True)
         ]
         weights = self.config.reward.models.to_dict()
-        advantages = stage_advantages(keys, scores, weights, self.history, plan.stage)
-        groups = samples.slot * (plan.rounds + 1) + samples.round
+        advantages = stage_advantages(keys, scored.scores, weights, self.history, plan.stage)
+        groups = scored.slot * (plan.rounds + 1) + scored.round
         rows = select(advantages, groups, c.pos_threshold, c.neg_threshold, c.mode)
         metrics = {"advantage/std": advantages.std().item(), "selected": len(rows)}
-        for name, values in scores.items():
+        for name, values in scored.scores.items():
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std().item()
-        on_device = rows.to(self.policy.device)
-        conditioning = self.policy.encode(prompts).rows(
-            samples.slot.to(on_device.device)[on_device]
+        own = scored.own[rows]
+        places = (own >= 0).nonzero()[:, 0]
+        latents, log_probs = (
+            share(self.accelerator, of_own[own[places].to(of_own.device)], places, len(rows))
+            for of_own in (samples.latents, samples.log_probs)
         )
         selection = Selection(
-            samples.latents[on_device],
-            samples.log_probs[on_device],
-            advantages[rows]
-            .clamp(-self.config.train.adv_clip_max, self.config.train.adv_clip_max)
-            .to(self.policy.device),
-            conditioning,
+            latents,
+            log_probs,
+            advantages[rows].clamp(-limit, limit).to(self.policy.device),
+            self.policy.encode(prompts).rows(scored.slot[rows].to(self.policy.device)),
         )
         return selection, metrics
-
-    # ------------------------------------------------------------------ update
-
-    def update(self, plan: StagePlan, selection: Selection) -> dict[str, float]:
-        """num_inner_epochs passes of the clipped policy gradient over the selection."""
-        t = self.config.train
-        updates: list[Update] = []
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(plan.stage)
-        with self.timed("update"):
-            for epoch in range(t.num_inner_epochs if len(selection) else 0):
-                shuffle = generator(self.config.seed, plan.stage, epoch, 0, 0, "updates")
-                order = torch.randperm(len(selection), generator=shuffle)
-                for part in order.tensor_split(-(-len(order) // t.trajectories_per_update)):
-                    pairs = torch.cartesian_prod(part, torch.arange(plan.trained_steps))
-                    pairs = pairs[torch.randperm(len(pairs), generator=shuffle)]
-                    updates.append(self.optimizer_step(selection, pairs, first=not updates))
-        n = max(len(updates), 1)
-        return {
-            "ratio/first_max_dev": updates[0].ratio_max_dev if updates else 0.0,
-            "ratio/max_dev": max((u.ratio_max_dev for u in updates), default=0.0),
-            "clip_fraction": sum(u.clip_fraction for u in updates) / n,
-            "loss": sum(u.loss for u in updates) / n,
-            "grad_norm": sum(u.grad_norm for u in updates) / n,
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
-
-    def learning_rate(self, stage: int) -> float:
-        """The rate of a stage: linear from learning_rate to final_lr_fraction of it."""
-        t, total = self.config.train, self.config.stages.total
-        return t.learning_rate * (1 - (1 - t.final_lr_fraction) * stage / total)
-
-    def optimizer_step(self, selection: Selection, pairs: Tensor, first: bool) -> Update:
-        """One update on (trajectory, trained step) pairs int64 [B, 2], in micro-batches."""
-        t = self.config.train
-        loss = clipped = deviation = 0.0
-        for part in pairs.split(t.micro_batch):
-            objective = self.objective(selection, part.to(self.policy.device))
-            share = len(part) / len(pairs)
-            (objective.loss * share).backward()
-            loss += objective.loss.item() * share
-            clipped += objective.clipped.float().mean().item() * share
-            deviation = max(deviation, (objective.ratio - 1).abs().max().item())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), t.max_grad_norm).item()
-        if first:
-            self.check_first_ratio(deviation)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"loss {loss} or gradient norm {norm} is not finite: the weights were not "
-                f"changed; try a lower train.learning_rate or mixed_precision 'bf16' or 'no'"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return Update(loss, norm, clipped, deviation)
-
-    def objective(self, selection: Selection, pairs: Tensor) -> Objective:
-        """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
-        c, schedule = self.config, self.policy.schedule
-        row, j = pairs[:, 0], pairs[:, 1]
-        x, x_next = selection.latents[row, j], selection.latents[row, j + 1]
-        step = schedule.num_steps - c.interval.skip_last - selection.log_probs.shape[1] + j
-        a_t, a_s, sigma = schedule.coefficients(step, c.sample.eta)
-        conditioning = selection.conditioning.rows(row)
-        noise = self.policy.noise(x, step, a_t, conditioning, c.sample.guidance_scale)
-        log_p = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
-        return clipped_objective(
-            log_p, selection.log_probs[row, j], selection.advantages[row], c.train.clip_range
-        )
-
-    def check_first_ratio(self, deviation: float) -> None:
-        """Stop if sampling and training disagree: before a stage's first update, ratio is 1."""
-        limit = self.config.train.max_first_ratio_dev
-        if limit is None:
-            limit = 1e-4 if self.config.mixed_precision == "no" else 2e-2
-        if not deviation <= limit:
-            raise UserError(
-                f"|ratio - 1| is {deviation:.2e} before the first update of a stage, above "
-                f"{limit:.0e}: sampling and training disagree. Look for dropout, a guidance scale "
-                f"or precision that differs between them, or latents stored in half precision"
-            )
 
     # ------------------------------------------------------------------ finish
 
@@ -260,15 +177,15 @@ class Trainer:
         self,
         plan: StagePlan,
         samples: Rollout,
-        scores: dict[str, Tensor],
+        scored: Scored,
         prompts: list[str],
         metrics: dict[str, float],
     ) -> None:
         """Log, show, evaluate and save a stage; the save comes last and makes it count."""
         c, done = self.config, plan.stage + 1
         self.progress.stage = done
-        self.progress.samples_total += len(samples.slot)
-        self.progress.nfe_total += self.policy.nfe
+        self.progress.samples_total += len(scored.slot)
+        self.progress.nfe_total += total_of(self.accelerator, self.policy.nfe)
         line = {
             "stage": plan.stage,
             "rounds": plan.rounds,
@@ -281,8 +198,7 @@ class Trainer:
         self.policy.nfe, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
         self.tracker.metrics(line)
         if self.shows_pictures(plan.stage):
-            weights, count = c.reward.models.to_dict(), c.pictures.prompts
-            rows = sample_rows(samples, scores, weights, prompts[:count])
+            rows = self.shown_rows(plan, samples, scored, prompts)
             self.tracker.samples(done, rows, f"{c.run_name}, stage {done}")
         expected = stage_work(c, plan.stage)
         self.clock.advance(stage_work(c, plan.stage, metrics["selected"]), expected)
@@ -293,14 +209,34 @@ class Trainer:
             self.save()
         self.tracker.say(
             f"stage {done}/{c.stages.total}  K {plan.rounds}  m {plan.trained_steps}  "
-            f"{mean_text(line, scores)}  selected {metrics['selected']}/{len(samples.slot)}  "
+            f"{mean_text(line, scored.scores)}  selected {metrics['selected']}/{len(scored.slot)}  "
             f"|ratio-1| {metrics['ratio/max_dev']:.1e}  ETA {self.clock.eta()}"
         )
+
+    def shown_rows(
+        self, plan: StagePlan, samples: Rollout, scored: Scored, prompts: list[str]
+    ) -> list[Row]:
+        """The stage's first prompts: their reflected rounds, then the last round's branches."""
+        count, branches = min(self.config.pictures.prompts, len(prompts)), self.config.branch.count
+        weights = self.config.reward.models.to_dict()
+        shown = (samples.slot < count) & (samples.round == plan.rounds)
+        places = (samples.slot * branches + samples.branch)[shown]
+        images = share(self.accelerator, samples.images[shown], places, count * branches)
+        own = own_part(self.accelerator, len(prompts))
+        slots = torch.tensor([slot for slot in own if slot < count], dtype=torch.int64)
+        reflected = [
+            share(self.accelerator, of_round[slots - own.start], slots, count)
+            for of_round in samples.reflected
+        ]
+        last = (scored.slot < count) & (scored.round == plan.rounds)
+        scores = {name: v[last].view(count, branches) for name, v in scored.scores.items()}
+        pictures = images.view(count, branches, *images.shape[1:])
+        return sample_rows(reflected, pictures, scores, weights, prompts[:count])
 
     def evaluate(self) -> None:
         """Log the scores of both splits' fixed prompts and seeds."""
         for split, prompts in (("train", self.prompts), ("heldout", self.heldout)):
-            scores = evaluate(self.policy, self.rewards, prompts, self.config)
+            scores = evaluate(self.policy, self.rewards, prompts, self.config, self.accelerator)
             for name, values in scores.items():
                 mean = values.double().mean().item()
                 self.tracker.evaluation(
@@ -321,16 +257,25 @@ class Trainer:
             self.clock.advance(evaluation_cost(self.config, len(prompts)))
 
     def save(self) -> None:
-        state = self.optimizer.state_dict()
-        checkpoint.save(self.folder, self.policy, state, self.history, self.progress)
-        checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
+        """Write a checkpoint; every process takes part, the main one writes."""
+        if self.accelerator.is_main_process:
+            state = self.learner.state_dict()
+            checkpoint.save(self.folder, self.policy.pipe, state, self.history, self.progress)
+            checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
+        self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, or evaluate the start and save it as stage 0."""
+        drawn = [p for n in range(self.config.stages.total)
+                 for p in self.draw_prompts(plan_for(self.config, n))]  # fmt: skip
+        shown = [p for split in (self.prompts, self.heldout)
+                 for p in evenly(split, self.config.eval.num_prompts)]  # fmt: skip
+        self.policy.encode([*drawn, *shown])
+        self.policy.release_text_encoders()
         newest = checkpoint.newest(self.folder)
         if newest:
-            self.progress, state = checkpoint.load(newest, self.policy, self.history)
-            self.optimizer.load_state_dict(state)
+            self.progress, state = checkpoint.load(newest, self.policy.pipe, self.history)
+            self.learner.load_state_dict(state)
         done = self.progress.stage
         self.tracker.start(self.config, done if newest else -1)
         sizes = [len(self.prompts), len(self.heldout)]
@@ -349,6 +294,13 @@ class Trainer:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        start = time.monotonic()
+        """Add the time of the work inside to a phase's seconds."""
+        start = self.now()
         yield
-        self.seconds[phase] += time.monotonic() - start
+        self.seconds[phase] += self.now() - start
+
+    def now(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        if self.policy.device.type == "cuda":
+            torch.cuda.synchronize(self.policy.device)
+        return time.monotonic()

@@ -8,17 +8,21 @@ from ml_collections import ConfigDict
 
 from srrl.config import load_config
 from srrl.policy import Policy
-from srrl.shapes.pipeline import TINY_SD
+from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
+from srrl.weights import add_lora
 
 PRESET = "--config=config/stage_process.py:tiny"
 LORA = load_config([PRESET]).lora
 
 
-def load_policy(lora: bool = False, num_steps: int = 10, **changes) -> Policy:
+MODELS = {"sd": TINY_SD, "sdxl": TINY_SDXL}
+
+
+def load_policy(model: str = "sd", lora: bool = False, num_steps: int = 10, **changes) -> Policy:
     arguments = {"num_steps": num_steps, "eta": 1.0, "micro_batch": 64, **changes}
-    policy = Policy.load(str(TINY_SD), **arguments)
+    policy = Policy.load(str(MODELS.get(model, model)), **arguments)
     if lora:
-        policy.add_lora(LORA, seed=0)
+        add_lora(policy.pipe, LORA, seed=0)
     return policy
 
 
@@ -29,15 +33,15 @@ def randomise_lora(policy: Policy, scale: float = 0.05) -> None:
         parameter.data += scale * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.fixture(scope="session")
-def policy() -> Policy:
-    """The embedded pipeline without a LoRA. Tests must not change it."""
-    return load_policy()
+@pytest.fixture(scope="session", params=MODELS)
+def policy(request) -> Policy:
+    """The embedded pipelines without a LoRA. Tests must not change them."""
+    return load_policy(request.param)
 
 
-@pytest.fixture
-def lora_policy() -> Policy:
-    return load_policy(lora=True)
+@pytest.fixture(params=MODELS)
+def lora_policy(request) -> Policy:
+    return load_policy(request.param, lora=True)
 
 
 @pytest.fixture

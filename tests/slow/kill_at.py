@@ -14,7 +14,6 @@ import torch
 
 from scripts import train
 from srrl import checkpoint, rollout
-from srrl.policy import Policy
 
 
 def die() -> None:
@@ -48,15 +47,14 @@ def main(where: str, count: int, arguments: list[str]) -> None:
 
         torch.optim.AdamW.step = half_step
     else:
-        save_lora = Policy.save_lora
+        save_weights = checkpoint.save_weights
 
-        def half_saved(self, folder):
-            save_lora(self, folder)
+        def half_saved(*arguments):
+            save_weights(*arguments)
             if reached():
                 die()
 
-        Policy.save_lora = half_saved
-        assert checkpoint.Policy is Policy
+        checkpoint.save_weights = half_saved
     train.main(arguments)
 
 

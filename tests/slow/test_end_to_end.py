@@ -147,7 +147,7 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
 def test_a_terminated_run_stops_and_resumes(tmp_path):
     """Ctrl-C and SIGTERM through train.sh reach the trainer, and the run goes on later."""
     process = subprocess.Popen(
-        ["bash", "train.sh", *small_run(tmp_path, 40)],
+        ["bash", "train.sh", *small_run(tmp_path, 40), "--config.train.final_lr_fraction=1"],
         cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     for line in process.stdout:
@@ -156,7 +156,7 @@ def test_a_terminated_run_stops_and_resumes(tmp_path):
             break
     process.communicate(timeout=60)
     assert process.returncode != 0
-    again = run("bash", "train.sh", *small_run(tmp_path, 40), "--config.stages.total=4")
+    again = run("bash", "train.sh", *small_run(tmp_path, 4), "--config.train.final_lr_fraction=1")
     assert "resuming" in again.stdout
     assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [0, 1, 2, 3]
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from srrl.ddim import denoise_mean, invert, log_prob, make_schedule
 from srrl.errors import UserError
 from srrl.rollout import denoise_steps, invert_steps
-from tests.conftest import PROMPTS, load_policy
+from tests.conftest import MODELS, PROMPTS, load_policy
 
 SD_CONFIG = {
     "beta_start": 0.00085,
@@ -26,13 +26,14 @@ def start_noise(policy, n: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [10, 20])
-def test_eta_zero_sampling_equals_the_diffusers_pipeline(policy, guidance, steps):
-    ours = load_policy(num_steps=steps)
+def test_eta_zero_sampling_equals_the_diffusers_pipeline(model, guidance, steps):
+    ours = load_policy(model, num_steps=steps)
     x = start_noise(ours, len(PROMPTS))
     latents, _ = denoise_steps(ours, x, ours.encode(PROMPTS), range(steps), guidance, 0.0)
-    theirs = StableDiffusionPipeline(**ours.pipe.components, requires_safety_checker=False)
+    theirs = ours.pipe
     theirs.scheduler = DDIMScheduler.from_config(ours.pipe.scheduler.config, clip_sample=False)
     theirs.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "latents": x}

@@ -2,14 +2,18 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 
 from srrl.errors import UserError
-from srrl.policy import LORA_FILE
 from srrl.rollout import denoise_steps
-from srrl.shapes.pipeline import TINY_SD
-from tests.conftest import LORA, PROMPTS, load_policy, randomise_lora
+from srrl.weights import LORA_FILE, add_lora, load_weights, save_weights
+from tests.conftest import LORA, MODELS, PROMPTS, load_policy, randomise_lora
+
+
+def like(policy, **options):
+    """A fresh policy of the same model."""
+    return load_policy("sdxl" if policy.is_xl else "sd", **options)
 
 
 def noise_at(policy, guidance, seed=0):
@@ -32,8 +36,9 @@ def test_evaluations_are_counted(policy, guidance, each):
     assert policy.nfe - before == 4 * each
 
 
-def test_each_prompt_is_encoded_once(monkeypatch):
-    policy = load_policy()
+@pytest.mark.parametrize("model", MODELS)
+def test_each_prompt_is_encoded_once_and_the_encoders_can_go(model, monkeypatch):
+    policy = load_policy(model)
     seen = []
     original = policy.pipe.encode_prompt
     monkeypatch.setattr(
@@ -41,25 +46,30 @@ def test_each_prompt_is_encoded_once(monkeypatch):
     )
     first = policy.encode(PROMPTS[:2])
     again = policy.encode([PROMPTS[1], PROMPTS[0], PROMPTS[2]])
-    assert seen == [[*PROMPTS[:2], ""], [PROMPTS[2]]]
+    assert seen == [[PROMPTS[0]], [PROMPTS[1]], [PROMPTS[2]]]
     assert torch.equal(first.text[0], again.text[1]) and torch.equal(first.empty, again.empty[:2])
+    policy.release_text_encoders()
+    assert policy.text_encoders == []
+    assert torch.equal(policy.encode(PROMPTS[:2]).pooled, first.pooled)
+    with pytest.raises(RuntimeError, match="released"):
+        policy.encode(["a new prompt"])
 
 
-def test_a_fresh_lora_changes_nothing(policy, lora_policy):
-    assert torch.equal(noise_at(policy, 5.0), noise_at(lora_policy, 5.0))
+def test_a_fresh_lora_changes_nothing(lora_policy):
+    assert torch.equal(noise_at(like(lora_policy), 5.0), noise_at(lora_policy, 5.0))
 
 
 def test_only_lora_parameters_are_trainable_and_float32(lora_policy):
     names = [n for n, p in lora_policy.pipe.unet.named_parameters() if p.requires_grad]
     assert names and all("lora_" in n for n in names)
     assert {p.dtype for p in lora_policy.trainable()} == {torch.float32}
-    for module in (lora_policy.pipe.vae, lora_policy.pipe.text_encoder):
+    for module in (lora_policy.pipe.vae, *lora_policy.text_encoders):
         assert not any(p.requires_grad for p in module.parameters())
 
 
 def test_lora_weights_stay_float32_on_a_half_precision_base():
     policy = load_policy(dtype=torch.bfloat16)
-    policy.add_lora(LORA, seed=0)
+    add_lora(policy.pipe, LORA, seed=0)
     assert {p.dtype for p in policy.trainable()} == {torch.float32}
     assert policy.pipe.unet.conv_in.weight.dtype == torch.bfloat16
     assert noise_at(policy, 5.0).dtype == torch.float32
@@ -67,9 +77,9 @@ def test_lora_weights_stay_float32_on_a_half_precision_base():
 
 def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    lora_policy.save_lora(tmp_path)
-    again = load_policy(lora=True)
-    again.load_lora(tmp_path)
+    save_weights(lora_policy.pipe, tmp_path)
+    again = like(lora_policy, lora=True)
+    load_weights(again.pipe, tmp_path)
     for one, other in zip(lora_policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(noise_at(lora_policy, 5.0), noise_at(again, 5.0))
@@ -77,12 +87,13 @@ def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
 
 def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    lora_policy.save_lora(tmp_path)
+    save_weights(lora_policy.pipe, tmp_path)
     x = torch.randn(4, *lora_policy.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning = lora_policy.encode(PROMPTS)
     ours = denoise_steps(lora_policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
 
-    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD, torch_dtype=torch.float32)
+    folder = MODELS["sdxl" if lora_policy.is_xl else "sd"]
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 10, "guidance_scale": 5.0, "output_type": "latent"}
@@ -94,13 +105,13 @@ def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_polic
 
 
 def test_a_lora_that_does_not_fit_is_refused(lora_policy, tmp_path):
-    lora_policy.save_lora(tmp_path)
+    save_weights(lora_policy.pipe, tmp_path)
     state = load_file(tmp_path / LORA_FILE)
     from safetensors.torch import save_file
 
     save_file({k: v for k, v in state.items() if "mid_block" not in k}, tmp_path / LORA_FILE)
-    with pytest.raises(UserError, match="does not fit"):
-        load_policy(lora=True).load_lora(tmp_path)
+    with pytest.raises(UserError, match="do not fit"):
+        load_weights(like(lora_policy, lora=True).pipe, tmp_path)
 
 
 def test_a_model_that_is_not_there_is_one_clear_line():

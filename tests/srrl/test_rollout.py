@@ -34,9 +34,8 @@ def roll(policy, slots=(0, 1, 2, 3), rounds=2, m=4, **changes) -> Rollout:
 
 
 @pytest.mark.parametrize("train_rounds", ["last", "all"])
-@pytest.mark.parametrize(("rounds", "largest"), [(1, 1e-4), (2, 2e-3)])
-def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, rounds, largest):
-    """Rounding alone differs, and inversion amplifies it: 9e-5 at most was measured at K = 2."""
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, rounds):
     settings = {"rounds": rounds, "train_rounds": train_rounds, "m": 10, "skip_last": 0}
     together = roll(policy, **settings)
     parts = Rollout.cat(roll(policy, slots=[s], **settings) for s in (0, 1, 2, 3))
@@ -52,13 +51,13 @@ def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, r
             for r in (together, parts)
         )
     difference = (one - other[order]).abs()
-    assert difference.max() <= largest and difference.mean() <= 1e-5
-    torch.testing.assert_close(together.log_probs, parts.log_probs[order], atol=1e-2, rtol=1e-3)
+    assert difference.max() <= 1e-4
+    torch.testing.assert_close(together.log_probs, parts.log_probs[order], atol=1e-4, rtol=1e-4)
 
 
 def test_micro_batches_change_nothing():
     one, other = roll(load_policy(micro_batch=5)), roll(load_policy(micro_batch=64))
-    torch.testing.assert_close(one.latents, other.latents, atol=2e-3, rtol=0)
+    torch.testing.assert_close(one.latents, other.latents, atol=1e-4, rtol=0)
     assert (one.images.int() - other.images.int()).abs().max() <= 1
 
 

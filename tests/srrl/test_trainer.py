@@ -16,10 +16,10 @@ from srrl.trainer import Trainer
 from tests.conftest import PRESET, load_policy, randomise_lora, small_run
 
 
-def make_trainer(tmp_path, *overrides, rewards=None) -> Trainer:
+def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> Trainer:
     config = load_config([PRESET, *small_run(tmp_path), *overrides])
     accelerator = Accelerator()
-    policy = load_policy(lora=True)
+    policy = load_policy(model, lora=True, **options)
     tracker = Tracker(tmp_path / "run", accelerator)
     rewards = rewards or load_rewards(config.reward.models)
     return Trainer(config, policy, rewards, accelerator, tracker)
@@ -28,7 +28,7 @@ def make_trainer(tmp_path, *overrides, rewards=None) -> Trainer:
 def selection_of(trainer, plan):
     prompts = trainer.draw_prompts(plan)
     samples = trainer.sample(plan, prompts)
-    return trainer.select(plan, samples, trainer.score(samples, prompts), prompts)[0]
+    return trainer.select(plan, samples, trainer.score(plan, samples, prompts), prompts)[0]
 
 
 def test_the_first_ratio_is_one(tmp_path):
@@ -36,7 +36,7 @@ def test_the_first_ratio_is_one(tmp_path):
         tmp_path, "--config.train.micro_batch=7", "--config.sample.micro_batch=5"
     )
     randomise_lora(trainer.policy)
-    metrics = trainer.update(plan := StagePlan(0, 2, 6), selection_of(trainer, plan))
+    metrics = trainer.learner.update(plan := StagePlan(0, 2, 6), selection_of(trainer, plan))
     assert metrics["ratio/first_max_dev"] <= 1e-5
     assert metrics["ratio/max_dev"] > metrics["ratio/first_max_dev"]  # later updates have moved
 
@@ -48,7 +48,7 @@ def test_a_ratio_that_is_not_one_stops_the_run_before_the_weights_change(tmp_pat
     randomise_lora(trainer.policy)  # the policy is no longer the one that sampled
     before = [p.clone() for p in trainer.policy.trainable()]
     with pytest.raises(UserError, match="sampling and training disagree"):
-        trainer.update(plan, selection)
+        trainer.learner.update(plan, selection)
     after = trainer.policy.trainable()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -62,11 +62,11 @@ def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path)
     selection = selection_of(trainer, plan)
     selection.advantages[:] = torch.tensor([1.5, -0.5, 0.25])
     seen = {}
-    trainer.optimizer.step = lambda: seen.setdefault(
+    trainer.learner.optimizer.step = lambda: seen.setdefault(
         "gradient", [p.grad.clone() for p in trainer.policy.trainable()]
     )
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(10))
-    update = trainer.optimizer_step(selection, pairs[torch.randperm(30)], first=False)
+    update = trainer.learner.optimizer_step(selection, pairs[torch.randperm(30)], first=False)
 
     policy = trainer.policy
     terms = []
@@ -108,13 +108,13 @@ def test_training_changes_only_the_lora(tmp_path):
 def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
     trainer = make_trainer(tmp_path, "--config.select.mode=all")
     sizes = []
-    original = trainer.optimizer_step
-    trainer.optimizer_step = lambda s, pairs, first: (
+    original = trainer.learner.optimizer_step
+    trainer.learner.optimizer_step = lambda s, pairs, first: (
         sizes.append(len(pairs)) or original(s, pairs, first)
     )
     plan = StagePlan(0, 1, 3)
     selection = selection_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
-    trainer.update(plan, selection)
+    trainer.learner.update(plan, selection)
     assert sum(sizes) == 2 * 9 * 3 and len(sizes) == 2 * 5 and max(sizes) <= 2 * 3
 
 
@@ -151,7 +151,7 @@ def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
     before = [p.clone() for p in trainer.policy.trainable()]
     pairs = torch.cartesian_prod(torch.arange(len(selection)), torch.arange(3))
     with pytest.raises(UserError, match="not finite"):
-        trainer.optimizer_step(selection, pairs, first=False)
+        trainer.learner.optimizer_step(selection, pairs, first=False)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
 
 
@@ -184,7 +184,7 @@ def test_resume_after_each_stage_gives_the_same_run(tmp_path):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    stopped.update = interrupt
+    stopped.learner.update = interrupt
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     for stage in (1, 2):

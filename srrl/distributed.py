@@ -1,0 +1,35 @@
+"""Work and results spread over the processes of a run, by accelerate's collectives.
+
+Every process works on its own part and then knows everybody's results, so that whatever follows
+is computed alike on each of them, and no process waits for one that has nothing to do.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+def own_part(accelerator: Accelerator, n: int) -> range:
+    """The consecutive share of 0 .. n-1 that this process works on; empty if there are too few."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return range(n * rank // world, n * (rank + 1) // world)
+
+
+def share(accelerator: Accelerator, values: Tensor, places: Tensor, total: int) -> Tensor:
+    """All processes' rows together: [total, ...], row places[i] from this process's values[i].
+
+    values: [n, ...] of any number type and n; places: int64 [n]. Each place is filled by exactly
+    one process. The result is the same on every process, on the device of `values`.
+    """
+    whole = values.new_zeros(total, *values.shape[1:])
+    whole[places.to(values.device)] = values
+    if accelerator.num_processes == 1:
+        return whole
+    return accelerator.reduce(whole.to(accelerator.device), "sum").to(values.device)
+
+
+def total_of(accelerator: Accelerator, number: int) -> int:
+    """The sum of every process's number."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "sum"))

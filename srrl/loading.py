@@ -1,0 +1,105 @@
+"""Pipelines from a diffusers folder, the hub or a single .safetensors file, or one clear line."""
+
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from safetensors import SafetensorError, safe_open
+
+from srrl.errors import UserError
+
+CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+NO_CHECKER = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "image_encoder": None,
+    "requires_safety_checker": False,
+}
+
+
+def load_pipeline(
+    model: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    single_file_config: str | None = None,
+) -> DiffusionPipeline:
+    """A StableDiffusionPipeline or StableDiffusionXLPipeline with weights of `dtype`.
+
+    model: a diffusers folder, a hub name (with its revision and file variant), or a .safetensors
+    file, whose configs and tokenizers come from `single_file_config` (a folder or hub name; the
+    original model's on the hub if None). `vae` replaces the pipeline's own.
+    Raises UserError if the model cannot be had, or is neither of the two classes.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    try:
+        if model.endswith(".safetensors"):
+            pipe = _from_single_file(model, dtype, single_file_config)
+        else:
+            pipe = _from_folder_or_hub(model, dtype, revision, variant)
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        raise _cannot_load("pretrained.model", model, error) from error
+    if vae:
+        try:
+            pipe.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _cannot_load("pretrained.vae", vae, error) from error
+    return pipe
+
+
+def _from_folder_or_hub(
+    model: str, dtype: torch.dtype, revision: str | None, variant: str | None
+) -> DiffusionPipeline:
+    index = DiffusionPipeline.load_config(model, revision=revision)
+    name = index.get("_class_name")
+    if name not in CLASSES:
+        raise UserError(
+            f"config.pretrained.model={model!r} is a {name}: only {' and '.join(CLASSES)} can be "
+            f"trained"
+        )
+    options = NO_CHECKER if name == "StableDiffusionPipeline" else {}
+    return CLASSES[name].from_pretrained(
+        model,
+        revision=revision,
+        variant=variant,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        **options,
+    )
+
+
+def _from_single_file(model: str, dtype: torch.dtype, config: str | None) -> DiffusionPipeline:
+    with safe_open(model, "pt") as file:
+        xl = any(key.startswith("conditioner.") for key in file.keys())  # noqa: SIM118
+    options = {} if xl else NO_CHECKER
+    chosen = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    return chosen.from_single_file(model, config=config, torch_dtype=dtype, **options)
+
+
+def _cannot_load(key: str, name: str, error: Exception) -> UserError:
+    text = f"{error} {error.__cause__ or ''}"
+    if Path(name).exists():
+        remedy = "the files there are incomplete or damaged"
+        if name.endswith(".safetensors"):
+            remedy += ", or pretrained.single_file_config is needed (a folder with its configs)"
+    elif "gated" in text.lower() or "401" in text or "403" in text:
+        remedy = "accept its terms on huggingface.co and log in with `hf auth login`"
+    else:
+        remedy = (
+            f"is it spelled right, and can this machine reach the hub? If it cannot, run "
+            f"`hf download {name} --local-dir DIR` where there is a network and give DIR"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"cannot load config.{key}={name!r}: {remedy} ({type(error).__name__}: {reason})"
+    )

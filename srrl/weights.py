@@ -1,0 +1,121 @@
+"""What is trained, a LoRA or the whole UNet: made, written and read in diffusers' own formats."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_kohya,
+    convert_unet_state_dict_to_peft,
+)
+from ml_collections import ConfigDict
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from srrl.errors import UserError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "lora_kohya.safetensors"
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+
+
+def make_trainable(pipe: DiffusionPipeline, c: ConfigDict) -> None:
+    """Make trainable what the config trains: a fresh LoRA, or with use_lora=False the UNet."""
+    if c.use_lora:
+        add_lora(pipe, c.lora, c.seed)
+    else:
+        pipe.unet.float().requires_grad_(True)
+
+
+def add_lora(pipe: DiffusionPipeline, settings: ConfigDict, seed: int) -> None:
+    """Add a fresh LoRA (arXiv 2106.09685) to the UNet, which changes nothing until trained.
+
+    settings: the config's `lora` section. Its weights are float32 whatever the UNet's are.
+    """
+    torch.manual_seed(seed)
+    try:
+        pipe.unet.add_adapter(
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(settings.target_modules),
+            )
+        )
+    except ValueError as error:  # no module of these names
+        raise UserError(
+            f"config.lora.target_modules={list(settings.target_modules)}: {error}"
+        ) from error
+    for parameter in pipe.unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def has_lora(pipe: DiffusionPipeline) -> bool:
+    return bool(getattr(pipe.unet, "peft_config", None))
+
+
+def save_weights(
+    pipe: DiffusionPipeline, folder: Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the UNet as `unet`,
+    which `UNet2DConditionModel.from_pretrained` reads.
+
+    `state` is the UNet's whole state where it is spread over processes.
+    """
+    if not has_lora(pipe):
+        pipe.unet.save_pretrained(folder / "unet", state_dict=state, max_shard_size="1TB")
+        return
+    pipe.save_lora_weights(
+        folder,
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)),
+        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+    )
+
+
+def load_weights(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Read exactly what save_weights wrote into what make_trainable made."""
+    try:
+        if has_lora(pipe):
+            state = {k.removeprefix("unet."): v for k, v in load_file(folder / LORA_FILE).items()}
+            state = convert_unet_state_dict_to_peft(state)
+            result = set_peft_model_state_dict(pipe.unet, state)
+            missing = [k for k in result.missing_keys if "lora_" in k]
+        else:
+            result = pipe.unet.load_state_dict(load_file(folder / UNET_FILE), strict=False)
+            missing = result.missing_keys
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot read the weights in {folder}: {error}") from error
+    if result.unexpected_keys or missing:
+        raise UserError(
+            f"the weights in {folder} do not fit this model and lora settings: use the "
+            f"pretrained.model, use_lora and lora.* they were trained with"
+        )
+
+
+def load_trained(pipe: DiffusionPipeline, c: ConfigDict, folder: Path | None) -> None:
+    """Turn the config's model into the trained one of a checkpoint's folder, if there is one."""
+    if folder:
+        make_trainable(pipe, c)
+        load_weights(pipe, folder)
+        pipe.unet.requires_grad_(False)
+
+
+def export_kohya(pipe: DiffusionPipeline, path: Path) -> None:
+    """Write the LoRA with the key names that ComfyUI and A1111 read (kohya-ss/sd-scripts).
+
+    lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, the module's dots as
+    underscores.
+    """
+    if not has_lora(pipe):
+        raise UserError("--export kohya: the checkpoint is a whole UNet, not a LoRA")
+    alpha = pipe.unet.peft_config["default"].lora_alpha
+    state = convert_state_dict_to_kohya(
+        {f"unet.{k}": v for k, v in get_peft_model_state_dict(pipe.unet).items()}
+    )
+    alphas = {k: torch.tensor(float(alpha)) for k in state if k.endswith(".alpha")}
+    save_file({k: v.contiguous() for k, v in (state | alphas).items()}, path)
