@@ -2,62 +2,144 @@
 
     python scripts/launch.py GPU_PRESET CPU_PRESET [train.py's flags] [-- accelerate's flags]
 
-What train.sh does once Python is set up. The config is checked before anything heavy is
-imported; the exit code is that of train.py, which accelerate's launcher would turn into 1.
+What train.sh does once Python is set up. It uses every visible GPU, or one process on the CPU,
+unless accelerate's flags say otherwise (`-- --num_processes 2`, or `-- --config_file FILE` with a
+file as in config/accelerate). The config is checked before anything heavy is imported; the exit
+code is that of train.py, which accelerate's launcher would turn into 1, and a process that dies is
+reported in one line.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from srrl.config import REPOSITORY, check_files, load_config
-from srrl.errors import one_line_errors
+from srrl.errors import UserError, one_line_errors, read_status
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
+# What torch's launcher logs first when a process has ended badly; its own report follows.
+DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
 
 
-def has_gpu() -> bool:
+def gpu_count() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
-def default_launch(gpu: bool) -> list[str]:
-    """accelerate's flags for one process on the first GPU, or on the CPU."""
-    flags = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    return flags if gpu else [*flags, "--cpu", f"--num_cpu_threads_per_process={os.cpu_count()}"]
+def asked_processes(launcher: list[str]) -> int | None:
+    """The --num_processes among accelerate's flags. Raises UserError if it is no number."""
+    joined = " ".join(launcher)
+    given = re.search(r"--num[_-]processes[ =](\S+)", joined)
+    if not given:
+        return None
+    if not given[1].isdigit() or int(given[1]) < 1:
+        raise UserError(f"--num_processes {given[1]}: expected a number of at least 1")
+    return int(given[1])
+
+
+def launch_command(launcher: list[str], gpus: int, processes: int | None) -> list[str]:
+    """The command that starts the processes, up to the script's name."""
+    if not gpus and (processes or 1) > 1:  # accelerate's own launcher would start one
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*run, f"--nproc_per_node={processes}"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    if any(flag.startswith("--config_file") for flag in launcher):
+        return [*command, *launcher]
+    processes = processes or max(gpus, 1)
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    if processes > 1:
+        command.append("--multi_gpu")
+    if not gpus:
+        threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+        command += ["--cpu", f"--num_cpu_threads_per_process={threads}"]
+    return [*command, *launcher, f"--num_processes={processes}"]
+
+
+def run(command: list[str], status: Path, processes: int | None) -> tuple[int, str]:
+    """Run to the end. Returns (exit code, what to say: "" or how a process died)."""
+    environment = {**os.environ, "SRRL_STATUS_FILE": str(status)}
+    if processes and "torch.distributed.run" in command:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        environment |= {
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "SRRL_NUM_PROCESSES": str(processes),
+        }
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        process_group=0,  # accelerate's launcher does not pass signals on to the trainer
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: os.killpg(process.pid, received))
+    died: list[str] = []
+
+    def forward() -> None:
+        """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
+        for line in process.stderr:
+            found = DIED.search(line)
+            if found and not died:
+                died.append(death(int(found[1]), int(found[2])))
+            if not died and not LAUNCHER_NOISE.search(line):
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+
+    reader = threading.Thread(target=forward, daemon=True)
+    reader.start()
+    code = process.wait()
+    reader.join(timeout=10)
+    return code, died[0] if died else ""
+
+
+def death(code: int, rank: int) -> str:
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"process {rank} {how} and the others were stopped"
 
 
 def main(argv: list[str]) -> int:
     gpu_preset, cpu_preset, *arguments = argv
     split = arguments.index("--") if "--" in arguments else len(arguments)
     arguments, launcher = arguments[:split], arguments[split + 1 :]
+    processes = asked_processes(launcher)
     presets = "--config=config/stage_process.py:"
     given = any(a.partition("=")[0] == "--config" for a in arguments)
-    check_files(load_config(arguments if given else [presets + cpu_preset, *arguments]))
-    gpu = has_gpu()
+    config = checked(arguments if given else [presets + cpu_preset, *arguments])
+    gpus = gpu_count()
     if not given:
-        if not gpu:
+        if not gpus:
             print(f"no GPU found: running the embedded preset {cpu_preset!r}", flush=True)
-        arguments = [presets + (gpu_preset if gpu else cpu_preset), *arguments]
-        check_files(load_config(arguments))
+        arguments = [presets + (gpu_preset if gpus else cpu_preset), *arguments]
+        config = checked(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-        command += launcher or default_launch(gpu)
-        process = subprocess.Popen(
-            [*command, str(TRAIN), *arguments],
-            env={**os.environ, "SRRL_STATUS_FILE": str(status)},
-            process_group=0,  # accelerate's launcher does not pass signals on to the trainer
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: os.killpg(process.pid, received))
-        code = process.wait()
-        return int(status.read_text()) if status.exists() else code
+        command = launch_command(launcher, gpus, processes)
+        code, how = run([*command, str(TRAIN), *arguments], status, processes)
+        known = read_status(status)
+    if known:
+        code, message = known
+        print(message, file=sys.stderr)
+    elif code:
+        run_folder = Path(config.output_dir) / config.run_name
+        how = how or "training ended early"
+        print(f"error: {how}: the same command resumes {run_folder}", file=sys.stderr)
+    return 128 - code if code < 0 else code
+
+
+def checked(arguments: list[str]) -> ConfigDict:
+    config = load_config(arguments)
+    check_files(config)
+    return config
 
 
 if __name__ == "__main__":

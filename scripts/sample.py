@@ -5,6 +5,8 @@
         --prompts-file config/prompts/shapes_unconventional_heldout.json --limit 8 --rounds 3
     python scripts/sample.py --config config/stage_process.py:tiny --prompts "..."   (no LoRA)
 
+    python scripts/sample.py --checkpoint runs/tiny --export kohya          (for ComfyUI, A1111)
+
 Writes to --out: grid.png (prompts by seeds), strip_NNN.png for each sample (its rounds
 x_0^1 ... x_0^K side by side with their scores), each final picture by itself as image_NNN.png, and
 samples.json. A seed's noise is that of torch.Generator().manual_seed(seed), so with --eta 0 and
@@ -36,11 +38,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance-scale", type=float, help="of the last round (the config's)")
     parser.add_argument("--num-steps", type=int, help="T (the config's)")
     parser.add_argument("--out", type=Path, default=Path("outputs"))
+    parser.add_argument(
+        "--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it"
+    )
     args = parser.parse_args()
     if (args.checkpoint and args.config) or not (args.checkpoint or args.config):
         raise UserError("give either --checkpoint or --config (the model without a LoRA)")
-    if bool(args.prompts) == bool(args.prompts_file):
+    if args.export and not args.checkpoint:
+        raise UserError(f"--export {args.export}: give the --checkpoint to export")
+    if args.prompts and args.prompts_file:
         raise UserError("give either --prompts or --prompts-file")
+    if not (args.prompts or args.prompts_file or args.export):
+        raise UserError("give --prompts or --prompts-file")
     if min(args.seeds) < 0:
         raise UserError(f"--seeds {min(args.seeds)} is out of range: at least 0")
     if args.rounds < 1:
@@ -50,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    prompts = args.prompts or load_prompts(args.prompts_file)
+    prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts or []
     prompts = prompts[: args.limit]
 
     from srrl.checkpoint import chosen_model
@@ -64,7 +73,7 @@ def main() -> None:
     from srrl.pictures import Row, sheet, to_pil
     from srrl.policy import Policy
     from srrl.rollout import rollout, rollout_settings
-    from srrl.weights import load_trained
+    from srrl.weights import KOHYA_FILE, export_kohya, load_trained
 
     rewards = load_rewards(config.reward.models)
     check_prompts(rewards, prompts, "--prompts")
@@ -78,6 +87,11 @@ def main() -> None:
     load_trained(policy.pipe, config, weights)
 
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.export:
+        export_kohya(policy.pipe, args.out / KOHYA_FILE)
+        print(f"wrote {args.out / KOHYA_FILE}")
+    if not prompts:
+        return
     jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
     start = torch.stack(
         [

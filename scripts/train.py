@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from srrl.config import check_files, flatten, load_config
 from srrl.errors import UserError, one_line_errors
 
@@ -26,11 +28,32 @@ def usable_tracker(name: str) -> str | None:
     return None if name == "none" else name
 
 
+def check_sharded(config: ConfigDict, processes: int) -> None:
+    """Raise UserError for what cannot be trained with the UNet spread over the processes."""
+    if config.use_lora:
+        raise UserError(
+            "FSDP shards the whole UNet: add --config.use_lora=false, or train the LoRA with "
+            "config/accelerate/multi_gpu.yaml"
+        )
+    counts = {
+        "sample.num_batches_per_stage x sample.batch_size": config.sample.num_batches_per_stage
+        * config.sample.batch_size,
+        "eval.num_prompts": config.eval.num_prompts,
+    }
+    for name, count in counts.items():
+        if count % processes:
+            raise UserError(
+                f"config.{name} = {count} is not a multiple of the {processes} processes that "
+                f"share the UNet: they must all call it equally often"
+            )
+
+
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     check_files(config)
 
     from accelerate import Accelerator
+    from accelerate.utils import DistributedType
 
     from rewards import load_rewards
     from srrl.budget import totals_table
@@ -51,6 +74,14 @@ def main(argv: list[str]) -> None:
             f"{asked} processes were asked for, {accelerator.num_processes} started: on a CPU "
             f"launch through train.sh, or with torchrun and ACCELERATE_USE_CPU=true"
         )
+    prompts = config.sample.num_batches_per_stage * config.sample.batch_size
+    if accelerator.num_processes > prompts:
+        raise UserError(
+            f"{accelerator.num_processes} processes for {prompts} prompts a stage: raise "
+            f"config.sample.num_batches_per_stage or launch fewer"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        check_sharded(config, accelerator.num_processes)
     if accelerator.device.type == "cpu" and config.mixed_precision != "no":
         raise UserError(
             f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
@@ -69,7 +100,9 @@ def main(argv: list[str]) -> None:
             init_kwargs={"wandb": {"name": config.run_name, "dir": str(folder)}},
         )
     tracker = Tracker(folder, accelerator)
-    tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}")
+    n = accelerator.num_processes
+    processes = f"{n} process{'es' if n > 1 else ''}"
+    tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}, {processes}")
     tracker.say(totals_table(config))
     Trainer(config, policy, rewards, accelerator, tracker).run()
     accelerator.end_training()

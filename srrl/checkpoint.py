@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from srrl.advantages import ScoreHistory
 from srrl.config import flatten, load_config, load_saved
@@ -51,6 +52,7 @@ def write_atomic(path: Path, text: str) -> None:
 def save(
     run: Path,
     pipe: DiffusionPipeline,
+    weights: dict[str, Tensor],
     learner_state: dict[str, Any],
     history: ScoreHistory,
     progress: Progress,
@@ -60,7 +62,7 @@ def save(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_weights(pipe, temporary)
+    save_weights(pipe, temporary, weights)
     torch.save(learner_state, temporary / OPTIMIZER_FILE)
     state = {**asdict(progress), "history": history.entries}
     (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")

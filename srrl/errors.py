@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -25,9 +26,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _stop(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Say it and exit with 2; below scripts/launch.py, leave it to be said there, once."""
+    line = f"error: {' '.join(message.split())}"
     status_file = os.environ.get("SRRL_STATUS_FILE")
-    if status_file:  # accelerate's launcher turns every exit code into 1
-        with open(status_file, "w") as file:
-            file.write("2")
+    if status_file:  # of several processes the first one writes
+        with contextlib.suppress(FileExistsError), open(status_file, "x") as file:
+            file.write(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def read_status(path: Path) -> tuple[int, str] | None:
+    """(exit code, message) that a process below left in SRRL_STATUS_FILE, if one did."""
+    return (2, path.read_text()) if path.exists() else None

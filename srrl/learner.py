@@ -7,8 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from ml_collections import ConfigDict
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
@@ -16,6 +22,7 @@ from srrl.errors import UserError
 from srrl.policy import Conditioning, Policy
 from srrl.ppo import Objective, clipped_objective
 from srrl.rollout import generator
+from srrl.weights import WHOLE
 
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
 
@@ -60,13 +67,19 @@ class Learner:
         self.config, self.policy, self.accelerator = config, policy, accelerator
         self.loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
         t = config.train
-        self.optimizer = adamw(t.use_8bit_adam)(
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        optimizer = adamw(t.use_8bit_adam)(
             policy.trainable(),
             lr=t.learning_rate,
             betas=(t.adam_beta1, t.adam_beta2),
             weight_decay=t.adam_weight_decay,
             eps=t.adam_epsilon,
         )
+        if self.sharded:
+            policy.pipe.unet.to(memory_format=torch.contiguous_format)
+            policy.unet, prepared = accelerator.prepare(policy.pipe.unet, optimizer)
+            optimizer = prepared.optimizer
+        self.optimizer = optimizer
 
     def update(self, plan: StagePlan, selection: Selection) -> dict[str, float]:
         """num_inner_epochs passes of the clipped policy gradient over the selection."""
@@ -102,7 +115,8 @@ class Learner:
             loss, clipped, deviation = self.backward(selection, pairs)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.trainable(), self.config.train.max_grad_norm
-            ).item()
+            )
+            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             if first:
                 self.check_first_ratio(deviation)
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale <= 1:
@@ -124,10 +138,15 @@ class Learner:
         Returns the loss, the share of clipped pairs and max |ratio - 1|, of all processes too.
         """
         loss = clipped = deviation = 0.0
-        for part in self.own_micro_batches(pairs):
+        processes = self.accelerator.num_processes
+        for part, counts in self.own_micro_batches(pairs):
+            counted = self.policy.nfe
             objective = self.objective(selection, part.to(self.policy.device))
-            share = len(part) / len(pairs)
-            (objective.loss * (share * self.loss_scale)).backward()
+            if not counts:
+                self.policy.nfe = counted
+            share = counts * len(part) / len(pairs)
+            scale = self.loss_scale * (processes if self.sharded else 1)  # sharded ones average
+            (objective.loss * (share * scale)).backward()
             loss += objective.loss.item() * share
             clipped += objective.clipped.float().mean().item() * share
             deviation = max(deviation, (objective.ratio - 1).abs().max().item())
@@ -136,22 +155,25 @@ class Learner:
             if parameter.grad is None:  # this process had no micro-batch
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.div_(self.loss_scale)
-        if self.accelerator.num_processes == 1:
+        if processes == 1:
             return loss, clipped, deviation
-        flat = torch.cat([p.grad.flatten() for p in parameters])
-        flat = self.accelerator.reduce(flat, "sum")
-        for parameter, grad in zip(
-            parameters, flat.split([p.numel() for p in parameters]), strict=True
-        ):
-            parameter.grad.copy_(grad.view_as(parameter))
-        measured = torch.tensor([loss, clipped, deviation], device=flat.device).unsqueeze(0)
+        if not self.sharded:
+            sum_gradients(self.accelerator, parameters)
+        measured = torch.tensor([[loss, clipped, deviation]], device=self.policy.device)
         measured = self.accelerator.gather(measured)
         return (*measured[:, :2].sum(0).tolist(), measured[:, 2].max().item())
 
-    def own_micro_batches(self, pairs: Tensor) -> Iterator[Tensor]:
-        """This process's micro-batches of an update: every N-th, cut as one process cuts them."""
-        parts = pairs.split(self.config.train.micro_batch)
-        yield from parts[self.accelerator.process_index :: self.accelerator.num_processes]
+    def own_micro_batches(self, pairs: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """This process's micro-batches of an update, and 1 for each: every N-th one of those that
+        one process would make. Where the UNet is spread over the processes they all must call it
+        equally often: a process short of one gets the last one again, with 0.
+        """
+        parts, n = pairs.split(self.config.train.micro_batch), self.accelerator.num_processes
+        for i in range(self.accelerator.process_index, -(-len(parts) // n) * n, n):
+            if i < len(parts):
+                yield parts[i], 1
+            elif self.sharded:
+                yield parts[-1], 0
 
     def objective(self, selection: Selection, pairs: Tensor) -> Objective:
         """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
@@ -180,11 +202,30 @@ class Learner:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "loss_scale": self.loss_scale}
+        """What resuming needs besides the weights; every process takes part."""
+        if self.sharded:
+            optimizer = get_optimizer_state_dict(self.policy.unet, self.optimizer, options=WHOLE)
+        else:
+            optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "loss_scale": self.loss_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            set_optimizer_state_dict(
+                self.policy.unet, self.optimizer, state["optimizer"], options=WHOLE
+            )
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.loss_scale = state["loss_scale"]
+
+
+def sum_gradients(accelerator: Accelerator, parameters: list[Tensor]) -> None:
+    """Replace each .grad by its sum over the processes, in one reduction."""
+    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "sum")
+    for parameter, grad in zip(
+        parameters, flat.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.grad.copy_(grad.view_as(parameter))
 
 
 def adamw(use_8bit: bool) -> type[torch.optim.Optimizer]:

@@ -25,6 +25,7 @@ from srrl.policy import Policy
 from srrl.prompts import evenly, load_prompts, stage_prompts
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.tracking import Clock, Tracker, mean_text
+from srrl.weights import trained_weights
 
 PHASES = ("reflect", "sample", "decode", "score", "update")
 
@@ -258,9 +259,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part, the main one writes."""
+        weights, state = trained_weights(self.policy.pipe), self.learner.state_dict()
         if self.accelerator.is_main_process:
-            state = self.learner.state_dict()
-            checkpoint.save(self.folder, self.policy.pipe, state, self.history, self.progress)
+            checkpoint.save(
+                self.folder, self.policy.pipe, weights, state, self.history, self.progress
+            )
             checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 

@@ -15,12 +15,19 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 
 from srrl.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora_kohya.safetensors"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+# States are saved whole even where the UNet is spread over processes.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 
 def make_trainable(pipe: DiffusionPipeline, c: ConfigDict) -> None:
@@ -59,38 +66,46 @@ def has_lora(pipe: DiffusionPipeline) -> bool:
     return bool(getattr(pipe.unet, "peft_config", None))
 
 
-def save_weights(
-    pipe: DiffusionPipeline, folder: Path, state: dict[str, Tensor] | None = None
-) -> None:
-    """Write the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the UNet as `unet`,
-    which `UNet2DConditionModel.from_pretrained` reads.
+def trained_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """The LoRA's or the UNet's state. Every process takes part: a UNet may be spread over them."""
+    if has_lora(pipe):
+        return get_peft_model_state_dict(pipe.unet)
+    return get_model_state_dict(pipe.unet, options=WHOLE)
 
-    `state` is the UNet's whole state where it is spread over processes.
-    """
+
+def save_weights(pipe: DiffusionPipeline, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write trained_weights: the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the
+    UNet as `unet`, which `UNet2DConditionModel.from_pretrained` reads."""
     if not has_lora(pipe):
-        pipe.unet.save_pretrained(folder / "unet", state_dict=state, max_shard_size="1TB")
+        pipe.unet.save_config(folder / "unet")
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / UNET_FILE)
         return
     pipe.save_lora_weights(
         folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)),
+        unet_lora_layers=convert_state_dict_to_diffusers(state),
         unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
     )
 
 
 def load_weights(pipe: DiffusionPipeline, folder: Path) -> None:
     """Read exactly what save_weights wrote into what make_trainable made."""
+    fits = True
     try:
         if has_lora(pipe):
             state = {k.removeprefix("unet."): v for k, v in load_file(folder / LORA_FILE).items()}
             state = convert_unet_state_dict_to_peft(state)
             result = set_peft_model_state_dict(pipe.unet, state)
-            missing = [k for k in result.missing_keys if "lora_" in k]
+            fits = not any("lora_" in k for k in result.missing_keys)
         else:
-            result = pipe.unet.load_state_dict(load_file(folder / UNET_FILE), strict=False)
-            missing = result.missing_keys
-    except (OSError, SafetensorError, RuntimeError) as error:
+            state = load_file(folder / UNET_FILE)
+            result = set_model_state_dict(pipe.unet, state, options=WHOLE)
+            fits = not result.missing_keys
+        fits = fits and not result.unexpected_keys
+    except RuntimeError:  # other shapes
+        fits = False
+    except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights in {folder}: {error}") from error
-    if result.unexpected_keys or missing:
+    if not fits:
         raise UserError(
             f"the weights in {folder} do not fit this model and lora settings: use the "
             f"pretrained.model, use_lora and lora.* they were trained with"

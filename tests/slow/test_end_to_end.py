@@ -9,39 +9,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from srrl.config import REPOSITORY
 from srrl.shapes.pipeline import TINY_SD
+from srrl.weights import LORA_FILE
 from tests.conftest import PRESET, PROMPTS, small_run
+from tests.slow.commands import flat, logged, lora, run
 
 pytestmark = pytest.mark.slow
-LORA_FILE = "pytorch_lora_weights.safetensors"
 STAGES = 3
-
-
-def run(*arguments, check: int | None = 0) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [str(a) for a in arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=900
-    )
-    assert check is None or result.returncode == check, result.stdout + result.stderr
-    return result
 
 
 def train(folder: Path, *extra: str) -> list[str]:
     return ["scripts/train.py", PRESET, *small_run(folder, STAGES), *extra]
 
 
-def logged(run_folder: Path, name: str) -> list[dict]:
-    """A log's lines without their times."""
-    lines = [json.loads(x) for x in (run_folder / name).read_text().splitlines()]
-    return [{k: v for k, v in x.items() if not k.startswith("seconds/")} for x in lines]
-
-
 def final_lora(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "run" / "checkpoints" / f"stage_{STAGES:04d}" / LORA_FILE)
+    return lora(folder / "run", STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +102,7 @@ def test_another_batch_size_gives_the_same_training(undisturbed, tmp_path):
         assert one["samples_total"] == other["samples_total"]
         assert one["reward/shapes/mean"] == pytest.approx(other["reward/shapes/mean"], abs=5e-3)
     assert ours[0]["selected"] == theirs[0]["selected"]
-    one, other = (
-        torch.cat([t.flatten() for _, t in sorted(final_lora(f).items())])
-        for f in (tmp_path, undisturbed)
-    )
+    one, other = (flat(final_lora(f)) for f in (tmp_path, undisturbed))
     assert (one - other).norm() <= 0.05 * other.norm()  # Adam turns rounding into small steps
 
 
@@ -185,12 +169,21 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection():
     assert means[3] > means[2]
 
 
-def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(tmp_path):
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(model, tmp_path):
     """A few steps; the whole 15 minutes are in docs/LOG.md."""
-    command = [sys.executable, "scripts/pretrain_tiny.py", "--vae-steps", 20, "--unet-steps", 20]
+    command = [
+        sys.executable,
+        "scripts/pretrain_tiny.py",
+        model,
+        "--vae-steps",
+        20,
+        "--unet-steps",
+        20,
+    ]
     for name in ("one", "two"):
         run(*command, "--out", tmp_path / name)
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "one", torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "one", torch_dtype=torch.float32)
     assert pipe(PROMPTS[0], num_inference_steps=2).images[0].size == (32, 32)
     for part in ("unet", "vae"):
         file = f"{part}/diffusion_pytorch_model.safetensors"

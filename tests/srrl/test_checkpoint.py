@@ -10,7 +10,12 @@ from srrl.advantages import ScoreHistory
 from srrl.checkpoint import Progress, check_same_run, cut_log
 from srrl.config import flatten, load_config
 from srrl.errors import UserError
+from srrl.weights import trained_weights
 from tests.conftest import PRESET, load_policy, randomise_lora
+
+
+def save(run, policy, *rest):
+    return checkpoint.save(run, policy.pipe, trained_weights(policy.pipe), *rest)
 
 
 def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path):
@@ -21,7 +26,13 @@ def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path
     for p in policy.trainable():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    checkpoint.save(tmp_path, policy.pipe, optimizer.state_dict(), history, Progress(5, 100, 2000))
+    save(
+        tmp_path,
+        policy,
+        optimizer.state_dict(),
+        history,
+        Progress(5, 100, 2000),
+    )
     (tmp_path / "checkpoints" / "stage_0006.tmp").mkdir()
     (tmp_path / "checkpoints" / "stage_0006.tmp" / checkpoint.STATE_FILE).write_text("{")
 
@@ -39,7 +50,13 @@ def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path
 def test_pruning_keeps_the_newest_whole_and_the_weights_of_every_fifth(tmp_path):
     policy, optimizer = load_policy(lora=True), {"state": {}}
     for stage in range(12):
-        checkpoint.save(tmp_path, policy.pipe, optimizer, ScoreHistory(1), Progress(stage))
+        save(
+            tmp_path,
+            policy,
+            optimizer,
+            ScoreHistory(1),
+            Progress(stage),
+        )
         checkpoint.prune(tmp_path, stage, keep_every=5)
     kept = {p.name: {f.name for f in p.iterdir()} for p in (tmp_path / "checkpoints").iterdir()}
     weights = {"pytorch_lora_weights.safetensors"}
@@ -54,7 +71,7 @@ def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path):
             return (print, ("ran",))
 
     policy = load_policy(lora=True)
-    folder = checkpoint.save(tmp_path, policy.pipe, {}, ScoreHistory(1), Progress(1))
+    folder = save(tmp_path, policy, {}, ScoreHistory(1), Progress(1))
     torch.save({"x": Evil()}, folder / checkpoint.OPTIMIZER_FILE)
     with pytest.raises(Exception, match=r"(?i)weights.only"):
         checkpoint.load(folder, policy.pipe, ScoreHistory(1))

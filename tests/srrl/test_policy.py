@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from srrl.errors import UserError
 from srrl.rollout import denoise_steps
-from srrl.weights import LORA_FILE, add_lora, load_weights, save_weights
+from srrl.weights import LORA_FILE, add_lora, load_weights, save_weights, trained_weights
 from tests.conftest import LORA, MODELS, PROMPTS, load_policy, randomise_lora
 
 
@@ -77,7 +77,7 @@ def test_lora_weights_stay_float32_on_a_half_precision_base():
 
 def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    save_weights(lora_policy.pipe, tmp_path)
+    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
     again = like(lora_policy, lora=True)
     load_weights(again.pipe, tmp_path)
     for one, other in zip(lora_policy.trainable(), again.trainable(), strict=True):
@@ -87,7 +87,7 @@ def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
 
 def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    save_weights(lora_policy.pipe, tmp_path)
+    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
     x = torch.randn(4, *lora_policy.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning = lora_policy.encode(PROMPTS)
     ours = denoise_steps(lora_policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
@@ -105,7 +105,7 @@ def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_polic
 
 
 def test_a_lora_that_does_not_fit_is_refused(lora_policy, tmp_path):
-    save_weights(lora_policy.pipe, tmp_path)
+    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
     state = load_file(tmp_path / LORA_FILE)
     from safetensors.torch import save_file
 

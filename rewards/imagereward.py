@@ -1,0 +1,185 @@
+"""ImageReward v1.0 (arXiv 2304.05977) as inference on transformers' BLIP and BERT classes.
+
+BLIP's ViT reads the picture, its BERT the prompt with cross-attention to the picture; an MLP
+without activations turns [CLS] into a score, standardised with the published mean and std.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from rewards.checkpoints import checkpoint_folder, fill, read_weights
+from rewards.preprocess import centre_crop, to_pil
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+FILES = ("ImageReward.safetensors", "ImageReward.pt")
+MAX_TOKENS = 35
+HEAD = 64  # dimensions of an attention head, in both networks
+MLP = (1024, 128, 64, 16, 1)
+# Names of the original's ViT (timm's) and transformers'.
+VISION_NAMES = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    ".norm1": ".layer_norm1",
+    ".norm2": ".layer_norm2",
+    "blocks.": "encoder.layers.",
+}
+
+
+class Network(nn.Module):
+    """The three parts; their sizes are those of an original checkpoint's tensors."""
+
+    def __init__(self, state: dict[str, Tensor]):
+        super().__init__()
+        vision, text = "blip.visual_encoder.", "blip.text_encoder."
+        width, _, patch, _ = state[vision + "patch_embed.proj.weight"].shape
+        patches = state[vision + "pos_embed"].shape[1] - 1
+        words, hidden = state[text + "embeddings.word_embeddings.weight"].shape
+        self.image_size = round(patches**0.5) * patch
+        self.vision = BlipVisionModel(
+            BlipVisionConfig(
+                hidden_size=width,
+                intermediate_size=state[vision + "blocks.0.mlp.fc1.weight"].shape[0],
+                num_hidden_layers=count(state, vision + r"blocks\.(\d+)\."),
+                num_attention_heads=width // HEAD,
+                image_size=self.image_size,
+                patch_size=patch,
+                layer_norm_eps=1e-6,
+                hidden_act="gelu",
+            )
+        )
+        self.text = BlipTextModel(
+            BlipTextConfig(
+                vocab_size=words,
+                hidden_size=hidden,
+                encoder_hidden_size=width,
+                intermediate_size=state[text + "encoder.layer.0.intermediate.dense.weight"].shape[0],
+                num_hidden_layers=count(state, text + r"encoder\.layer\.(\d+)\."),
+                num_attention_heads=hidden // HEAD,
+                max_position_embeddings=state[
+                    text + "embeddings.position_embeddings.weight"
+                ].shape[0],
+                is_decoder=True,  # gives it cross-attention
+                layer_norm_eps=1e-12,
+            ),
+            add_pooling_layer=False,
+        )
+        sizes = (hidden, *MLP)
+        # The original's dropouts, which do nothing at inference, take places 1, 3 and 5.
+        places = (0, 2, 4, 6, 7)
+        self.mlp = nn.ModuleDict(
+            {str(p): nn.Linear(sizes[i], sizes[i + 1]) for i, p in enumerate(places)}
+        )
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores float32 [B] of pixels [B, 3, H, W] and token ids and mask int64 [B, L]."""
+        picture = self.vision(pixels).last_hidden_state
+        x = self.text(
+            ids,
+            attention_mask=mask,
+            encoder_hidden_states=picture,
+            encoder_attention_mask=ids.new_ones(picture.shape[:-1]),
+            is_decoder=False,
+        ).last_hidden_state[:, 0]
+        for layer in self.mlp.values():
+            x = layer(x)
+        return (x.squeeze(-1).float() - MEAN) / STD
+
+
+def count(state: dict[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that the pattern finds in the names."""
+    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+
+
+def renamed(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The original checkpoint's tensors under this network's names."""
+    for name, tensor in state.items():
+        if name.startswith("blip.visual_encoder."):
+            name = name.removeprefix("blip.visual_encoder.")
+            for original, ours in VISION_NAMES.items():
+                name = name.replace(original, ours)
+            yield "vision." + re.sub(r"^norm\.", "post_layernorm.", name), tensor
+        elif name.startswith("blip.text_encoder."):
+            if not name.endswith("position_ids"):  # a constant
+                yield "text." + name.removeprefix("blip.text_encoder."), tensor
+        else:
+            yield name.replace("mlp.layers.", "mlp."), tensor
+
+
+class ImageReward:
+    """score(): about -2 to 2, the higher the better picture and prompt go together.
+
+    model: hub name or folder with ImageReward.pt; tokenizer: hub name or folder of BERT's;
+    dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once.
+    """
+
+    def __init__(
+        self,
+        model: str = "THUDM/ImageReward",
+        tokenizer: str = "google-bert/bert-base-uncased",
+        device: str = "cpu",
+        dtype: str = "fp32",
+        batch_size: int = 32,
+    ):
+        from rewards import DTYPES
+
+        folder = checkpoint_folder("imagereward", model, list(FILES[1:]))
+        file = next((folder / name for name in FILES if (folder / name).exists()), folder / FILES[1])
+        state = read_weights("imagereward", file)
+        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        with torch.device("meta"):
+            self.network = Network(state)
+        fill("imagereward", self.network, renamed(state), self.dtype)
+        restore_buffers(self.network)
+        self.network.eval().requires_grad_(False).to(device)
+        vocabulary = checkpoint_folder("imagereward", tokenizer, ["vocab.txt", "tokenizer*"])
+        self.tokenizer = bert_tokenizer(vocabulary)
+
+    def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask int64 [B, 35]."""
+        encoded = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        )
+        return encoded.input_ids, encoded.attention_mask
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
+        scores = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            pictures = [centre_crop(im, self.network.image_size) for im in to_pil(images[part])]
+            pixels = torch.stack(pictures).to(self.device, self.dtype)
+            ids, mask = (x.to(self.device) for x in self.tokens(prompts[part]))
+            scores.append(self.network(pixels, ids, mask).cpu())
+        return torch.cat(scores)
+
+
+def bert_tokenizer(folder: Path) -> BertTokenizer:
+    """BERT's tokenizer with BLIP's two tokens, [DEC] and [ENC]."""
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return tokenizer
+
+
+def restore_buffers(module: nn.Module) -> None:
+    """Position numbers, which a model made on the meta device lacks."""
+    for child in module.modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+                child.register_buffer(name, positions.clone(), persistent=False)

@@ -1,0 +1,161 @@
+"""VQAScore (arXiv 2404.01291) with CLIP-FlanT5, as inference on transformers' CLIP and T5.
+
+The score is the probability of answering "Yes" to 'Does this figure show "PROMPT"?': the picture's
+CLIP features stand in the question as tokens, and T5 reads it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from rewards.checkpoints import checkpoint_folder, fill, read_weights, weight_files
+from rewards.imagereward import restore_buffers
+from rewards.preprocess import padded_square, to_pil
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+BEFORE = SYSTEM + " USER: "
+AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
+ANSWER = "Yes"
+VISION_PREFIX = "vision_tower.vision_tower."
+
+
+class Network(nn.Module):
+    """CLIP's vision tower, a two-layer projector and T5."""
+
+    def __init__(self, t5: T5Config, vision: CLIPVisionConfig, layer: int):
+        super().__init__()
+        self.layer, self.image_size = layer, vision.image_size
+        self.vision = CLIPVisionModel(vision)
+        self.mm_projector = nn.Sequential(
+            nn.Linear(vision.hidden_size, t5.d_model), nn.GELU(), nn.Linear(t5.d_model, t5.d_model)
+        )
+        self.t5 = T5ForConditionalGeneration(t5)
+        # FLAN-T5's output layer is its own; transformers ties it to the input embeddings.
+        self.t5.lm_head.weight = nn.Parameter(torch.empty_like(self.t5.lm_head.weight))
+
+    def picture_tokens(self, pixels: Tensor) -> Tensor:
+        """[B, patches, d_model] of pixels [B, 3, H, W]: CLIP's features of a layer, without CLS."""
+        features = self.vision(pixels, output_hidden_states=True).hidden_states[self.layer]
+        return self.mm_projector(features[:, 1:])
+
+    def forward(
+        self, pixels: Tensor, before: Tensor, after: list[Tensor], answer: Tensor
+    ) -> Tensor:
+        """exp(mean log p) float32 [B] of the answer's tokens after B questions.
+
+        before: int64 [L1], the ids before each picture; after: B times int64 [L2], those behind it;
+        answer: int64 [L3], with the end of the sequence.
+        """
+        embed = self.t5.get_input_embeddings()
+        rows = [
+            torch.cat([embed(before), picture, embed(ids)])
+            for picture, ids in zip(self.picture_tokens(pixels), after, strict=True)
+        ]
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=inputs.device)
+        mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        labels = answer.expand(len(rows), -1)
+        logits = self.t5(inputs_embeds=inputs, attention_mask=mask.long(), labels=labels).logits
+        log_probs = logits.float().log_softmax(-1)
+        return log_probs.gather(-1, labels[..., None]).squeeze(-1).mean(-1).exp()
+
+
+def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The published checkpoint's tensors under this network's names."""
+    for name, tensor in tensors.items():
+        if name.startswith(VISION_PREFIX):
+            name = "vision." + name.removeprefix(VISION_PREFIX)
+            yield name if name in known else name.replace("vision_model.", ""), tensor
+        elif name.startswith("mm_projector."):
+            yield name, tensor
+        elif name == "embed_tokens.weight" or name.endswith("position_ids"):
+            continue  # a copy of t5.shared.weight, a constant
+        else:
+            yield "t5." + name, tensor
+
+
+class VQAScore:
+    """score(): the probability of "Yes", 0 to 1.
+
+    model: hub name or folder of a CLIP-FlanT5 (zhiqiulin/clip-flant5-xl or -xxl); tokenizer: of
+    its T5, by default the checkpoint folder's own, else google/flan-t5-xl's; vision: of its CLIP,
+    by default what its config names; dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once.
+    """
+
+    def __init__(
+        self,
+        model: str = "zhiqiulin/clip-flant5-xl",
+        tokenizer: str | None = None,
+        vision: str | None = None,
+        device: str = "cpu",
+        dtype: str = "fp32",
+        batch_size: int = 8,
+    ):
+        from rewards import DTYPES
+
+        name = "vqascore"
+        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        folder = checkpoint_folder(name, model, ["*.json", "*.bin", "*.safetensors", "*.model"])
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vision = vision or settings["mm_vision_tower"]
+        tower = checkpoint_folder(name, vision, ["*.json", "*.bin", "*.safetensors"])
+        with torch.device("meta"):
+            self.network = Network(
+                T5Config.from_pretrained(folder),
+                CLIPVisionConfig.from_pretrained(tower),
+                settings.get("mm_vision_select_layer", -2),
+            )
+        fill(name, self.network, self._tensors(folder, tower), self.dtype)
+        restore_buffers(self.network)
+        self.network.eval().requires_grad_(False).to(device)
+        if tokenizer is None and not list(folder.glob("spiece.model")):
+            tokenizer = "google/flan-t5-xl"
+        words = folder if tokenizer is None else checkpoint_folder(
+            name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
+        )  # fmt: skip
+        self.tokenizer = AutoTokenizer.from_pretrained(words)
+        self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
+
+    def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:
+        """Shard by shard; a checkpoint without its vision tower takes the original CLIP's."""
+        known, vision = set(self.network.state_dict()), False
+        for file in weight_files("vqascore", folder):
+            for name, tensor in renamed(read_weights("vqascore", file), known):
+                vision |= name.startswith("vision.")
+                yield name, tensor
+        if not vision:
+            for file in weight_files("vqascore", tower):
+                for name, tensor in read_weights("vqascore", file).items():
+                    if name.startswith("vision_model.") and not name.endswith("position_ids"):
+                        ours = "vision." + name
+                        yield ours if ours in known else ours.replace("vision_model.", ""), tensor
+
+    def ids(self, text: str) -> Tensor:
+        """Token ids int64 [L], `</s>` at the end."""
+        return torch.tensor(self.tokenizer(text).input_ids, device=self.device)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
+        scores = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            size = self.network.image_size
+            pictures = [padded_square(image, size) for image in to_pil(images[part])]
+            pixels = torch.stack(pictures).to(self.device, self.dtype)
+            after = [self.ids(AFTER.replace("{}", prompt)) for prompt in prompts[part]]
+            scores.append(self.network(pixels, self.before, after, self.answer).cpu())
+        return torch.cat(scores)

@@ -1,0 +1,148 @@
+"""Two gloo processes give what one gives, and a process that dies ends the run clearly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from srrl.config import REPOSITORY
+from srrl.prompts import load_prompts, stage_prompts
+from srrl.weights import UNET_FILE
+from tests.conftest import PRESET, PROMPTS, small_run
+from tests.slow.commands import flat, logged, lora, run
+
+pytestmark = pytest.mark.slow
+TWO = ["--", "--num_processes", "2"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # other thread counts round differently
+SCRIPTS = {"sd": "train.sh", "sdxl": "train_xl.sh"}
+
+
+def assert_same_run(one: Path, two: Path, stages: int) -> None:
+    """Same images, scores, selections and logs; LoRA weights within 1e-5 relative."""
+    for ours, theirs in zip(*(logged(f, "metrics.jsonl") for f in (one, two)), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            tolerance = 1e-5 if key.startswith("ratio/") else 1e-4 * max(1, abs(value))
+            assert theirs[key] == pytest.approx(value, abs=tolerance), (key, ours["stage"])
+    for ours, theirs in zip(*(logged(f, "eval.jsonl") for f in (one, two)), strict=True):
+        assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-4)
+    for page in sorted((one / "samples").iterdir()):
+        pages = [np.asarray(Image.open(f / "samples" / page.name), int) for f in (one, two)]
+        assert (pages[0] == pages[1]).all(), page.name
+    ours, theirs = flat(lora(one, stages)), flat(lora(two, stages))
+    assert (ours - theirs).norm() <= 1e-5 * ours.norm()
+    changed = flat(lora(one, 0))
+    assert (ours - changed).norm() > 1e-3 * ours.norm()
+
+
+@pytest.mark.parametrize("stages", [1, 5])
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_two_processes_give_what_one_gives(model, stages, tmp_path):
+    options = ["--config.reflect.max_rounds=3"]
+    for name, flags in (("one", []), ("two", TWO)):
+        command = ["bash", SCRIPTS[model], *small_run(tmp_path / name, stages), *options, *flags]
+        said = run(*command, **ONE_THREAD).stdout
+        assert f"{name.replace('one', '1').replace('two', '2')} process" in said
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", stages)
+
+
+def test_also_when_one_process_selects_nothing(tmp_path):
+    """Only the first prompt's images differ in score, and they are the first process's."""
+    prompts = load_prompts("config/prompts/shapes_unconventional_train.json")
+    first = stage_prompts(prompts, 0, 3, seed=300)[0]
+    (tmp_path / "uneven.py").write_text(
+        "class Uneven:\n"
+        "    def score(self, images, prompts):\n"
+        f"        told = [p == {first!r} for p in prompts]\n"
+        "        mean = images.float().mean((1, 2, 3)) / 255\n"
+        "        return mean * mean.new_tensor(told)\n"
+    )
+    for name, flags in (("one", []), ("two", TWO)):
+        command = ["bash", "train.sh", *small_run(tmp_path / name, 1),
+                   '--config.reward.models={"uneven:Uneven": 1.0}', *flags]  # fmt: skip
+        run(*command, PYTHONPATH=str(tmp_path), **ONE_THREAD)
+    assert 0 < logged(tmp_path / "one" / "run", "metrics.jsonl")[0]["selected"] <= 2
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
+
+
+def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tmp_path):
+    """All weights of the UNet under FSDP2: the same gradients, images and checkpoints."""
+
+    def train(name: str, stages: int, sharded: bool) -> None:
+        options = ["--config.use_lora=false", "--config.sample.batch_size=4",
+                   "--config.eval.num_prompts=4", "--config.train.learning_rate=1e-5",
+                   "--config.train.final_lr_fraction=1", "--config.train.num_inner_epochs=1",
+                   "--config.train.trajectories_per_update=64"]  # fmt: skip
+        script = ["scripts/train.py"]
+        if sharded:
+            script = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                      "tests/slow/sharded.py"]  # fmt: skip
+        run(sys.executable, *script, PRESET, *small_run(tmp_path / name, stages), *options,
+            ACCELERATE_USE_CPU="true", **ONE_THREAD)  # fmt: skip
+
+    train("one", 2, sharded=False)
+    train("two", 2, sharded=True)
+    train("resumed", 1, sharded=True)
+    train("resumed", 2, sharded=True)
+    one, two, resumed = (tmp_path / name / "run" for name in ("one", "two", "resumed"))
+    for ours, theirs in zip(*(logged(f, "metrics.jsonl") for f in (one, two)), strict=True):
+        for key, value in ours.items():
+            loose = 1e-5 if key.startswith("ratio/") else 1e-3 * max(1, abs(value))
+            assert theirs[key] == pytest.approx(value, abs=loose), (key, ours["stage"])
+    unets = [load_file(f / "checkpoints" / "stage_0002" / UNET_FILE) for f in (one, two, resumed)]
+    assert (flat(unets[0]) - flat(unets[1])).norm() <= 1e-4 * flat(unets[0]).norm()
+    assert all(torch.equal(unets[1][k], unets[2][k]) for k in unets[1])
+    start = load_file(one / "checkpoints" / "stage_0000" / UNET_FILE)
+    changed = (flat(unets[0]) - flat(start)).norm()
+    assert (flat(unets[0]) - flat(unets[1])).norm() <= 0.05 * changed
+    images = ["scripts/sample.py", "--checkpoint", two, "--prompts", PROMPTS[0], "--seeds", 3]
+    run(sys.executable, *images, "--rounds", 2, "--out", tmp_path / "images")
+    assert (tmp_path / "images" / "grid.png").exists()
+
+
+def process_of_rank(rank: int, run_folder: Path) -> int:
+    """The pid of a training process of the run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        here = f"--config.output_dir={run_folder}".encode() in command
+        script = len(command) > 2 and b"train.py" in b" ".join(command[1:3])
+        if here and script and f"LOCAL_RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError("no such process")
+
+
+def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_resumes(tmp_path):
+    def command(name: str) -> list[str]:
+        return ["bash", "train.sh", *small_run(tmp_path / name, 6), *TWO]
+
+    run(*command("whole"), **ONE_THREAD)
+    process = subprocess.Popen(
+        command("killed"), cwd=REPOSITORY, env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("stage 2/"):
+            os.kill(process_of_rank(1, tmp_path / "killed"), signal.SIGKILL)
+            break
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 60 and process.returncode != 0
+    last = errors.strip().splitlines()[-1]
+    assert "process 1 was killed by signal 9" in last and "the same command resumes" in last
+    assert "Traceback" not in errors
+    assert "resuming" in run(*command("killed"), **ONE_THREAD).stdout
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    assert logged(killed, "metrics.jsonl") == logged(whole, "metrics.jsonl")
+    assert (flat(lora(whole, 6)) == flat(lora(killed, 6))).all()

@@ -1,0 +1,77 @@
+"""LoRAs and whole UNets out and in again, in the formats other programs read."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+
+from srrl.config import load_config
+from srrl.errors import UserError
+from srrl.weights import (
+    KOHYA_FILE,
+    add_lora,
+    export_kohya,
+    load_weights,
+    make_trainable,
+    save_weights,
+    trained_weights,
+)
+from tests.conftest import LORA, MODELS, PRESET, load_policy, randomise_lora
+
+
+@pytest.mark.parametrize("alpha", [4, 10])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_kohya_lora_comes_back_exactly_through_plain_diffusers(model, alpha, tmp_path):
+    policy = load_policy(model)
+    settings = LORA.copy_and_resolve_references()
+    settings.alpha = alpha
+    add_lora(policy.pipe, settings, seed=0)
+    randomise_lora(policy)
+    export_kohya(policy.pipe, tmp_path / KOHYA_FILE)
+
+    state = load_file(tmp_path / KOHYA_FILE)
+    parts = {key.partition(".")[2] for key in state}
+    assert parts == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert all(key.startswith("lora_unet_") for key in state)
+    pipe = DiffusionPipeline.from_pretrained(MODELS[model], torch_dtype=torch.float32)
+    pipe.load_lora_weights(tmp_path, weight_name=KOHYA_FILE)
+    (name,) = pipe.unet.peft_config
+    ours = get_peft_model_state_dict(policy.pipe.unet)
+    theirs = get_peft_model_state_dict(pipe.unet, adapter_name=name)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    scale = [m.scaling for m in policy.pipe.unet.modules() if hasattr(m, "scaling")]
+    assert [m.scaling[name] for m in pipe.unet.modules() if hasattr(m, "scaling")] == [
+        s["default"] for s in scale
+    ]
+
+
+def test_a_whole_unet_comes_back_exactly_and_diffusers_reads_it(tmp_path):
+    config = load_config([PRESET, "--config.use_lora=false"])
+    policy = load_policy("sdxl")
+    make_trainable(policy.pipe, config)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter += 0.01
+    (tmp_path / "unet").mkdir()
+    save_weights(policy.pipe, tmp_path, trained_weights(policy.pipe))
+    again = load_policy("sdxl")
+    make_trainable(again.pipe, config)
+    load_weights(again.pipe, tmp_path)
+    plain = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    for other in (again.pipe.unet, plain):
+        for a, b in zip(policy.pipe.unet.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(UserError, match="not a LoRA"):
+        export_kohya(policy.pipe, tmp_path / "x")
+    with pytest.raises(UserError, match="do not fit"):
+        other = load_policy("sd")
+        make_trainable(other.pipe, config)
+        load_weights(other.pipe, tmp_path)
+
+
+def test_modules_that_are_not_there_are_refused():
+    settings = LORA.copy_and_resolve_references()
+    settings.target_modules = ("to_x",)
+    with pytest.raises(UserError, match="to_x"):
+        add_lora(load_policy().pipe, settings, seed=0)
