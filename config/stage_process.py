@@ -100,6 +100,24 @@ def base() -> ConfigDict:
     c.reward = r = ConfigDict()
     # Reward models and their weights, applied after each is standardised. See rewards/.
     r.models = {"vqascore": 1.0, "imagereward": 1.0}
+    # Keywords of a reward's constructor, as {"vqascore": {"model": "zhiqiulin/clip-flant5-xxl"}}.
+    r.options = ConfigDict()
+    # "local": in this process. "worker": in a process of its own, which may have its own GPU,
+    # interpreter or host, and scores while the next batch is sampled. "original": a worker with
+    # the authors' own packages.
+    r.backend = "local"
+    # Where reward networks run (unset: where the policy does), and their precision on a GPU:
+    # "fp32", "fp16" or "bf16". On a CPU they are float32.
+    r.device = placeholder(str)
+    r.dtype = "fp16"
+    r.worker = w = ConfigDict()
+    # The worker's interpreter (unset: this one), or the HOST:PORT of one that is running (see
+    # rewards/worker.py), which then is not started here.
+    w.python = placeholder(str)
+    w.address = placeholder(str)
+    # With reflect.train_rounds "all": "all" scores every round's own image (process rewards),
+    # "last" gives every round the advantage of the last round's image.
+    r.rounds = "all"
     # H: a prompt's scores of the last H stages join its mean and std. More is steadier, less
     # follows the improving policy faster.
     r.history = 8

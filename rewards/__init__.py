@@ -5,19 +5,32 @@ A reward is a class with
     score(images: uint8 [B, 3, H, W], prompts: list[str]) -> float32 [B]     higher is better
 
 and, if it can only judge some prompts, check_prompts(prompts), which raises ValueError for the
-others. `reward.models` takes registered names and "module:Class" for any other.
+others. `reward.models` takes registered names and "module:Class" for any other; the keywords of
+its constructor come from `reward.options`.
 """
 
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from srrl.errors import UserError
 
-REGISTRY = {"shapes": "rewards.shapes:ShapesVerifier"}
+REGISTRY = {
+    "shapes": "rewards.shapes:ShapesVerifier",
+    "vqascore": "rewards.vqascore:VQAScore",
+    "imagereward": "rewards.imagereward:ImageReward",
+    "clipscore": "rewards.clipscore:CLIPScore",
+}
+# The authors' own packages, for backend "original", in an environment of their own.
+ORIGINALS = {
+    "vqascore": "rewards.originals:OriginalVQAScore",
+    "imagereward": "rewards.originals:OriginalImageReward",
+}
+NETWORKS = ("vqascore", "imagereward", "clipscore")  # they take device and dtype
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Reward(Protocol):
@@ -26,20 +39,44 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor: ...
 
 
-def load_rewards(names: Iterable[str]) -> dict[str, Reward]:
-    """Instances of the named rewards. Raises UserError for a name that cannot be imported."""
-    rewards = {}
+def check_names(names: Iterable[str], registry: Mapping[str, str] = REGISTRY) -> None:
+    """Raise UserError for a name that is neither registered nor "module:Class"."""
     for name in names:
-        if name not in REGISTRY and ":" not in name:
+        if name not in registry and ":" not in name:
             raise UserError(
-                f"reward.models: unknown reward {name!r}: registered are {', '.join(REGISTRY)}; "
+                f"reward.models: unknown reward {name!r}: registered are {', '.join(registry)}; "
                 f"any other is given as 'module:Class'"
             )
-        module, _, attribute = REGISTRY.get(name, name).partition(":")
+
+
+def load_rewards(
+    names: Iterable[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    registry: Mapping[str, str] = REGISTRY,
+) -> dict[str, Reward]:
+    """Instances of the named rewards, with their options; networks also get device and dtype.
+
+    Raises UserError for a name that cannot be imported or options that it does not take.
+    """
+    names = list(names)
+    check_names(names, registry)
+    rewards = {}
+    for name in names:
+        module, _, attribute = registry.get(name, name).partition(":")
+        given = dict((options or {}).get(name, {}))
+        if name in NETWORKS:
+            given = {"device": device, "dtype": dtype, **given}
         try:
-            rewards[name] = getattr(importlib.import_module(module), attribute)()
+            made = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"reward.models: cannot import {name!r}: {error}") from error
+        try:
+            rewards[name] = made(**given)
+        except TypeError as error:
+            raise UserError(f"reward.options of {name!r}: {error}") from error
     return rewards
 
 
@@ -65,15 +102,20 @@ def score_all(
         values = torch.as_tensor(reward.score(images, prompts)).detach().float().cpu()
         if values.shape != (len(prompts),):
             raise UserError(
-                f"reward {name!r} returned shape {list(values.shape)} for {len(prompts)} images: "
-                f"it must return one score for each"
+                f"reward {name!r} returned shape {list(values.shape)} for {len(prompts)} images "
+                f"({shown(prompts)}): it must return one score for each"
             )
         bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
         if bad:
             raise UserError(
-                f"reward {name!r} returned {values[bad[0]].item()} for prompt "
-                f"{prompts[bad[0]]!r} ({len(bad)} of {len(prompts)} scores are not finite): "
-                f"nothing was updated; repair the reward or remove the prompt"
+                f"reward {name!r} returned {values[bad[0]].item()} for "
+                f"{shown([prompts[i] for i in bad])} ({len(bad)} of {len(prompts)} scores are not "
+                f"finite): nothing was updated; repair the reward or remove the prompt"
             )
         scores[name] = values
     return scores
+
+
+def shown(prompts: list[str]) -> str:
+    """The first three prompts, quoted."""
+    return ", ".join(repr(p) for p in prompts[:3]) + (", ..." if len(prompts) > 3 else "")

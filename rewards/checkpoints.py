@@ -67,16 +67,18 @@ def fill(
 ) -> None:
     """Put (name, tensor) pairs into a model made on the meta device, converted to dtype.
 
-    Raises UserError if any parameter is left without a value, or a tensor has no place.
+    Position numbers, which are no parameters, are made anew. Raises UserError if any parameter is
+    left without a value, or a tensor has no place.
     """
-    places = dict(model.state_dict())
+    places = dict(model.named_parameters(remove_duplicate=False))
     unexpected, seen = [], set()
     for name, tensor in tensors:
         if name not in places or places[name].shape != tensor.shape:
             unexpected.append(f"{name} {list(tensor.shape)}")
             continue
-        value = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        model.load_state_dict({name: value}, strict=False, assign=True)
+        path, _, leaf = name.rpartition(".")
+        value = nn.Parameter(tensor.to(dtype), requires_grad=False)
+        setattr(model.get_submodule(path), leaf, value)
         seen.add(name)
     missing = [name for name in places if name not in seen]
     if missing or unexpected:
@@ -85,3 +87,8 @@ def fill(
             f"missing {missing[:3]} ({len(missing)}), unexpected {unexpected[:3]} "
             f"({len(unexpected)})"
         )
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                positions = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+                module.register_buffer(name, positions, persistent=False)

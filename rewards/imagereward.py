@@ -62,12 +62,14 @@ class Network(nn.Module):
                 vocab_size=words,
                 hidden_size=hidden,
                 encoder_hidden_size=width,
-                intermediate_size=state[text + "encoder.layer.0.intermediate.dense.weight"].shape[0],
+                intermediate_size=state[text + "encoder.layer.0.intermediate.dense.weight"].shape[
+                    0
+                ],
                 num_hidden_layers=count(state, text + r"encoder\.layer\.(\d+)\."),
                 num_attention_heads=hidden // HEAD,
-                max_position_embeddings=state[
-                    text + "embeddings.position_embeddings.weight"
-                ].shape[0],
+                max_position_embeddings=state[text + "embeddings.position_embeddings.weight"].shape[
+                    0
+                ],
                 is_decoder=True,  # gives it cross-attention
                 layer_norm_eps=1e-12,
             ),
@@ -133,13 +135,13 @@ class ImageReward:
         from rewards import DTYPES
 
         folder = checkpoint_folder("imagereward", model, list(FILES[1:]))
-        file = next((folder / name for name in FILES if (folder / name).exists()), folder / FILES[1])
+        present = [folder / name for name in FILES if (folder / name).exists()]
+        file = present[0] if present else folder / FILES[-1]
         state = read_weights("imagereward", file)
         self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
         with torch.device("meta"):
             self.network = Network(state)
         fill("imagereward", self.network, renamed(state), self.dtype)
-        restore_buffers(self.network)
         self.network.eval().requires_grad_(False).to(device)
         vocabulary = checkpoint_folder("imagereward", tokenizer, ["vocab.txt", "tokenizer*"])
         self.tokenizer = bert_tokenizer(vocabulary)
@@ -174,12 +176,3 @@ def bert_tokenizer(folder: Path) -> BertTokenizer:
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer
-
-
-def restore_buffers(module: nn.Module) -> None:
-    """Position numbers, which a model made on the meta device lacks."""
-    for child in module.modules():
-        for name, buffer in child.named_buffers(recurse=False):
-            if buffer.is_meta and name == "position_ids":
-                positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
-                child.register_buffer(name, positions.clone(), persistent=False)

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from rewards.checkpoints import checkpoint_folder, fill, read_weights, weight_files
-from rewards.imagereward import restore_buffers
 from rewards.preprocess import padded_square, to_pil
 
 SYSTEM = (
@@ -29,6 +28,7 @@ SYSTEM = (
 BEFORE = SYSTEM + " USER: "
 AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 VISION_PREFIX = "vision_tower.vision_tower."
 
 
@@ -45,6 +45,11 @@ class Network(nn.Module):
         self.t5 = T5ForConditionalGeneration(t5)
         # FLAN-T5's output layer is its own; transformers ties it to the input embeddings.
         self.t5.lm_head.weight = nn.Parameter(torch.empty_like(self.t5.lm_head.weight))
+
+    def tie(self) -> None:
+        """Let T5's two halves share their input embeddings, as FLAN-T5 does."""
+        shared = self.t5.shared.weight
+        self.t5.encoder.embed_tokens.weight = self.t5.decoder.embed_tokens.weight = shared
 
     def picture_tokens(self, pixels: Tensor) -> Tensor:
         """[B, patches, d_model] of pixels [B, 3, H, W]: CLIP's features of a layer, without CLS."""
@@ -67,7 +72,7 @@ class Network(nn.Module):
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=inputs.device)
         mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-        labels = answer.expand(len(rows), -1)
+        labels = answer.repeat(len(rows), 1)
         logits = self.t5(inputs_embeds=inputs, attention_mask=mask.long(), labels=labels).logits
         log_probs = logits.float().log_softmax(-1)
         return log_probs.gather(-1, labels[..., None]).squeeze(-1).mean(-1).exp()
@@ -81,8 +86,10 @@ def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, 
             yield name if name in known else name.replace("vision_model.", ""), tensor
         elif name.startswith("mm_projector."):
             yield name, tensor
-        elif name == "embed_tokens.weight" or name.endswith("position_ids"):
-            continue  # a copy of t5.shared.weight, a constant
+        elif name.endswith("embed_tokens.weight") or name.endswith("position_ids"):
+            continue  # copies of shared.weight, constants
+        elif name == "shared.weight":
+            yield from ((f"t5.{place}", tensor) for place in EMBEDDINGS)
         else:
             yield "t5." + name, tensor
 
@@ -119,7 +126,7 @@ class VQAScore:
                 settings.get("mm_vision_select_layer", -2),
             )
         fill(name, self.network, self._tensors(folder, tower), self.dtype)
-        restore_buffers(self.network)
+        self.network.tie()
         self.network.eval().requires_grad_(False).to(device)
         if tokenizer is None and not list(folder.glob("spiece.model")):
             tokenizer = "google/flan-t5-xl"

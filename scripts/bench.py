@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from rewards import load_rewards
+from rewards.scoring import rewards_of
 from srrl.budget import stage_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
@@ -104,7 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)
-        trainer = Trainer(config, policy, load_rewards(config.reward.models), accelerator, tracker)
+        rewards = rewards_of(config, accelerator.device)
+        trainer = Trainer(config, policy, rewards, accelerator, tracker)
         figures = measure(trainer, Floor(policy, args.batch_sizes), args)
     text = json.dumps(figures, indent=1)
     print(text)

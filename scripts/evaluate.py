@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from rewards import load_rewards, score_all
+from rewards import score_all
+from rewards.scoring import rewards_of
 from srrl.checkpoint import chosen_model
 from srrl.config import check_files, resolve
 from srrl.errors import one_line_errors
@@ -46,7 +47,7 @@ def main() -> None:
     prompts = sorted(
         load_prompts(resolve(config.prompts.train)) + load_prompts(resolve(config.prompts.heldout))
     )
-    rewards = load_rewards(config.reward.models)
+    rewards = rewards_of(config, device)
     conditioning = policy.encode(prompts)
 
     def measure(settings: RolloutSettings, rounds: int) -> torch.Tensor:

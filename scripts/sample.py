@@ -69,20 +69,21 @@ def main() -> None:
 
     import torch
 
-    from rewards import check_prompts, load_rewards, score_all
+    from rewards import check_prompts, score_all
+    from rewards.scoring import rewards_of
     from srrl.pictures import Row, sheet, to_pil
     from srrl.policy import Policy
     from srrl.rollout import rollout, rollout_settings
     from srrl.weights import KOHYA_FILE, export_kohya, load_trained
 
-    rewards = load_rewards(config.reward.models)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rewards = rewards_of(config, device) if prompts else {}
     check_prompts(rewards, prompts, "--prompts")
     settings = rollout_settings(config, branches=1)
     if args.eta is not None:
         settings = replace(settings, eta=args.eta)
     if args.guidance_scale is not None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
     load_trained(policy.pipe, config, weights)
 

@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    from rewards import load_rewards
+    from rewards import check_names
+    from rewards.scoring import rewards_of
     from srrl.budget import totals_table
     from srrl.checkpoint import check_same_run
     from srrl.policy import Policy
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
-    rewards = load_rewards(config.reward.models)
+    check_names(config.reward.models)
     log_with = usable_tracker(config.tracker)
     accelerator = Accelerator(log_with=log_with, project_dir=folder)
     asked = os.environ.get("SRRL_NUM_PROCESSES")
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> None:
             f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
             f"add --config.mixed_precision=no (slow for a full-size model)"
         )
+    rewards = rewards_of(config, accelerator.device)
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.pipe, config)
     if config.train.gradient_checkpointing:

@@ -101,7 +101,7 @@ def load_saved(path: Path) -> ConfigDict:
             owner = owner.get(section, {})
         if leaf not in owner:
             raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
-        if key == "reward.models":
+        if key in ("reward.models", "reward.options"):
             with config.unlocked():
                 owner[leaf] = ConfigDict(value)
         else:
@@ -114,7 +114,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     """Every leaf value by its dotted key."""
     leaves = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict) and name != "models":
+        if isinstance(value, ConfigDict) and name not in ("models", "options"):
             leaves.update({f"{name}.{k}": v for k, v in flatten(value).items()})
         else:
             leaves[name] = value.to_dict() if isinstance(value, ConfigDict) else value
@@ -203,6 +203,9 @@ def check_config(c: ConfigDict) -> None:
         "tracker": ("none", "wandb", "tensorboard"),
         "reflect.train_rounds": ("last", "all"),
         "select.mode": ("extremes", "all"),
+        "reward.backend": ("local", "worker", "original"),
+        "reward.dtype": ("fp32", "fp16", "bf16"),
+        "reward.rounds": ("last", "all"),
     }
     for key, allowed in choices.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
@@ -213,6 +216,8 @@ def check_config(c: ConfigDict) -> None:
     models = c.reward.models.to_dict()
     numbers = all(isinstance(w, int | float) and w == w for w in models.values())
     require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
+    given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
+    require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
 
 
 def resolve(path: str) -> str:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from rewards import Reward, check_prompts, score_all
+from rewards import Reward, check_prompts
+from rewards.scoring import Scorer
 from srrl import checkpoint
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.budget import evaluated_stages, evaluation_cost, plan_for, stage_work, work_left
@@ -35,7 +36,7 @@ class Scored:
     """A stage's N trajectories in the order (slot, branch, round), the same on every process.
 
     slot, round  int64 [N]
-    scores       for each reward float32 [N]
+    scores       for each reward float32 [N], 0 where the image was not judged
     own          int64 [N], the place in this process's Rollout; -1 for another process's
     """
 
@@ -63,6 +64,8 @@ class Trainer:
         self.heldout = load_prompts(resolve(config.prompts.heldout))
         check_prompts(rewards, self.prompts, config.prompts.train)
         check_prompts(rewards, self.heldout, config.prompts.heldout)
+        background = config.reward.backend != "local" or policy.device.type == "cuda"
+        self.scorer = Scorer(rewards, background)
         self.learner = Learner(config, policy, accelerator)
         self.history = ScoreHistory(config.reward.history)
         self.progress = checkpoint.Progress()
@@ -93,7 +96,10 @@ class Trainer:
         return stage_prompts(self.prompts, plan.stage, count, self.config.seed)
 
     def sample(self, plan: StagePlan, prompts: list[str]) -> Rollout:
-        """Reflect and sample: K-round trajectories of this process's share of the prompts."""
+        """Reflect and sample: K-round trajectories of this process's share of the prompts.
+
+        A batch's images begin to be scored as soon as they are there.
+        """
         c, settings = self.config, rollout_settings(self.config)
         own, parts = list(own_part(self.accelerator, len(prompts))), []
         for start in range(0, len(own), c.sample.batch_size):
@@ -110,6 +116,10 @@ class Trainer:
                 keep_reflected=self.shows_pictures(plan.stage),
                 timed=self.timed,
             )
+            rows = self.judged(plan, part.round)
+            with self.timed("score"):
+                of_image = [prompts[i] for i in part.slot[rows].tolist()]
+                self.scorer.submit(part.images[rows.to(part.images.device)], of_image)
             parts.append(part)
         return Rollout.cat(parts)
 
@@ -118,21 +128,26 @@ class Trainer:
     def score(self, plan: StagePlan, samples: Rollout, prompts: list[str]) -> Scored:
         """Each reward's scores of the final images, of every process."""
         with self.timed("score"):
-            of_image = [prompts[i] for i in samples.slot.tolist()]
-            scores = score_all(self.rewards, samples.images, of_image)
+            scores = self.scorer.collect()
         branches, kept = self.config.branch.count, self.sampled_rounds(plan)
         first = plan.rounds - kept + 1
         places = (samples.slot * branches + samples.branch) * kept + samples.round - first
         n = len(prompts) * branches * kept
         own = torch.full((n,), -1)
         own[places] = torch.arange(len(places))
+        judged = places[self.judged(plan, samples.round)]
         every = torch.arange(n)
         return Scored(
             slot=every // (branches * kept),
             round=every % kept + first,
-            scores={k: share(self.accelerator, v, places, n) for k, v in scores.items()},
+            scores={k: share(self.accelerator, v, judged, n) for k, v in scores.items()},
             own=own,
         )
+
+    def judged(self, plan: StagePlan, rounds: Tensor) -> Tensor:
+        """Which trajectories' images are scored, bool [N] for their rounds: all of them, or with
+        reward.rounds "last" those of the last round, whose scores the others share."""
+        return (rounds == plan.rounds) | (self.config.reward.rounds == "all")
 
     def sampled_rounds(self, plan: StagePlan) -> int:
         """The rounds of a trajectory that are sampled, scored and trained."""
@@ -146,16 +161,21 @@ class Trainer:
         """Advantages over the prompts' history, and the trajectories worth training on."""
         c, limit = self.config.select, self.config.train.adv_clip_max
         every_round = self.config.reflect.train_rounds == "all"
+        by_round = self.config.reward.rounds == "all" and every_round
+        judged = self.judged(plan, scored.round)
+        slots, rounds = scored.slot[judged].tolist(), scored.round[judged].tolist()
         keys = [
-            f"{prompts[slot]} (round {k})" if every_round else prompts[slot]
-            for slot, k in zip(scored.slot.tolist(), scored.round.tolist(), strict=True)
+            f"{prompts[slot]} (round {k})" if by_round else prompts[slot]
+            for slot, k in zip(slots, rounds, strict=True)
         ]
+        scores = {name: values[judged] for name, values in scored.scores.items()}
         weights = self.config.reward.models.to_dict()
-        advantages = stage_advantages(keys, scored.scores, weights, self.history, plan.stage)
+        advantages = stage_advantages(keys, scores, weights, self.history, plan.stage)
+        advantages = advantages.repeat_interleave(len(scored.slot) // len(advantages))
         groups = scored.slot * (plan.rounds + 1) + scored.round
         rows = select(advantages, groups, c.pos_threshold, c.neg_threshold, c.mode)
         metrics = {"advantage/std": advantages.std().item(), "selected": len(rows)}
-        for name, values in scored.scores.items():
+        for name, values in scores.items():
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std().item()
         own = scored.own[rows]

@@ -65,7 +65,7 @@ def rename(state: dict, names: dict[str, str], inner: dict[str, str], prefix: st
     for key, value in state.items():
         start = max((n for n in names if key.startswith(n + ".")), key=len)
         rest = key.removeprefix(start)
-        for one, other in inner.items():
+        for one, other in inner.items() if "resnets" in start else ():
             rest = rest.replace(f".{one}.", f".{other}.")
         renamed[prefix + names[start] + rest] = value.contiguous()
     return renamed

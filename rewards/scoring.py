@@ -1,0 +1,82 @@
+"""From the config to scores: which rewards, in which process, and beside the sampling."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from rewards import ORIGINALS, Reward, check_names, load_rewards, score_all
+from srrl.errors import UserError
+
+
+def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
+    """The config's rewards: in this process, or behind a worker that is started or connected to.
+
+    device: the trainer's, where reward.device does not say otherwise. Raises UserError.
+    """
+    r, device = c.reward, torch.device(c.reward.device or device)
+    names, options = list(r.models), r.options.to_dict()
+    dtype = r.dtype if device.type == "cuda" else "fp32"
+    unused = set(options) - set(names)
+    if unused:
+        raise UserError(f"reward.options of {min(unused)!r}, which is not in reward.models")
+    if r.backend == "local":
+        return load_rewards(names, options, device=str(device), dtype=dtype)
+    from rewards.client import Worker, worker_rewards
+
+    original = r.backend == "original"
+    if original:
+        check_names(names, ORIGINALS)
+        if not (r.worker.python or r.worker.address):
+            raise UserError(
+                "reward.backend='original' needs the packages' own environment: make it by "
+                "`bash scripts/original_rewards.sh DIR` and set reward.worker.python to "
+                "DIR/bin/python"
+            )
+    worker = Worker(
+        {name: options.get(name, {}) for name in names},
+        address=r.worker.address or "",
+        python=r.worker.python or "",
+        device=str(device),
+        dtype=dtype,
+        original=original,
+    )
+    return worker_rewards(worker)
+
+
+class Scorer:
+    """Scores a stage's batches in the order in which they come.
+
+    With `background` a batch is scored while the next one is sampled: by a worker's process, or on
+    a CUDA stream of its own. The scores are those of scoring one after the other.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], background: bool):
+        self.rewards = rewards
+        self.pool = ThreadPoolExecutor(1, "scoring") if background else None
+        self.pending: list[Future | dict[str, Tensor]] = []
+        self.stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
+
+    def submit(self, images: Tensor, prompts: list[str]) -> None:
+        """Begin to score a batch: images uint8 [B, 3, H, W] and B prompts."""
+        images = images.cpu()
+        if self.pool:
+            self.pending.append(self.pool.submit(self._score, images, prompts))
+        else:
+            self.pending.append(self._score(images, prompts))
+
+    def collect(self) -> dict[str, Tensor]:
+        """Each reward's scores float32 [N] of all batches since the last time, in their order.
+
+        Raises UserError as score_all does.
+        """
+        pending, self.pending = self.pending, []
+        done = [p.result() if isinstance(p, Future) else p for p in pending]
+        return {name: torch.cat([scores[name] for scores in done]) for name in self.rewards}
+
+    def _score(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            return score_all(self.rewards, images, prompts)

@@ -1,0 +1,213 @@
+"""A real worker process: same scores, tokens, deaths, errors, and nobody left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rewards import load_rewards, protocol, score_all
+from rewards.client import Worker, worker_rewards
+from rewards.scoring import Scorer, rewards_of
+from rewards.worker import TOKEN
+from srrl.config import REPOSITORY, load_config
+from srrl.errors import UserError
+from tests.conftest import PRESET, PROMPTS
+
+HERE = "tests.rewards.test_worker"
+
+
+class Mean:
+    """Mean brightness; ends the process for the prompt "die", once if a file is named."""
+
+    def __init__(self, once: str = ""):
+        self.once = once
+
+    def score(self, images, prompts):
+        if "die" in prompts and not (self.once and os.path.exists(self.once)):
+            if self.once:
+                open(self.once, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "fault" in prompts:
+            raise RuntimeError("a fault of the reward")
+        return images.float().mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker({"shapes": {}, f"{HERE}:Mean": {}})
+    yield worker
+    worker.close()
+
+
+def pictures(n=4, side=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, side, side), generator=generator).to(torch.uint8)
+
+
+def test_a_workers_scores_are_those_of_this_process(worker):
+    local = load_rewards(["shapes", f"{HERE}:Mean"])
+    ours, theirs = (score_all(r, pictures(), PROMPTS) for r in (local, worker_rewards(worker)))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_prompts_are_checked_there_and_errors_come_back_without_harm(worker):
+    rewards = worker_rewards(worker)
+    with pytest.raises(ValueError, match="a walrus"):
+        rewards["shapes"].check_prompts(["a walrus"])
+    with pytest.raises(UserError, match="RuntimeError: a fault of the reward"):
+        rewards[f"{HERE}:Mean"].score(pictures(1), ["fault"])
+    assert len(rewards["shapes"].score(pictures(), PROMPTS)) == 4
+
+
+def test_a_worker_that_was_killed_is_started_again_and_the_batch_scored(worker, capfd):
+    rewards = worker_rewards(worker)
+    before = rewards["shapes"].score(pictures(), PROMPTS)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    assert torch.equal(rewards["shapes"].score(pictures(), PROMPTS), before)
+    assert "starting again" in capfd.readouterr().out
+
+
+def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
+    worker = Worker({f"{HERE}:Mean": {"once": str(tmp_path / "died")}})
+    (reward,) = worker_rewards(worker).values()
+    expected = pictures(2).float().mean((1, 2, 3))
+    torch.testing.assert_close(reward.score(pictures(2), ["a", "die"]), expected)
+    assert (tmp_path / "died").exists()
+    worker.close()
+
+
+def test_a_worker_that_stays_dead_ends_the_run_in_one_line():
+    worker = Worker({f"{HERE}:Mean": {}})
+    (reward,) = worker_rewards(worker).values()
+    with pytest.raises(UserError, match=r"died 3 times.*resumes the run"):
+        reward.score(pictures(1), ["die"])
+    worker.close()
+
+
+def test_a_worker_that_cannot_load_is_one_line(capfd):
+    with pytest.raises(UserError, match="ended with exit code 2 while loading nope:Nope"):
+        Worker({"nope:Nope": {}})
+    assert "cannot import 'nope:Nope'" in capfd.readouterr().err
+    with pytest.raises(UserError, match="no/such/python"):
+        Worker({"shapes": {}}, python="/no/such/python")
+
+
+@pytest.fixture
+def listening():
+    """A worker started by hand; its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rewards.worker", "--models", '{"shapes": {}}'],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, TOKEN: "secret"},
+    )  # fmt: skip
+    yield int(process.stdout.readline().split()[1])
+    process.kill()
+    process.wait()
+
+
+def test_a_worker_at_an_address_asks_for_the_token(listening, monkeypatch):
+    overrides = ["--config.reward.backend=worker",
+                 f"--config.reward.worker.address=127.0.0.1:{listening}"]  # fmt: skip
+    config = load_config([PRESET, *overrides])
+    monkeypatch.setenv(TOKEN, "secret")
+    scores = score_all(rewards_of(config, "cpu"), pictures(), PROMPTS)
+    assert torch.equal(
+        scores["shapes"], load_rewards(["shapes"])["shapes"].score(pictures(), PROMPTS)
+    )
+    monkeypatch.setenv(TOKEN, "guess")
+    with pytest.raises(UserError, match="the token is not this worker's"):
+        rewards_of(config, "cpu")
+    monkeypatch.delenv(TOKEN)
+    with pytest.raises(UserError, match=f"set {TOKEN}"):
+        rewards_of(config, "cpu")
+    monkeypatch.setenv(TOKEN, "secret")
+    config = load_config([PRESET, overrides[0], "--config.reward.worker.address=127.0.0.1:1"])
+    with pytest.raises(UserError, match=r"no reward worker at 127\.0\.0\.1:1"):
+        rewards_of(config, "cpu")
+
+
+def test_a_stranger_on_the_line_does_not_disturb_it(listening, monkeypatch):
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\x00\x00\x00\x02{}", b""):
+        with socket.create_connection(("127.0.0.1", listening)) as stranger:
+            stranger.sendall(noise)
+    monkeypatch.setenv(TOKEN, "secret")
+    worker = Worker({"shapes": {}}, address=f"127.0.0.1:{listening}")
+    assert len(worker_rewards(worker)["shapes"].score(pictures(), PROMPTS)) == 4
+
+
+def test_a_worker_ends_with_its_trainer():
+    code = "from rewards.client import Worker; import os, time\n" \
+           "print(Worker({'shapes': {}}).process.pid, flush=True); time.sleep(60)"  # fmt: skip
+    trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY,
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    pid = int(trainer.stdout.readline())
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.wait()
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker still runs")
+
+
+def test_frames_are_json_and_numbers():
+    one, two = socket.socketpair()
+    images = pictures(2)
+    protocol.send(one, {"do": "score", "prompts": ["é\n\0"]}, protocol.images_to_bytes(images))
+    header, payload = protocol.receive(two)
+    assert header["prompts"] == ["é\n\0"]
+    assert torch.equal(protocol.images_from_bytes(payload, [2, 3, 32, 32]), images)
+    with pytest.raises(ValueError):
+        protocol.images_from_bytes(payload, [3, 3, 32, 32])
+    scores = torch.tensor([1.5, float("nan"), -0.0])
+    back = protocol.scores_from_bytes(protocol.scores_to_bytes(scores))
+    assert torch.equal(back.nan_to_num(7), scores.nan_to_num(7))
+    one.close()
+    with pytest.raises(ConnectionError):
+        protocol.receive(two)
+
+
+class Slow:
+    def __init__(self):
+        self.log = []
+
+    def score(self, images, prompts):
+        self.log.append(("begin", prompts[0]))
+        time.sleep(0.3)
+        self.log.append(("end", prompts[0]))
+        return images.float().mean((1, 2, 3))
+
+
+def test_scoring_beside_sampling_keeps_the_order_and_the_scores():
+    batches = [pictures(3, 8 + i) for i in range(4)]
+    results, seconds = [], []
+    for background in (False, True):
+        scorer = Scorer({"slow": Slow()}, background)
+        start = time.monotonic()
+        for i, images in enumerate(batches):
+            time.sleep(0.3)  # the sampling
+            scorer.submit(images, [str(i)] * 3)
+        results.append(scorer.collect()["slow"])
+        seconds.append(time.monotonic() - start)
+    assert torch.equal(*results) and len(results[0]) == 12
+    assert seconds[1] < 0.8 * seconds[0]
+    assert scorer.collect  # and it can be used again
+    scorer.submit(batches[0], ["again"] * 3)
+    assert torch.equal(scorer.collect()["slow"], results[0][:3])
+
+
+def test_an_error_in_the_background_arrives():
+    scorer = Scorer({"bad": Mean()}, background=True)
+    scorer.submit(pictures(1), ["fault"])
+    with pytest.raises(RuntimeError, match="a fault"):
+        scorer.collect()

@@ -1,0 +1,84 @@
+"""Half precision: the ratio at the start, gradients against float32's, overflow."""
+
+import pytest
+import torch
+
+from srrl.curriculum import StagePlan
+from srrl.errors import UserError
+from tests.conftest import MODELS, randomise_lora
+from tests.srrl.test_trainer import make_trainer, selection_of
+
+PLAN = StagePlan(0, 2, 6)
+HALF = {torch.bfloat16: 0.2, torch.float16: 0.05}  # and their gradients' relative error
+
+
+def gradient(trainer, selection) -> torch.Tensor:
+    pairs = torch.cartesian_prod(torch.arange(len(selection)), torch.arange(PLAN.trained_steps))
+    trainer.learner.backward(selection, pairs)
+    grads = torch.cat([p.grad.flatten() for p in trainer.policy.trainable()])
+    trainer.learner.optimizer.zero_grad()
+    return grads
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_path):
+    whole, half = (
+        make_trainer(tmp_path / str(kind), "--config.train.micro_batch=7",
+                     "--config.sample.micro_batch=5", model=model, dtype=kind)
+        for kind in (torch.float32, dtype)
+    )  # fmt: skip
+    for trainer in (whole, half):
+        randomise_lora(trainer.policy)
+    selection = selection_of(whole, PLAN)
+    exact, ours = gradient(whole, selection), gradient(half, selection)
+    assert ours.dtype == torch.float32
+    assert (ours - exact).norm() <= HALF[dtype] * exact.norm()
+    metrics = half.learner.update(PLAN, selection_of(half, PLAN))
+    assert metrics["ratio/first_max_dev"] <= 2e-2
+
+
+def test_small_gradients_survive_fp16_by_scaling_the_loss(tmp_path):
+    """At SD's 16,384 latent dimensions a gradient is 64 times smaller than here: let it be so."""
+    whole, half = (make_trainer(tmp_path / str(kind), dtype=kind)
+                   for kind in (torch.float32, torch.float16))  # fmt: skip
+    for trainer in (whole, half):
+        randomise_lora(trainer.policy)
+    selection = selection_of(whole, PLAN)
+    selection.advantages.div_(64)
+    exact, scaled = gradient(whole, selection), gradient(half, selection)
+    half.learner.loss_scale = 1.0
+    unscaled = gradient(half, selection)
+    error, lost = ((g - exact).norm() / exact.norm() for g in (scaled, unscaled))
+    assert error <= 0.05 and lost > 2 * error
+
+
+def test_an_update_that_overflows_is_repeated_at_half_the_scale_not_lost(tmp_path):
+    usual, high = (make_trainer(tmp_path / name, dtype=torch.float16) for name in ("a", "b"))
+    selection = selection_of(usual, PLAN)
+    high.learner.loss_scale = 2.0**40
+    pairs = torch.cartesian_prod(torch.arange(len(selection)), torch.arange(PLAN.trained_steps))
+    updates = [t.learner.optimizer_step(selection, pairs, first=True) for t in (usual, high)]
+    assert 1 < high.learner.loss_scale < 2.0**40
+    assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=0.02)
+    one, two = (torch.cat([p.flatten() for p in t.policy.trainable()]) for t in (usual, high))
+    assert (one - two).norm() <= 0.01 * one.norm()
+    state = high.learner.state_dict()
+    usual.learner.load_state_dict(state)
+    assert usual.learner.loss_scale == high.learner.loss_scale
+
+
+def test_8_bit_adam_without_its_package_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        make_trainer(tmp_path, "--config.train.use_8bit_adam=true")
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain, saving = (make_trainer(tmp_path / name) for name in ("a", "b"))
+    saving.policy.pipe.unet.enable_gradient_checkpointing()
+    for trainer in (plain, saving):
+        randomise_lora(trainer.policy)
+    selection = selection_of(plain, PLAN)
+    one, two = gradient(plain, selection), gradient(saving, selection)
+    assert (one - two).norm() <= 1e-5 * one.norm()
