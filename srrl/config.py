@@ -103,7 +103,7 @@ def load_saved(path: Path) -> ConfigDict:
             raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
         if key in ("reward.models", "reward.options"):
             with config.unlocked():
-                owner[leaf] = ConfigDict(value)
+                owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
         else:
             owner[leaf] = tuple(value) if isinstance(value, list) else value
     check_config(config)
@@ -139,7 +139,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         raise UserError(f"--config.{key}={text}: expected {name}") from None
     if kind is ConfigDict:
         with config.unlocked():
-            owner[leaf] = ConfigDict(value)
+            owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
     else:
         owner[leaf] = value
 

@@ -203,19 +203,20 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs besides the weights; every process takes part."""
-        if self.sharded:
+        if self.sharded and not self.optimizer.state:
+            optimizer = {}  # torch would make one by a step, and count it
+        elif self.sharded:
             optimizer = get_optimizer_state_dict(self.policy.unet, self.optimizer, options=WHOLE)
         else:
             optimizer = self.optimizer.state_dict()
         return {"optimizer": optimizer, "loss_scale": self.loss_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.sharded:
-            set_optimizer_state_dict(
-                self.policy.unet, self.optimizer, state["optimizer"], options=WHOLE
-            )
-        else:
-            self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        if not self.sharded:
+            self.optimizer.load_state_dict(optimizer)
+        elif optimizer:
+            set_optimizer_state_dict(self.policy.unet, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale = state["loss_scale"]
 
 

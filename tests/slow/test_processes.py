@@ -78,7 +78,8 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
 
     def train(name: str, stages: int, sharded: bool) -> None:
         options = ["--config.use_lora=false", "--config.sample.batch_size=4",
-                   "--config.eval.num_prompts=4", "--config.train.learning_rate=1e-5",
+                   "--config.eval.num_prompts=4", "--config.train.learning_rate=1e-3",
+                   "--config.train.adam_epsilon=1e-2",  # else rounding of tiny gradients counts
                    "--config.train.final_lr_fraction=1", "--config.train.num_inner_epochs=1",
                    "--config.train.trajectories_per_update=64"]  # fmt: skip
         script = ["scripts/train.py"]
@@ -95,14 +96,14 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
     one, two, resumed = (tmp_path / name / "run" for name in ("one", "two", "resumed"))
     for ours, theirs in zip(*(logged(f, "metrics.jsonl") for f in (one, two)), strict=True):
         for key, value in ours.items():
-            loose = 1e-5 if key.startswith("ratio/") else 1e-3 * max(1, abs(value))
+            loose = 1e-3 * max(1, abs(value))
             assert theirs[key] == pytest.approx(value, abs=loose), (key, ours["stage"])
     unets = [load_file(f / "checkpoints" / "stage_0002" / UNET_FILE) for f in (one, two, resumed)]
     assert (flat(unets[0]) - flat(unets[1])).norm() <= 1e-4 * flat(unets[0]).norm()
     assert all(torch.equal(unets[1][k], unets[2][k]) for k in unets[1])
     start = load_file(one / "checkpoints" / "stage_0000" / UNET_FILE)
     changed = (flat(unets[0]) - flat(start)).norm()
-    assert (flat(unets[0]) - flat(unets[1])).norm() <= 0.05 * changed
+    assert (flat(unets[0]) - flat(unets[1])).norm() <= 0.02 * changed
     images = ["scripts/sample.py", "--checkpoint", two, "--prompts", PROMPTS[0], "--seeds", 3]
     run(sys.executable, *images, "--rounds", 2, "--out", tmp_path / "images")
     assert (tmp_path / "images" / "grid.png").exists()
