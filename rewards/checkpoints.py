@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.errors import UserError
+from srrl.hub import hub_reachable
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -25,7 +26,8 @@ def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        offline = not hub_reachable()
+        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -14,6 +14,7 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from srrl.errors import UserError
+from srrl.hub import hub_reachable
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 NO_CHECKER = {
@@ -51,7 +52,10 @@ def load_pipeline(
         raise _cannot_load("pretrained.model", model, error) from error
     if vae:
         try:
-            pipe.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype)
+            offline = not Path(vae).exists() and not hub_reachable()
+            pipe.vae = AutoencoderKL.from_pretrained(
+                vae, torch_dtype=dtype, local_files_only=offline
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise _cannot_load("pretrained.vae", vae, error) from error
     return pipe
@@ -60,7 +64,8 @@ def load_pipeline(
 def _from_folder_or_hub(
     model: str, dtype: torch.dtype, revision: str | None, variant: str | None
 ) -> DiffusionPipeline:
-    index = DiffusionPipeline.load_config(model, revision=revision)
+    offline = not Path(model).exists() and not hub_reachable()
+    index = DiffusionPipeline.load_config(model, revision=revision, local_files_only=offline)
     name = index.get("_class_name")
     if name not in CLASSES:
         raise UserError(
@@ -74,16 +79,20 @@ def _from_folder_or_hub(
         variant=variant,
         torch_dtype=dtype,
         use_safetensors=True,
+        local_files_only=offline,
         **options,
     )
 
 
 def _from_single_file(model: str, dtype: torch.dtype, config: str | None) -> DiffusionPipeline:
+    offline = not (config and Path(config).exists()) and not hub_reachable()
     with safe_open(model, "pt") as file:
         xl = any(key.startswith("conditioner.") for key in file.keys())  # noqa: SIM118
     options = {} if xl else NO_CHECKER
     chosen = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    return chosen.from_single_file(model, config=config, torch_dtype=dtype, **options)
+    return chosen.from_single_file(
+        model, config=config, torch_dtype=dtype, local_files_only=offline, **options
+    )
 
 
 def _cannot_load(key: str, name: str, error: Exception) -> UserError:

@@ -55,6 +55,7 @@ def test_bad_prompt_files_through_train_sh(tmp_path):
         assert_one_line_error(result, f"{name}.json")
 
 
+@pytest.mark.slow
 def test_prompts_the_reward_cannot_judge_and_unknown_rewards_through_train_sh(tmp_path):
     """Found only inside the launched process: its exit code must still arrive."""
     file = tmp_path / "walrus.json"
@@ -86,6 +87,7 @@ def test_sample_refuses_in_one_line(arguments, said):
     assert_one_line_error(command(sys.executable, "scripts/sample.py", *arguments), said)
 
 
+@pytest.mark.slow
 def test_a_command_without_a_gpu_says_so_and_obeys_the_preset_it_is_given(tmp_path):
     """sd14 on a machine without GPU and hub: tried, and refused for what is really missing."""
     out, reward = f"--config.output_dir={tmp_path}", '--config.reward.models={"nope": 1}'

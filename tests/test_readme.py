@@ -21,11 +21,15 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+TINY = {"train.sh": "tiny", "train_xl.sh": "tiny_xl"}
+
+
 def test_every_training_command_has_a_valid_config():
-    training = [c[2:] for c in commands() if c[:2] == ["bash", "train.sh"]]
-    assert len(training) >= 4
-    for arguments in training:
-        load_config(arguments, default="config/stage_process.py:tiny")
+    training = [c for c in commands() if c[:1] == ["bash"] and c[1] in TINY]
+    assert len(training) >= 6
+    for command in training:
+        split = command.index("--") if "--" in command else len(command)
+        load_config(command[2:split], default=f"config/stage_process.py:{TINY[command[1]]}")
 
 
 def test_every_script_and_file_it_names_exists():

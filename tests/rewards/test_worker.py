@@ -72,6 +72,7 @@ def test_a_worker_that_was_killed_is_started_again_and_the_batch_scored(worker, 
     assert "starting again" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
     worker = Worker({f"{HERE}:Mean": {"once": str(tmp_path / "died")}})
     (reward,) = worker_rewards(worker).values()
@@ -81,6 +82,7 @@ def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
     worker.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_stays_dead_ends_the_run_in_one_line():
     worker = Worker({f"{HERE}:Mean": {}})
     (reward,) = worker_rewards(worker).values()

@@ -1,0 +1,28 @@
+"""Whether the model hub can be reached, asked once and quickly.
+
+Without this a name that is not in the cache costs half a minute of retries before the error.
+"""
+
+import functools
+import os
+import socket
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+
+
+@functools.cache
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Does the hub's host answer? True behind a proxy, which only a request can tell."""
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    if "https" in getproxies():
+        return True
+    address = urlparse(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
