@@ -107,7 +107,7 @@ def test_score_prints_a_table_and_json(options, tmp_path):
     assert [row["image"] for row in rows] == images
     assert all(isinstance(row[name], float) for row in rows for name in options)
     table = result.stdout.splitlines()
-    assert re.split(r"\s{2,}", table[-6]) == ["image", "prompt", "vqascore", "imagereward"]
+    assert re.split(r"\s{2,}", table[-6]) == ["image", "prompt", "imagereward", "vqascore"]
     assert len(table) >= 6
     shapes = run(sys.executable, "scripts/score.py", images[0], "--prompt", "a walrus",
                  "--rewards", "shapes", check=2)  # fmt: skip
