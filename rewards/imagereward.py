@@ -113,7 +113,7 @@ def renamed(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         elif name.startswith("blip.text_encoder."):
             if not name.endswith("position_ids"):  # a constant
                 yield "text." + name.removeprefix("blip.text_encoder."), tensor
-        else:
+        elif not name.startswith(("blip.vision_proj.", "blip.text_proj.")):  # never used
             yield name.replace("mlp.layers.", "mlp."), tensor
 
 

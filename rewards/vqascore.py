@@ -28,6 +28,7 @@ SYSTEM = (
 BEFORE = SYSTEM + " USER: "
 AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
+MAX_TOKENS = 2048  # a longer question is cut, as in the original
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 VISION_PREFIX = "vision_tower.vision_tower."
 
@@ -37,7 +38,7 @@ class Network(nn.Module):
 
     def __init__(self, t5: T5Config, vision: CLIPVisionConfig, layer: int):
         super().__init__()
-        self.layer, self.image_size = layer, vision.image_size
+        self.layer, self.image_size, self.words = layer, vision.image_size, t5.vocab_size
         self.vision = CLIPVisionModel(vision)
         self.mm_projector = nn.Sequential(
             nn.Linear(vision.hidden_size, t5.d_model), nn.GELU(), nn.Linear(t5.d_model, t5.d_model)
@@ -74,7 +75,7 @@ class Network(nn.Module):
         mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         labels = answer.repeat(len(rows), 1)
         logits = self.t5(inputs_embeds=inputs, attention_mask=mask.long(), labels=labels).logits
-        log_probs = logits.float().log_softmax(-1)
+        log_probs = logits[..., : self.words].float().log_softmax(-1)
         return log_probs.gather(-1, labels[..., None]).squeeze(-1).mean(-1).exp()
 
 
@@ -134,6 +135,8 @@ class VQAScore:
             name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
         )  # fmt: skip
         self.tokenizer = AutoTokenizer.from_pretrained(words)
+        # T5's vocabulary is padded (32,128 for 32,100 words); the original cuts the padding off.
+        self.network.words = len(self.tokenizer)
         self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
 
     def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:
@@ -163,6 +166,7 @@ class VQAScore:
             size = self.network.image_size
             pictures = [padded_square(image, size) for image in to_pil(images[part])]
             pixels = torch.stack(pictures).to(self.device, self.dtype)
-            after = [self.ids(AFTER.replace("{}", prompt)) for prompt in prompts[part]]
+            room = MAX_TOKENS - 1 - len(self.before)  # the picture counts as one
+            after = [self.ids(AFTER.replace("{}", prompt))[:room] for prompt in prompts[part]]
             scores.append(self.network(pixels, self.before, after, self.answer).cpu())
         return torch.cat(scores)

@@ -63,6 +63,8 @@ def imagereward_shapes(s: dict[str, int]) -> Iterator[tuple[str, Shape]]:
         yield from linear(layer + "intermediate.dense", h, s["inner"])
         yield from linear(layer + "output.dense", s["inner"], h)
         yield from norm(layer + "output.LayerNorm", h)
+    yield from linear("blip.vision_proj", w, 256)
+    yield from linear("blip.text_proj", h, 256)
     sizes = (h, 1024, 128, 64, 16, 1)
     for place, (one, two) in zip((0, 2, 4, 6, 7), pairwise(sizes), strict=True):
         yield from linear(f"mlp.layers.{place}", one, two)
@@ -89,6 +91,7 @@ def random_state(shapes, seed: int = 0) -> dict[str, Tensor]:
             state[name] = scale * torch.randn(shape, generator=generator)
             if "norm" in name.lower() and name.endswith("weight"):
                 state[name] += 1
+            state[name] = state[name].bfloat16().float()  # the original VQAScore rounds so
     return state
 
 
@@ -128,8 +131,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vqa_configs() -> tuple[T5Config, CLIPVisionConfig]:
-    words = t5_tokenizer()
-    t5 = T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+    t5 = T5Config(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
                   feed_forward_proj="gated-gelu", tie_word_embeddings=False,
                   decoder_start_token_id=0)  # fmt: skip
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3,
@@ -166,14 +168,17 @@ def save_vqascore(folder: Path, shards: int = 2) -> dict[str, str]:
     CLIPVisionModel(vision).save_pretrained(folder / "clip")
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"mm_vision_tower": str(folder / "clip"), "mm_vision_select_layer": -2,
-                 "model_type": "t5"}  # fmt: skip
+                 "model_type": "t5", "tie_word_embeddings": False}  # fmt: skip
+    del settings["scale_decoder_outputs"]  # of transformers 5, which says it so
     (folder / "config.json").write_text(json.dumps(settings))
     names = sorted(state)
     index = {name: f"pytorch_model-{1 + i % shards:05d}-of-{shards:05d}.bin"
              for i, name in enumerate(names)}  # fmt: skip
     for file in set(index.values()):
         torch.save({n: state[n] for n in names if index[n] == file}, folder / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 0}, "weight_map": index})
+    )
     t5_tokenizer().save_pretrained(folder / "words")
     return {"model": str(folder), "tokenizer": str(folder / "words")}
 
