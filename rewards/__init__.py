@@ -23,13 +23,14 @@ REGISTRY = {
     "vqascore": "rewards.vqascore:VQAScore",
     "imagereward": "rewards.imagereward:ImageReward",
     "clipscore": "rewards.clipscore:CLIPScore",
+    "qwenvl": "rewards.qwenvl:QwenVLScore",
 }
 # The authors' own packages, for backend "original", in an environment of their own.
 ORIGINALS = {
     "vqascore": "rewards.originals:OriginalVQAScore",
     "imagereward": "rewards.originals:OriginalImageReward",
 }
-NETWORKS = ("vqascore", "imagereward", "clipscore")  # they take device and dtype
+NETWORKS = ("vqascore", "imagereward", "clipscore", "qwenvl")  # they take device and dtype
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

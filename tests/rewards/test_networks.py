@@ -66,7 +66,8 @@ def test_m_images_and_prompts_cost_m_scores(rewards, name, monkeypatch):
     forward = network.forward
 
     def counted(*arguments, **keywords):
-        seen.append(len(keywords["pixel_values"] if keywords else arguments[0]))
+        given = keywords.get("image_grid_thw", keywords.get("pixel_values"))
+        seen.append(len(arguments[0] if given is None else given))
         return forward(*arguments, **keywords)
 
     monkeypatch.setattr(network, "forward", counted)
@@ -110,6 +111,32 @@ def test_vqascore_equals_the_definition_written_out(rewards):
         expected = torch.stack([log_p[i, token] for i, token in enumerate(answer)]).mean().exp()
         ours = reward.score(image[None], [prompt])[0]
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_qwenvl_is_the_probability_of_yes_after_the_conversation(rewards):
+    """One by one, without padding, the picture's tokens counted by hand."""
+    reward = rewards["qwenvl"]
+    words, images = reward.tokenizer, pictures(2)
+    assert words.decode([reward.yes]) == "Yes"
+    for prompt, image in zip(PROMPTS[:2], images, strict=True):
+        vision = reward.images(
+            images=[Image.fromarray(image.permute(1, 2, 0).numpy()).resize((56, 68))],
+            return_tensors="pt",
+        )
+        count = int(vision.image_grid_thw.prod()) // 4
+        text = (
+            "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
+            f'Does this figure show "{prompt}"? Please answer yes or no.<|im_end|>\n'
+            "<|im_start|>assistant\n"
+        )
+        ids = words(text, return_tensors="pt").input_ids
+        pad = words.convert_tokens_to_ids("<|image_pad|>")
+        logits = reward.network(
+            input_ids=ids, mm_token_type_ids=(ids == pad).int(), **vision
+        ).logits  # fmt: skip
+        expected = logits[0, -1].softmax(-1)[reward.yes]
+        ours = reward.score(image[None], [prompt])[0]
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_vqascores_output_layer_is_its_own_and_the_input_embeddings_are_shared(rewards):

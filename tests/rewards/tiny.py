@@ -19,6 +19,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -201,7 +204,48 @@ def save_clipscore(folder: Path) -> dict[str, str]:
     return {"model": str(folder)}
 
 
-SAVE = {"imagereward": save_imagereward, "vqascore": save_vqascore, "clipscore": save_clipscore}
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_qwenvl(folder: Path) -> dict[str, str | int]:
+    """Options of a tiny Qwen2.5-VL."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+               "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: i for i, symbol in enumerate([*alphabet, "Ye", "Yes"])}
+    core = Tokenizer(models.BPE(vocabulary, [("Y", "e"), ("Ye", "s")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=core, additional_special_tokens=special, pad_token="<|endoftext|>",
+        chat_template=QWEN_TEMPLATE,
+    )  # fmt: skip
+    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in
+           ("image_pad", "video_pad", "vision_start", "vision_end", "endoftext")}  # fmt: skip
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        text_config={"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64,
+                     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                         "mrope_section": [1, 1, 2]},
+                     "bos_token_id": ids["endoftext"], "eos_token_id": ids["endoftext"]},
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
+                       "out_hidden_size": 32, "fullatt_block_indexes": [1]},
+        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+    )  # fmt: skip
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=8 * 28 * 28).save_pretrained(folder)
+    return {"model": str(folder), "side": 56}
+
+
+SAVE = {"imagereward": save_imagereward, "vqascore": save_vqascore, "clipscore": save_clipscore,
+        "qwenvl": save_qwenvl}  # fmt: skip
 
 
 def tiny_options(folder: Path, *names: str) -> dict[str, dict[str, str]]:

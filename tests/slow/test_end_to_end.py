@@ -152,7 +152,7 @@ def test_tensorboard_gets_the_metrics(tmp_path):
 
 def test_bench_counts_the_formulas_evaluations(tmp_path):
     run(sys.executable, "scripts/bench.py", "--model", "tiny", "--json", tmp_path / "bench.json",
-        "--repeats", 5)  # fmt: skip
+        "--repeats", 3, "--batch-sizes", 64, 128)  # fmt: skip
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["evaluations"] == figures["evaluations_by_formula"]
     # docs/LOG.md has a quiet machine's figures (at most 1.10, 1.10, 1.15); a busy one gets room

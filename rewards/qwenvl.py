@@ -1,0 +1,92 @@
+"""VQAScore's question put to a Qwen-VL model: a stronger judge than CLIP-FlanT5.
+
+The score is the probability of "Yes" as the first word of the answer to 'Does this figure show
+"PROMPT"? Please answer yes or no.' (arXiv 2404.01291, section 3, with a decoder-only model).
+"""
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from rewards.checkpoints import checkpoint_folder
+from rewards.preprocess import to_pil
+from srrl.errors import UserError
+
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+ANSWER = "Yes"
+IMAGE = "<|image_pad|>"  # stands for one visual token
+FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
+
+
+class QwenVLScore:
+    """score(): the probability of "Yes", 0 to 1.
+
+    model: hub name or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL; side: pictures are resized to
+    so many pixels (their shorter side), which decides the number of visual tokens; dtype: "fp32",
+    "fp16" or "bf16"; batch_size: pictures at once.
+    """
+
+    def __init__(
+        self,
+        model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+        side: int = 448,
+        device: str = "cpu",
+        dtype: str = "fp32",
+        batch_size: int = 8,
+    ):
+        from rewards import DTYPES
+
+        folder = checkpoint_folder("qwenvl", model, FILES)
+        self.device, self.side, self.batch_size = device, side, batch_size
+        try:
+            self.network = AutoModelForImageTextToText.from_pretrained(
+                folder, torch_dtype=DTYPES[dtype]
+            )
+            self.images = AutoImageProcessor.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"reward 'qwenvl': cannot load {model!r}: {reason}") from error
+        self.network.eval().requires_grad_(False).to(device)
+        first = self.tokenizer(ANSWER, add_special_tokens=False).input_ids
+        self.yes = first[0]
+
+    def text(self, prompt: str, visual_tokens: int) -> str:
+        """The conversation up to the answer, with room for the picture's tokens."""
+        content = [{"type": "image"}, {"type": "text", "text": QUESTION.replace("{}", prompt)}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        before, _, after = text.partition(IMAGE)
+        return before + IMAGE * visual_tokens + after
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
+        scores = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            scores.append(self._batch(images[part], prompts[part]))
+        return torch.cat(scores)
+
+    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        pictures = [self._resized(image) for image in to_pil(images)]
+        vision = self.images(images=pictures, return_tensors="pt")
+        merged = self.network.config.vision_config.spatial_merge_size**2
+        counts = (vision.image_grid_thw.prod(-1) // merged).tolist()
+        texts = [self.text(p, n) for p, n in zip(prompts, counts, strict=True)]
+        words = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        logits = self.network(
+            input_ids=words.input_ids,
+            attention_mask=words.attention_mask,
+            mm_token_type_ids=(words.input_ids == self.network.config.image_token_id).int(),
+            pixel_values=vision.pixel_values.to(self.device, self.network.dtype),
+            image_grid_thw=vision.image_grid_thw.to(self.device),
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1].float().softmax(-1)[:, self.yes].cpu()
+
+    def _resized(self, picture):
+        scale = self.side / min(picture.size)
+        longest = 4 * self.side  # a line of one pixel would become endless
+        return picture.resize([min(longest, max(1, round(scale * s))) for s in picture.size])
