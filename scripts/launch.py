@@ -74,10 +74,13 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
             "SRRL_NUM_PROCESSES": str(processes),
         }
+    several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
+        flag.startswith("--config_file") for flag in command
+    )
     process = subprocess.Popen(
         command,
         env=environment,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if several else None,
         process_group=0,  # accelerate's launcher does not pass signals on to the trainer
     )
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,10 +97,12 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
 
-    reader = threading.Thread(target=forward, daemon=True)
-    reader.start()
+    if several:
+        reader = threading.Thread(target=forward, daemon=True)
+        reader.start()
     code = process.wait()
-    reader.join(timeout=10)
+    if several:
+        reader.join(timeout=10)
     return code, died[0] if died else ""
 
 

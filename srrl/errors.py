@@ -18,11 +18,22 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _stop(str(error))
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        _stop(f"no disk space left while writing {error.filename or 'output'}: free some and run "
-              "the same command again, the run resumes")  # fmt: skip
+        _stop(f"no disk space left while writing {getattr(error, 'filename', None) or 'output'}: "
+              "free some and run the same command again, the run resumes")  # fmt: skip
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Also where safetensors or torch hide the cause in a message or below another error."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return True
+    if "No space left on device" in str(error):
+        return True
+    return _is_full_disk(error.__cause__ or error.__context__)
 
 
 def _stop(message: str) -> None:
