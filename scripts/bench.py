@@ -6,7 +6,8 @@ The floor runs as many samples through the bare UNet as the phase counted networ
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
 ratios. Decoding and scoring have no such floor and are given in seconds. Also shows the counted
-evaluations beside those of the formula (srrl/budget.py).
+evaluations beside those of the formula (srrl/budget.py), images per second by phase, and on a GPU
+the peak of its memory.
 """
 
 import argparse
@@ -40,11 +41,13 @@ class Floor:
 
     def __init__(self, policy: Policy, sizes: list[int]):
         self.policy = policy
-        text = policy.encode([""]).text
+        encoded = policy.encode([""])
+        text = encoded.text
         shape = (max(sizes), *policy.latent_shape)
         self.x = torch.randn(shape, device=policy.device, dtype=policy.pipe.unet.dtype)
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.text = text.expand(max(sizes), -1, -1).contiguous().to(self.x.dtype)
+        self.pooled = encoded.pooled.expand(max(sizes), -1).to(self.x.dtype)
         self.t = torch.randint(0, 1000, (max(sizes),), device=policy.device)
         self.best = {grad: self._fastest(sizes, grad) for grad in (False, True)}
 
@@ -54,7 +57,12 @@ class Floor:
             torch.set_grad_enabled(grad),
             torch.autocast(self.policy.device.type, self.x.dtype, enabled=half),
         ):
-            output = self.policy.pipe.unet(self.x[:size], self.t[:size], self.text[:size])[0]
+            output = self.policy.pipe.unet(
+                self.x[:size],
+                self.t[:size],
+                self.text[:size],
+                added_cond_kwargs=self.policy.size_conditioning(self.pooled[:size]),
+            )[0]
         if grad:
             output.float().square().mean().backward()
 
@@ -101,6 +109,8 @@ def main() -> None:
     accelerator = Accelerator()
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.pipe, config)
+    if config.train.gradient_checkpointing:
+        policy.pipe.unet.enable_gradient_checkpointing()
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)
@@ -152,12 +162,16 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
             compare("reflect", cost.reflect, grad=False)
             compare("sample", cost.sample, grad=False)
             compare("update", updated, grad=True)
+    medians = {phase: statistics.median(s) for phase, s in seconds.items()}
+    on_gpu = policy.device.type == "cuda"
     return {
         "model": args.model,
         "device": str(policy.device),
+        "images_per_second": {p: round(cost.images / medians[p], 3) for p in ratios},
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
         "overhead": {phase: round(statistics.median(r), 4) for phase, r in ratios.items()},
         "overhead_all": {phase: [round(x, 4) for x in r] for phase, r in ratios.items()},
-        "seconds": {phase: round(statistics.median(s), 4) for phase, s in seconds.items()},
+        "seconds": {phase: round(s, 4) for phase, s in medians.items()},
         "floor_batch_size": {
             "forward": floor.best[False],
             "forward and backward": floor.best[True],

@@ -253,20 +253,23 @@ class Policy:
         self.nfe += rows
         if not torch.is_grad_enabled():
             x, t, text, pooled = map(self._pad, (x, t, text, pooled))
-        added = None
-        if self.is_xl:
-            sizes = self.time_ids.to(self.device, self.dtype).expand(len(x), -1)
-            added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes}
         # Trained weights are float32 whatever the precision: autocast, not the weights, decides.
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             output = self.unet(
                 x.to(self.dtype),
                 t,
                 text.to(self.dtype),
-                added_cond_kwargs=added,
+                added_cond_kwargs=self.size_conditioning(pooled.to(self.dtype)),
                 return_dict=False,
             )[0]
         return output[:rows].float()
+
+    def size_conditioning(self, pooled: Tensor) -> dict[str, Tensor] | None:
+        """What SDXL's UNet is told besides: pooled embeddings [B, P] and sizes [B, 6]."""
+        if not self.is_xl:
+            return None
+        sizes = self.time_ids.to(pooled.device, pooled.dtype).expand(len(pooled), -1)
+        return {"text_embeds": pooled, "time_ids": sizes}
 
     def _pad(self, x: Tensor) -> Tensor:
         """On a CPU, x with its last row repeated up to a multiple of CPU_ROWS."""
