@@ -6,6 +6,7 @@ of the interpreter in SRRL_ORIGINALS.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import CLIPImageProcessor
 from rewards import load_rewards
 from rewards.preprocess import centre_crop, padded_square
 from srrl.config import REPOSITORY
+from tests.conftest import PRESET, small_run
 from tests.rewards.tiny import (
     IMAGEREWARD,
     TINY_IMAGEREWARD,
@@ -25,7 +27,7 @@ from tests.rewards.tiny import (
     random_state,
     save_vqascore,
 )
-from tests.slow.commands import run
+from tests.slow.commands import logged, run
 
 PYTHON = Path(os.environ.get("SRRL_ORIGINALS", REPOSITORY / ".venv-rewards" / "bin" / "python"))
 pytestmark = [
@@ -64,11 +66,10 @@ def original(name: str, job: dict, folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "out.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("size", ["reduced", "full"])
-def test_imagereward_equals_the_original(size, tmp_path):
-    sizes = {"reduced": TINY_IMAGEREWARD, "full": IMAGEREWARD}[size]
-    words = bert_vocabulary(tmp_path / "bert")
-    torch.save(random_state(imagereward_shapes(sizes)), tmp_path / "ImageReward.pt")
+def imagereward_folder(folder: Path, sizes: dict[str, int]) -> dict[str, str]:
+    """The options of a random ImageReward, with all files that the original reads."""
+    folder.mkdir(exist_ok=True)
+    torch.save(random_state(imagereward_shapes(sizes)), folder / "ImageReward.pt")
     med = {"vocab_size": sizes["words"], "hidden_size": sizes["hidden"],
            "num_hidden_layers": sizes["layers"], "num_attention_heads": sizes["hidden"] // 64,
            "intermediate_size": sizes["inner"], "max_position_embeddings": sizes["positions"],
@@ -76,14 +77,18 @@ def test_imagereward_equals_the_original(size, tmp_path):
            "attention_probs_dropout_prob": 0.1, "type_vocab_size": 2, "initializer_range": 0.02,
            "pad_token_id": 0, "add_type_embeddings": False, "model_type": "bert",
            "encoder_width": sizes["hidden"], "add_cross_attention": True}  # fmt: skip
-    (tmp_path / "med_config.json").write_text(json.dumps(med))
+    (folder / "med_config.json").write_text(json.dumps(med))
+    return {"model": str(folder), "tokenizer": str(bert_vocabulary(folder / "bert"))}
+
+
+@pytest.mark.parametrize("size", ["reduced", "full"])
+def test_imagereward_equals_the_original(size, tmp_path):
+    sizes = {"reduced": TINY_IMAGEREWARD, "full": IMAGEREWARD}[size]
+    options = imagereward_folder(tmp_path, sizes)
     files = pictures(tmp_path)
-    job = {"model": str(tmp_path), "tokenizer": str(words), "images": files, "prompts": PROMPTS,
-           "med_config": str(tmp_path / "med_config.json"),
-           "sizes": sizes if size == "reduced" else None}  # fmt: skip
+    job = {**options, "images": files, "prompts": PROMPTS}
     theirs = original("imagereward", job, tmp_path)
 
-    options = {"model": str(tmp_path), "tokenizer": str(words)}
     ours = load_rewards(["imagereward"], {"imagereward": options})["imagereward"]
     assert torch.equal(ours.tokens(PROMPTS)[0], theirs["tokens"])
     pixels = [centre_crop(Image.open(f).convert("RGB"), sizes["size"]) for f in files]
@@ -112,18 +117,22 @@ def t5_words(folder: Path) -> Path:
     return folder
 
 
-def test_vqascore_equals_the_original(tmp_path):
-    options = save_vqascore(tmp_path / "model")
-    words = t5_words(tmp_path / "words")
-    options["tokenizer"] = str(words)
-    config = tmp_path / "model" / "config.json"
-    settings = json.loads(config.read_text())
+def vqascore_folder(folder: Path) -> dict[str, str]:
+    """The options of a tiny CLIP-FlanT5, with all files that the original reads."""
+    options = save_vqascore(folder) | {"tokenizer": str(t5_words(folder / "t5"))}
+    settings = json.loads((folder / "config.json").read_text())
     settings |= {"mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 32, "hidden_size": 32}
-    config.write_text(json.dumps(settings))
-    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}) \
-        .save_pretrained(tmp_path / "model" / "clip")  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+    size = {"height": 28, "width": 28}
+    images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=size)
+    images.save_pretrained(folder / "clip")
+    return options
+
+
+def test_vqascore_equals_the_original(tmp_path):
+    options = vqascore_folder(tmp_path / "model")
     files, prompts = pictures(tmp_path)[:-1], PROMPTS[:-1]  # one pixel: the original fails on it
-    job = {"model": options["model"], "tokenizer": str(words), "images": files, "prompts": prompts}
+    job = {**options, "images": files, "prompts": prompts}
     theirs = original("vqascore", job, tmp_path)
 
     ours = load_rewards(["vqascore"], {"vqascore": options})["vqascore"]
@@ -138,3 +147,20 @@ def test_vqascore_equals_the_original(tmp_path):
     difference = (scores.double() - theirs["scores"]).abs().max()
     print(f"vqascore: largest difference {difference:.1e}, scores {scores.tolist()}")
     assert difference < 1e-5
+
+
+def test_training_on_the_original_packages_behind_a_worker_equals_training_on_ours(tmp_path):
+    options = {"imagereward": imagereward_folder(tmp_path / "reward", TINY_IMAGEREWARD),
+               "vqascore": vqascore_folder(tmp_path / "vqa")}  # fmt: skip
+    folders = {"local": [], "original": [f"--config.reward.worker.python={PYTHON}"]}
+    for backend, extra in folders.items():
+        run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path / backend, 2),
+            f"--config.reward.models={json.dumps(dict.fromkeys(options, 1.0))}",
+            f"--config.reward.options={json.dumps(options)}",
+            f"--config.reward.backend={backend}", *extra)  # fmt: skip
+    ours, theirs = (logged(tmp_path / backend / "run", "metrics.jsonl") for backend in folders)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in options:
+            for key in (f"reward/{name}/mean", f"reward/{name}/std"):
+                assert one[key] == pytest.approx(other[key], abs=1e-4), (key, one["stage"])
+        assert one["selected"] == other["selected"]

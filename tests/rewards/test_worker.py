@@ -213,3 +213,13 @@ def test_an_error_in_the_background_arrives():
     scorer.submit(pictures(1), ["fault"])
     with pytest.raises(RuntimeError, match="a fault"):
         scorer.collect()
+
+
+def test_the_original_packages_need_their_environment_and_say_how_to_make_it():
+    given = [PRESET, '--config.reward.models={"imagereward": 1.0}']
+    config = load_config([*given, "--config.reward.backend=original"])
+    with pytest.raises(UserError, match=r"scripts/original_rewards\.sh"):
+        rewards_of(config, "cpu")
+    config = load_config([PRESET, "--config.reward.backend=original"])
+    with pytest.raises(UserError, match="unknown reward 'shapes'"):
+        rewards_of(config, "cpu")
