@@ -166,13 +166,8 @@ class Policy:
         return [encoder for encoder in both if encoder is not None]
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Conditioning of the prompts; each distinct prompt goes through the encoders once.
-
-        One at a time, so that an embedding does not depend on the company it was made in.
-        """
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                self._embeddings[prompt], self._empty = self._encode(prompt)
+        """Conditioning of the prompts; each distinct prompt goes through the encoders once."""
+        self.remember(prompts)
         text, pooled = zip(*(self._embeddings[p] for p in prompts), strict=True)
         empty, pooled_empty = self._empty
         n = (len(prompts), *[-1] * empty.dim())
@@ -182,6 +177,15 @@ class Policy:
             torch.stack(pooled).to(self.device),
             pooled_empty.to(self.device).expand(n[:2]),
         )
+
+    def remember(self, prompts: list[str]) -> None:
+        """Encode what is not encoded yet and keep it.
+
+        One at a time, so that an embedding does not depend on the company it was made in.
+        """
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._embeddings:
+                self._embeddings[prompt], self._empty = self._encode(prompt)
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -293,7 +293,7 @@ class Trainer:
                  for p in self.draw_prompts(plan_for(self.config, n))]  # fmt: skip
         shown = [p for split in (self.prompts, self.heldout)
                  for p in evenly(split, self.config.eval.num_prompts)]  # fmt: skip
-        self.policy.encode([*drawn, *shown])
+        self.policy.remember([*drawn, *shown])
         self.policy.release_text_encoders()
         newest = checkpoint.newest(self.folder)
         if newest:
