@@ -22,7 +22,7 @@ def usable_tracker(name: str) -> str | None:
     if name == "wandb":
         import wandb
 
-        if not wandb.api.api_key and os.environ.get("WANDB_MODE") != "offline":
+        if os.environ.get("WANDB_MODE") != "offline" and not wandb.login(prompt=False):
             print("not logged in to wandb: logging to the run's folder only", flush=True)
             return None
     return None if name == "none" else name

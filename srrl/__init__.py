@@ -7,3 +7,4 @@ import warnings
 # this package can act on.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)

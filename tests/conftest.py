@@ -1,6 +1,9 @@
 """Shared fixtures: the embedded pipeline as a policy, and small configs of it."""
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads anything, here or in a command it runs
 
 import pytest
 import torch

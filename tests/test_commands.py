@@ -94,3 +94,11 @@ def test_a_command_without_a_gpu_says_so_and_obeys_the_preset_it_is_given(tmp_pa
     preset = "config/stage_process.py:sd14"
     result = command("bash", "train.sh", "--config", preset, out, reward)
     assert_one_line_error(result, "nope")
+    models = '--config.reward.models={"rewards.shapes:ShapesVerifier": 1}'
+    shapes = [f"--config.prompts.{split}=config/prompts/shapes_conventional.json"
+              for split in ("train", "heldout")]  # fmt: skip
+    flags = [out, models, *shapes, "--config.mixed_precision=no"]
+    start = time.monotonic()
+    result = command("bash", "train.sh", "--config", preset, *flags)
+    assert_one_line_error(result, "hf download CompVis/stable-diffusion-v1-4")
+    assert time.monotonic() - start < 30
