@@ -81,6 +81,10 @@ def main(argv: list[str]) -> None:
             f"{accelerator.num_processes} processes for {prompts} prompts a stage: raise "
             f"config.sample.num_batches_per_stage or launch fewer"
         )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
         check_sharded(config, accelerator.num_processes)
     if accelerator.device.type == "cpu" and config.mixed_precision != "no":
