@@ -72,7 +72,6 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
         environment |= {
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-            "SRRL_NUM_PROCESSES": str(processes),
         }
     several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
         flag.startswith("--config_file") for flag in command

@@ -69,11 +69,11 @@ def main(argv: list[str]) -> None:
     check_names(config.reward.models)
     log_with = usable_tracker(config.tracker)
     accelerator = Accelerator(log_with=log_with, project_dir=folder)
-    asked = os.environ.get("SRRL_NUM_PROCESSES")
-    if asked and accelerator.num_processes != int(asked):
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != started:
         raise UserError(
-            f"{asked} processes were asked for, {accelerator.num_processes} started: on a CPU "
-            f"launch through train.sh, or with torchrun and ACCELERATE_USE_CPU=true"
+            f"{started} processes were started, but they found no GPUs to meet on: on a CPU "
+            f"launch with `-- --num_processes {started}` alone, or set ACCELERATE_USE_CPU=true"
         )
     prompts = config.sample.num_batches_per_stage * config.sample.batch_size
     if accelerator.num_processes > prompts:

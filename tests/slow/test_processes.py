@@ -147,3 +147,13 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     assert logged(killed, "metrics.jsonl") == logged(whole, "metrics.jsonl")
     assert (flat(lora(whole, 6)) == flat(lora(killed, 6))).all()
+
+
+def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):
+    text = (REPOSITORY / "config" / "accelerate" / "multi_gpu.yaml").read_text()
+    (tmp_path / "two.yaml").write_text(text.replace("num_processes: 8", "num_processes: 2"))
+    result = run("bash", "train.sh", f"--config.output_dir={tmp_path / 'runs'}", "--",
+                 "--config_file", tmp_path / "two.yaml", check=2)  # fmt: skip
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 2 processes were started, but they found no GPUs")
+    assert "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
