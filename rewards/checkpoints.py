@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.errors import UserError
-from srrl.hub import hub_reachable
+from srrl.hub import local_files_only
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -26,7 +26,7 @@ def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
     if Path(model).is_dir():
         return Path(model)
     try:
-        offline = not hub_reachable()
+        offline = local_files_only(model)
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:160]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder
-from rewards.preprocess import centre_crop, to_pil
+from rewards.preprocess import centre_crop, in_batches, to_pil
 
 FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
 
@@ -27,8 +28,6 @@ class CLIPScore:
         dtype: str = "fp32",
         batch_size: int = 32,
     ):
-        from rewards import DTYPES
-
         folder = checkpoint_folder("clipscore", model, FILES)
         self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
         self.network = CLIPModel.from_pretrained(folder, torch_dtype=self.dtype)
@@ -40,22 +39,20 @@ class CLIPScore:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            pictures = [centre_crop(image, self.image_size) for image in to_pil(images[part])]
-            tokens = self.tokenizer(
-                prompts[part],
-                padding="max_length",
-                truncation=True,
-                max_length=self.length,
-                return_tensors="pt",
-            ).to(self.device)
-            output = self.network(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                pixel_values=torch.stack(pictures).to(self.device, self.dtype),
-            )
-            both = (output.image_embeds.float() * output.text_embeds.float()).sum(-1)
-            scores.append(both.cpu())
-        return torch.cat(scores)
+        return in_batches(self._batch, images, prompts, self.batch_size)
+
+    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        pictures = [centre_crop(image, self.image_size) for image in to_pil(images)]
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        ).to(self.device)
+        output = self.network(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            pixel_values=torch.stack(pictures).to(self.device, self.dtype),
+        )
+        return (output.image_embeds.float() * output.text_embeds.float()).sum(-1)

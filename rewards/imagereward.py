@@ -14,8 +14,9 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights
-from rewards.preprocess import centre_crop, to_pil
+from rewards.preprocess import centre_crop, in_batches, to_pil
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
@@ -132,8 +133,6 @@ class ImageReward:
         dtype: str = "fp32",
         batch_size: int = 32,
     ):
-        from rewards import DTYPES
-
         folder = checkpoint_folder("imagereward", model, list(FILES[1:]))
         present = [folder / name for name in FILES if (folder / name).exists()]
         file = present[0] if present else folder / FILES[-1]
@@ -160,14 +159,13 @@ class ImageReward:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            pictures = [centre_crop(im, self.network.image_size) for im in to_pil(images[part])]
-            pixels = torch.stack(pictures).to(self.device, self.dtype)
-            ids, mask = (x.to(self.device) for x in self.tokens(prompts[part]))
-            scores.append(self.network(pixels, ids, mask).cpu())
-        return torch.cat(scores)
+        return in_batches(self._batch, images, prompts, self.batch_size)
+
+    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        pictures = [centre_crop(image, self.network.image_size) for image in to_pil(images)]
+        pixels = torch.stack(pictures).to(self.device, self.dtype)
+        ids, mask = (x.to(self.device) for x in self.tokens(prompts))
+        return self.network(pixels, ids, mask)
 
 
 def bert_tokenizer(folder: Path) -> BertTokenizer:

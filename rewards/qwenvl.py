@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder
-from rewards.preprocess import to_pil
+from rewards.preprocess import in_batches, to_pil
 from srrl.errors import UserError
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -34,8 +35,6 @@ class QwenVLScore:
         dtype: str = "fp32",
         batch_size: int = 8,
     ):
-        from rewards import DTYPES
-
         folder = checkpoint_folder("qwenvl", model, FILES)
         self.device, self.side, self.batch_size = device, side, batch_size
         try:
@@ -63,11 +62,7 @@ class QwenVLScore:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            scores.append(self._batch(images[part], prompts[part]))
-        return torch.cat(scores)
+        return in_batches(self._batch, images, prompts, self.batch_size)
 
     def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         pictures = [self._resized(image) for image in to_pil(images)]
@@ -84,7 +79,7 @@ class QwenVLScore:
             image_grid_thw=vision.image_grid_thw.to(self.device),
             logits_to_keep=1,
         ).logits
-        return logits[:, -1].float().softmax(-1)[:, self.yes].cpu()
+        return logits[:, -1].float().softmax(-1)[:, self.yes]
 
     def _resized(self, picture):
         scale = self.side / min(picture.size)

@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from rewards import ORIGINALS, Reward, check_names, load_rewards, score_all
+from rewards import ORIGINALS, REGISTRY, Reward, check_names, load_rewards, score_all
 from srrl.errors import UserError
 
 
@@ -28,14 +28,12 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     from rewards.client import Worker, worker_rewards
 
     original = r.backend == "original"
-    if original:
-        check_names(names, ORIGINALS)
-        if not (r.worker.python or r.worker.address):
-            raise UserError(
-                "reward.backend='original' needs the packages' own environment: make it by "
-                "`bash scripts/original_rewards.sh DIR` and set reward.worker.python to "
-                "DIR/bin/python"
-            )
+    check_names(names, ORIGINALS if original else REGISTRY)
+    if original and not (r.worker.python or r.worker.address):
+        raise UserError(
+            "reward.backend='original' needs the packages' own environment: make it by "
+            "`bash scripts/original_rewards.sh DIR` and set reward.worker.python to DIR/bin/python"
+        )
     worker = Worker(
         {name: options.get(name, {}) for name in names},
         address=r.worker.address or "",

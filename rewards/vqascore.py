@@ -18,8 +18,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights, weight_files
-from rewards.preprocess import padded_square, to_pil
+from rewards.preprocess import in_batches, padded_square, to_pil
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -112,8 +113,6 @@ class VQAScore:
         dtype: str = "fp32",
         batch_size: int = 8,
     ):
-        from rewards import DTYPES
-
         name = "vqascore"
         self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
         folder = checkpoint_folder(name, model, ["*.json", "*.bin", "*.safetensors", "*.model"])
@@ -160,13 +159,11 @@ class VQAScore:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            size = self.network.image_size
-            pictures = [padded_square(image, size) for image in to_pil(images[part])]
-            pixels = torch.stack(pictures).to(self.device, self.dtype)
-            room = MAX_TOKENS - 1 - len(self.before)  # the picture counts as one
-            after = [self.ids(AFTER.replace("{}", prompt))[:room] for prompt in prompts[part]]
-            scores.append(self.network(pixels, self.before, after, self.answer).cpu())
-        return torch.cat(scores)
+        return in_batches(self._batch, images, prompts, self.batch_size)
+
+    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        pictures = [padded_square(image, self.network.image_size) for image in to_pil(images)]
+        pixels = torch.stack(pictures).to(self.device, self.dtype)
+        room = MAX_TOKENS - 1 - len(self.before)  # the picture counts as one
+        after = [self.ids(AFTER.replace("{}", prompt))[:room] for prompt in prompts]
+        return self.network(pixels, self.before, after, self.answer)

@@ -109,8 +109,6 @@ def main() -> None:
     accelerator = Accelerator()
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.pipe, config)
-    if config.train.gradient_checkpointing:
-        policy.pipe.unet.enable_gradient_checkpointing()
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)

@@ -70,10 +70,9 @@ def main() -> None:
 
     import torch
 
-    from rewards import check_names, check_prompts, score_all
+    from rewards import check_prompts, score_all
     from rewards.scoring import rewards_of
 
-    check_names(config.reward.models)
     images = [read_image(path) for path in args.images]
     rewards = rewards_of(config, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_prompts(rewards, prompts, "--prompt")

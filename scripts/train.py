@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
-    check_names(config.reward.models)
+    check_names(config.reward.models)  # before the device is looked at
     log_with = usable_tracker(config.tracker)
     accelerator = Accelerator(log_with=log_with, project_dir=folder)
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -95,8 +95,6 @@ def main(argv: list[str]) -> None:
     rewards = rewards_of(config, accelerator.device)
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.pipe, config)
-    if config.train.gradient_checkpointing:
-        policy.pipe.unet.enable_gradient_checkpointing()
     if log_with:
         accelerator.init_trackers(
             "srrl",

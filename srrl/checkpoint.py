@@ -145,10 +145,9 @@ def check_same_run(run: Path, config: ConfigDict) -> None:
     except FileNotFoundError:
         return
     now = json.loads(json.dumps(flatten(config)))
-    free = ["output_dir", "tracker", "checkpoint.", "pictures."]
+    free = ("output_dir", "tracker", "checkpoint.", "pictures.")
     if config.train.final_lr_fraction == 1:
-        free.append("stages.total")
-    free = tuple(free)
+        free += ("stages.total",)
     changed = [k for k in now if before.get(k) != now[k] and not k.startswith(free)]
     if changed:
         key = changed[0]

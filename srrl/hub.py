@@ -4,8 +4,8 @@ Without this a name that is not in the cache costs half a minute of retries befo
 """
 
 import functools
-import os
 import socket
+from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
@@ -15,7 +15,7 @@ from huggingface_hub import constants
 @functools.cache
 def hub_reachable(seconds: float = 3.0) -> bool:
     """Does the hub's host answer? True behind a proxy, which only a request can tell."""
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+    if constants.HF_HUB_OFFLINE:
         return False
     if "https" in getproxies():
         return True
@@ -26,3 +26,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def local_files_only(name: str | None) -> bool:
+    """Must `name` come from the cache? True for a hub name (or none) where the hub is away."""
+    return not (name and Path(name).exists()) and not hub_reachable()

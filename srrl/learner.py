@@ -77,7 +77,7 @@ class Learner:
         )
         if self.sharded:
             policy.pipe.unet.to(memory_format=torch.contiguous_format)
-            policy.unet, prepared = accelerator.prepare(policy.pipe.unet, optimizer)
+            _, prepared = accelerator.prepare(policy.pipe.unet, optimizer)  # in place
             optimizer = prepared.optimizer
         self.optimizer = optimizer
 
@@ -206,7 +206,8 @@ class Learner:
         if self.sharded and not self.optimizer.state:
             optimizer = {}  # torch would make one by a step, and count it
         elif self.sharded:
-            optimizer = get_optimizer_state_dict(self.policy.unet, self.optimizer, options=WHOLE)
+            unet = self.policy.pipe.unet
+            optimizer = get_optimizer_state_dict(unet, self.optimizer, options=WHOLE)
         else:
             optimizer = self.optimizer.state_dict()
         return {"optimizer": optimizer, "loss_scale": self.loss_scale}
@@ -216,7 +217,8 @@ class Learner:
         if not self.sharded:
             self.optimizer.load_state_dict(optimizer)
         elif optimizer:
-            set_optimizer_state_dict(self.policy.unet, self.optimizer, optimizer, options=WHOLE)
+            unet = self.policy.pipe.unet
+            set_optimizer_state_dict(unet, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale = state["loss_scale"]
 
 

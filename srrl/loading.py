@@ -14,7 +14,7 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from srrl.errors import UserError
-from srrl.hub import hub_reachable
+from srrl.hub import local_files_only
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 NO_CHECKER = {
@@ -52,9 +52,8 @@ def load_pipeline(
         raise _cannot_load("pretrained.model", model, error) from error
     if vae:
         try:
-            offline = not Path(vae).exists() and not hub_reachable()
             pipe.vae = AutoencoderKL.from_pretrained(
-                vae, torch_dtype=dtype, local_files_only=offline
+                vae, torch_dtype=dtype, local_files_only=local_files_only(vae)
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise _cannot_load("pretrained.vae", vae, error) from error
@@ -64,7 +63,7 @@ def load_pipeline(
 def _from_folder_or_hub(
     model: str, dtype: torch.dtype, revision: str | None, variant: str | None
 ) -> DiffusionPipeline:
-    offline = not Path(model).exists() and not hub_reachable()
+    offline = local_files_only(model)
     index = DiffusionPipeline.load_config(model, revision=revision, local_files_only=offline)
     name = index.get("_class_name")
     if name not in CLASSES:
@@ -85,13 +84,16 @@ def _from_folder_or_hub(
 
 
 def _from_single_file(model: str, dtype: torch.dtype, config: str | None) -> DiffusionPipeline:
-    offline = not (config and Path(config).exists()) and not hub_reachable()
     with safe_open(model, "pt") as file:
         xl = any(key.startswith("conditioner.") for key in file.keys())  # noqa: SIM118
     options = {} if xl else NO_CHECKER
     chosen = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     return chosen.from_single_file(
-        model, config=config, torch_dtype=dtype, local_files_only=offline, **options
+        model,
+        config=config,
+        torch_dtype=dtype,
+        local_files_only=local_files_only(config),
+        **options,
     )
 
 

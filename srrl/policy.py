@@ -70,7 +70,6 @@ class Policy:
         self.schedule = schedule.to(self.device)
         self.micro_batch, self.decode_batch = micro_batch, decode_batch or micro_batch
         self.nfe = 0
-        self.unet: nn.Module = pipe.unet  # or what wraps it for several processes
         self.is_xl = isinstance(pipe, StableDiffusionXLPipeline)
         config, scale = pipe.unet.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         resolution = resolution or config.sample_size * scale
@@ -259,7 +258,7 @@ class Policy:
             x, t, text, pooled = map(self._pad, (x, t, text, pooled))
         # Trained weights are float32 whatever the precision: autocast, not the weights, decides.
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            output = self.unet(
+            output = self.pipe.unet(
                 x.to(self.dtype),
                 t,
                 text.to(self.dtype),
@@ -281,4 +280,4 @@ class Policy:
         return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
     def trainable(self) -> Iterator[nn.Parameter]:
-        return (p for p in self.unet.parameters() if p.requires_grad)
+        return (p for p in self.pipe.unet.parameters() if p.requires_grad)

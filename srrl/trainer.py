@@ -289,17 +289,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, or evaluate the start and save it as stage 0."""
-        drawn = [p for n in range(self.config.stages.total)
-                 for p in self.draw_prompts(plan_for(self.config, n))]  # fmt: skip
-        shown = [p for split in (self.prompts, self.heldout)
-                 for p in evenly(split, self.config.eval.num_prompts)]  # fmt: skip
-        self.policy.remember([*drawn, *shown])
-        self.policy.release_text_encoders()
         newest = checkpoint.newest(self.folder)
         if newest:
             self.progress, state = checkpoint.load(newest, self.policy.pipe, self.history)
             self.learner.load_state_dict(state)
         done = self.progress.stage
+        self.encode_ahead(done)
         self.tracker.start(self.config, done if newest else -1)
         sizes = [len(self.prompts), len(self.heldout)]
         self.clock = Clock(work_left(self.config, done, sizes, evaluate_now=newest is None))
@@ -308,6 +303,14 @@ class Trainer:
         else:
             self.evaluate()
             self.save()
+
+    def encode_ahead(self, done: int) -> None:
+        """Encode every prompt that the stages left will need, and free the text encoders."""
+        for stage in range(done, self.config.stages.total):
+            self.policy.remember(self.draw_prompts(plan_for(self.config, stage)))
+        for split in (self.prompts, self.heldout):
+            self.policy.remember(evenly(split, self.config.eval.num_prompts))
+        self.policy.release_text_encoders()
 
     # ------------------------------------------------------------------ small things
 

@@ -36,6 +36,8 @@ def make_trainable(pipe: DiffusionPipeline, c: ConfigDict) -> None:
         add_lora(pipe, c.lora, c.seed)
     else:
         pipe.unet.float().requires_grad_(True)
+    if c.train.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
 
 
 def add_lora(pipe: DiffusionPipeline, settings: ConfigDict, seed: int) -> None:

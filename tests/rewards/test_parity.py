@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor
 
 from rewards import load_rewards
 from rewards.preprocess import centre_crop, padded_square
+from scripts.score import read_image
 from srrl.config import REPOSITORY
 from tests.conftest import PRESET, small_run
 from tests.rewards.tiny import (
@@ -54,9 +55,7 @@ def pictures(folder: Path) -> list[str]:
 
 def opened(file: str) -> torch.Tensor:
     """uint8 [1, 3, H, W]"""
-    import numpy as np
-
-    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None]
+    return read_image(Path(file))[None]
 
 
 def original(name: str, job: dict, folder: Path) -> dict[str, torch.Tensor]:

@@ -142,7 +142,7 @@ def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(
     policy = Policy(pipe, schedule, micro_batch=2, decode_batch=1, resolution=64, dtype=dtype)
     assert policy.latent_shape == (4, 8, 8)
     make_trainable(pipe, config)
-    pipe.unet.enable_gradient_checkpointing()
+    assert pipe.unet.is_gradient_checkpointing
     accelerator = Accelerator(cpu=True)
     tracker = Tracker(tmp_path / "run", accelerator)
     trainer = Trainer(config, policy, {"tests.slow.test_full_size:Redness": Redness()},
