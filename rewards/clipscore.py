@@ -5,20 +5,33 @@ By default with OpenCLIP's ViT-H/14 trained on LAION-2B, the reward of SRRL's re
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder
 from rewards.preprocess import centre_crop, in_batches, to_pil
+from rewards.stand_in import stand_in_tokenizer
+from srrl.models.random_weights import RANDOM, fill_random
 
+# Sizes of ViT-H/14.
+TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "hidden_act": "gelu", "eos_token_id": 1}  # fmt: skip
+VISION = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+          "num_attention_heads": 16, "patch_size": 14, "hidden_act": "gelu"}  # fmt: skip
 FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
+
+
+def blank_network() -> CLIPModel:
+    """ViT-H/14's network on the meta device."""
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=1024))
 
 
 class CLIPScore:
     """score(): the cosine, -1 to 1.
 
-    model: hub name or folder of a CLIPModel with its tokenizer; dtype: "fp32", "fp16" or "bf16";
-    batch_size: pictures at once.
+    model: hub name or folder of a CLIPModel with its tokenizer, or "random"; dtype: "fp32",
+    "fp16" or "bf16"; batch_size: pictures at once.
     """
 
     def __init__(
@@ -28,11 +41,15 @@ class CLIPScore:
         dtype: str = "fp32",
         batch_size: int = 32,
     ):
-        folder = checkpoint_folder("clipscore", model, FILES)
         self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
-        self.network = CLIPModel.from_pretrained(folder, torch_dtype=self.dtype)
+        if model == RANDOM:
+            self.network = fill_random(blank_network(), self.dtype, device)
+            self.tokenizer = stand_in_tokenizer("<|startoftext|>", "<|endoftext|>")
+        else:
+            folder = checkpoint_folder("clipscore", model, FILES)
+            self.network = CLIPModel.from_pretrained(folder, torch_dtype=self.dtype)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.network.eval().requires_grad_(False).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.image_size = self.network.config.vision_config.image_size
         self.length = self.network.config.text_config.max_position_embeddings
 

@@ -6,6 +6,7 @@ without activations turns [CLS] into a score, standardised with the published me
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights
 from rewards.preprocess import centre_crop, in_batches, to_pil
+from rewards.stand_in import stand_in_tokenizer
+from srrl.models.random_weights import RANDOM, fill_random
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
@@ -36,47 +39,72 @@ VISION_NAMES = {
 }
 
 
-class Network(nn.Module):
-    """The three parts; their sizes are those of an original checkpoint's tensors."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of the vision tower and of the text encoder; those of the published checkpoint."""
 
-    def __init__(self, state: dict[str, Tensor]):
-        super().__init__()
+    width: int = 1024
+    blocks: int = 24
+    patch: int = 16
+    image: int = 224
+    hidden: int = 768
+    layers: int = 12
+    inner: int = 3072
+    words: int = 30524
+    positions: int = 512
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor]) -> "Sizes":
+        """Those of an original checkpoint's tensors."""
         vision, text = "blip.visual_encoder.", "blip.text_encoder."
         width, _, patch, _ = state[vision + "patch_embed.proj.weight"].shape
-        patches = state[vision + "pos_embed"].shape[1] - 1
         words, hidden = state[text + "embeddings.word_embeddings.weight"].shape
-        self.image_size = round(patches**0.5) * patch
+        return cls(
+            width=width,
+            blocks=count(state, vision + r"blocks\.(\d+)\."),
+            patch=patch,
+            image=round((state[vision + "pos_embed"].shape[1] - 1) ** 0.5) * patch,
+            hidden=hidden,
+            layers=count(state, text + r"encoder\.layer\.(\d+)\."),
+            inner=state[text + "encoder.layer.0.intermediate.dense.weight"].shape[0],
+            words=words,
+            positions=state[text + "embeddings.position_embeddings.weight"].shape[0],
+        )
+
+
+class Network(nn.Module):
+    """The three parts."""
+
+    def __init__(self, s: Sizes):
+        super().__init__()
+        self.image_size = s.image
         self.vision = BlipVisionModel(
             BlipVisionConfig(
-                hidden_size=width,
-                intermediate_size=state[vision + "blocks.0.mlp.fc1.weight"].shape[0],
-                num_hidden_layers=count(state, vision + r"blocks\.(\d+)\."),
-                num_attention_heads=width // HEAD,
-                image_size=self.image_size,
-                patch_size=patch,
+                hidden_size=s.width,
+                intermediate_size=4 * s.width,
+                num_hidden_layers=s.blocks,
+                num_attention_heads=s.width // HEAD,
+                image_size=s.image,
+                patch_size=s.patch,
                 layer_norm_eps=1e-6,
                 hidden_act="gelu",
             )
         )
         self.text = BlipTextModel(
             BlipTextConfig(
-                vocab_size=words,
-                hidden_size=hidden,
-                encoder_hidden_size=width,
-                intermediate_size=state[text + "encoder.layer.0.intermediate.dense.weight"].shape[
-                    0
-                ],
-                num_hidden_layers=count(state, text + r"encoder\.layer\.(\d+)\."),
-                num_attention_heads=hidden // HEAD,
-                max_position_embeddings=state[text + "embeddings.position_embeddings.weight"].shape[
-                    0
-                ],
+                vocab_size=s.words,
+                hidden_size=s.hidden,
+                encoder_hidden_size=s.width,
+                intermediate_size=s.inner,
+                num_hidden_layers=s.layers,
+                num_attention_heads=s.hidden // HEAD,
+                max_position_embeddings=s.positions,
                 is_decoder=True,  # gives it cross-attention
                 layer_norm_eps=1e-12,
             ),
             add_pooling_layer=False,
         )
-        sizes = (hidden, *MLP)
+        sizes = (s.hidden, *MLP)
         # The original's dropouts, which do nothing at inference, take places 1, 3 and 5.
         places = (0, 2, 4, 6, 7)
         self.mlp = nn.ModuleDict(
@@ -96,6 +124,12 @@ class Network(nn.Module):
         for layer in self.mlp.values():
             x = layer(x)
         return (x.squeeze(-1).float() - MEAN) / STD
+
+
+def blank_network(sizes: Sizes = Sizes()) -> Network:
+    """The network on the meta device."""
+    with torch.device("meta"):
+        return Network(sizes)
 
 
 def count(state: dict[str, Tensor], pattern: str) -> int:
@@ -121,8 +155,8 @@ def renamed(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 class ImageReward:
     """score(): about -2 to 2, the higher the better picture and prompt go together.
 
-    model: hub name or folder with ImageReward.pt; tokenizer: hub name or folder of BERT's;
-    dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once.
+    model: hub name or folder with ImageReward.pt, or "random"; tokenizer: of BERT, likewise; dtype:
+    "fp32", "fp16" or "bf16"; batch_size: pictures at once.
     """
 
     def __init__(
@@ -133,17 +167,22 @@ class ImageReward:
         dtype: str = "fp32",
         batch_size: int = 32,
     ):
+        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        if model == RANDOM:
+            self.network = fill_random(blank_network(), self.dtype, device)
+            self.tokenizer = stand_in_tokenizer("[CLS]", "[SEP]")
+        else:
+            self.network, self.tokenizer = self._load(model, tokenizer)
+        self.network.eval().requires_grad_(False).to(device)
+
+    def _load(self, model: str, tokenizer: str) -> tuple[Network, BertTokenizer]:
         folder = checkpoint_folder("imagereward", model, list(FILES[1:]))
         present = [folder / name for name in FILES if (folder / name).exists()]
-        file = present[0] if present else folder / FILES[-1]
-        state = read_weights("imagereward", file)
-        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
-        with torch.device("meta"):
-            self.network = Network(state)
-        fill("imagereward", self.network, renamed(state), self.dtype)
-        self.network.eval().requires_grad_(False).to(device)
-        vocabulary = checkpoint_folder("imagereward", tokenizer, ["vocab.txt", "tokenizer*"])
-        self.tokenizer = bert_tokenizer(vocabulary)
+        state = read_weights("imagereward", present[0] if present else folder / FILES[-1])
+        network = blank_network(Sizes.of(state))
+        fill("imagereward", network, renamed(state), self.dtype)
+        words = checkpoint_folder("imagereward", tokenizer, ["vocab.txt", "tokenizer*"])
+        return network, bert_tokenizer(words)
 
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask int64 [B, 35]."""

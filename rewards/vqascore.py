@@ -21,6 +21,8 @@ from transformers import (
 from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights, weight_files
 from rewards.preprocess import in_batches, padded_square, to_pil
+from rewards.stand_in import stand_in_tokenizer
+from srrl.models.random_weights import RANDOM, fill_random
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -30,6 +32,16 @@ BEFORE = SYSTEM + " USER: "
 AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
 MAX_TOKENS = 2048  # a longer question is cut, as in the original
+# Sizes of the published checkpoints' parts: FLAN-T5 xl and xxl, CLIP ViT-L/14 at 336 pixels.
+T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu",
+      "tie_word_embeddings": False, "decoder_start_token_id": 0}  # fmt: skip
+FLAN_T5 = {
+    "xl": {**T5, "d_model": 2048, "d_ff": 5120, "num_heads": 32},
+    "xxl": {**T5, "d_model": 4096, "d_ff": 10240, "num_heads": 64},
+}
+CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+        "projection_dim": 768}  # fmt: skip
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 VISION_PREFIX = "vision_tower.vision_tower."
 
@@ -80,6 +92,14 @@ class Network(nn.Module):
         return log_probs.gather(-1, labels[..., None]).squeeze(-1).mean(-1).exp()
 
 
+def blank_network(
+    t5: T5Config | None = None, vision: CLIPVisionConfig | None = None, layer: int = -2
+) -> Network:
+    """The network on the meta device; by default of the published xl's sizes."""
+    with torch.device("meta"):
+        return Network(t5 or T5Config(**FLAN_T5["xl"]), vision or CLIPVisionConfig(**CLIP), layer)
+
+
 def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, Tensor]]:
     """The published checkpoint's tensors under this network's names."""
     for name, tensor in tensors.items():
@@ -99,7 +119,8 @@ def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, 
 class VQAScore:
     """score(): the probability of "Yes", 0 to 1.
 
-    model: hub name or folder of a CLIP-FlanT5 (zhiqiulin/clip-flant5-xl or -xxl); tokenizer: of
+    model: hub name or folder of a CLIP-FlanT5 (zhiqiulin/clip-flant5-xl or -xxl), or "random" (xl's
+    architecture without its weights); tokenizer: of
     its T5, by default the checkpoint folder's own, else google/flan-t5-xl's; vision: of its CLIP,
     by default what its config names; dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once.
     """
@@ -113,30 +134,36 @@ class VQAScore:
         dtype: str = "fp32",
         batch_size: int = 8,
     ):
-        name = "vqascore"
         self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        if model == RANDOM:
+            self.network = fill_random(blank_network(), self.dtype, device)
+            self.tokenizer = stand_in_tokenizer(None, "</s>")
+        else:
+            self._load(model, tokenizer, vision)
+            # T5's vocabulary is padded (32,128 for 32,100 words); the original cuts it off.
+            self.network.words = len(self.tokenizer)
+        self.network.tie()
+        self.network.eval().requires_grad_(False).to(device)
+        self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
+
+    def _load(self, model: str, tokenizer: str | None, vision: str | None) -> None:
+        name = "vqascore"
         folder = checkpoint_folder(name, model, ["*.json", "*.bin", "*.safetensors", "*.model"])
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vision = vision or settings["mm_vision_tower"]
         tower = checkpoint_folder(name, vision, ["*.json", "*.bin", "*.safetensors"])
-        with torch.device("meta"):
-            self.network = Network(
-                T5Config.from_pretrained(folder),
-                CLIPVisionConfig.from_pretrained(tower),
-                settings.get("mm_vision_select_layer", -2),
-            )
+        self.network = blank_network(
+            T5Config.from_pretrained(folder),
+            CLIPVisionConfig.from_pretrained(tower),
+            settings.get("mm_vision_select_layer", -2),
+        )
         fill(name, self.network, self._tensors(folder, tower), self.dtype)
-        self.network.tie()
-        self.network.eval().requires_grad_(False).to(device)
         if tokenizer is None and not list(folder.glob("spiece.model")):
             tokenizer = "google/flan-t5-xl"
         words = folder if tokenizer is None else checkpoint_folder(
             name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
         )  # fmt: skip
         self.tokenizer = AutoTokenizer.from_pretrained(words)
-        # T5's vocabulary is padded (32,128 for 32,100 words); the original cuts the padding off.
-        self.network.words = len(self.tokenizer)
-        self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
 
     def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:
         """Shard by shard; a checkpoint without its vision tower takes the original CLIP's."""

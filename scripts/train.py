@@ -10,6 +10,7 @@ Every knob is explained in config/stage_process.py.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -46,6 +47,26 @@ def check_sharded(config: ConfigDict, processes: int) -> None:
                 f"config.{name} = {count} is not a multiple of the {processes} processes that "
                 f"share the UNet: they must all call it equally often"
             )
+
+
+def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
+    """What the run will take (scripts/plan.py); that it cannot be counted never stops a run."""
+    import torch
+
+    from srrl.measure.bill import GIB, Biller
+    from srrl.measure.cards import card_of
+    from srrl.measure.show import SHARE, one_line
+
+    cuda, n = accelerator.device.type == "cuda", accelerator.num_processes
+    fsdp = "FSDP" in str(accelerator.distributed_type)
+    try:
+        bill = Biller(config, cuda, n, fsdp, pipe).bill()
+    except Exception as error:
+        return f"plan: not counted ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+    if not cuda:
+        return one_line(bill)
+    seen = torch.cuda.get_device_properties(accelerator.device)
+    return one_line(bill, card_of(seen.name, seen.total_memory / GIB), SHARE, n)
 
 
 def main(argv: list[str]) -> None:
@@ -108,6 +129,8 @@ def main(argv: list[str]) -> None:
     processes = f"{n} process{'es' if n > 1 else ''}"
     tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}, {processes}")
     tracker.say(totals_table(config))
+    if accelerator.is_main_process:
+        tracker.say(plan_line(config, policy.pipe, accelerator))
     Trainer(config, policy, rewards, accelerator, tracker).run()
     accelerator.end_training()
 

@@ -3,7 +3,8 @@
 One evaluation is one sample through the UNet once; classifier-free guidance takes two.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
@@ -41,6 +42,87 @@ def plan_for(c: ConfigDict, stage: int) -> StagePlan:
     )
 
 
+@dataclass(frozen=True)
+class Calls:
+    """Network calls that are alike: `times` predictions for `samples` samples at a guidance.
+
+    They belong to the phase "reflect", "sample" or "decode" and run in micro-batches.
+    """
+
+    phase: str
+    samples: int
+    times: int
+    guidance: float
+
+    @property
+    def evaluations(self) -> int:
+        return self.samples * self.times * evaluations(self.guidance)
+
+    def rows(self, micro_batch: int, multiple: int = 1) -> int:
+        """Samples that go through the network, each call filled up to a multiple of rows."""
+        whole, rest = divmod(self.samples, micro_batch)
+        guided = evaluations(self.guidance)
+        in_one = whole * _up(micro_batch * guided, multiple) + _up(rest * guided, multiple)
+        return self.times * in_one
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def rollout_calls(
+    c: ConfigDict, prompts: int, rounds: int, trained_steps: int, branches: int
+) -> list[Calls]:
+    """The network calls of one rollout (srrl.rollout.rollout) of `prompts` prompts."""
+    steps, again, w = c.sample.num_steps, rounds - 1, c.sample.guidance_scale
+    own = trained_steps + c.interval.skip_last if trained_steps else 0
+    spread, back = prompts * branches, c.reflect.inversion_guidance
+    last = [Calls("sample", prompts, steps - own, w), Calls("sample", spread, own, w)]
+    if c.reflect.train_rounds == "all":
+        rest = [Calls("reflect", spread, again * steps, back),
+                Calls("sample", spread, again * steps, w)]  # fmt: skip
+    else:
+        rest = [Calls("reflect", prompts, again * steps, c.reflect.denoise_guidance),
+                Calls("reflect", prompts, again * steps, back)]  # fmt: skip
+    return [x for x in (*rest, *last) if x.samples * x.times]
+
+
+def rollout_decodes(
+    c: ConfigDict, prompts: int, rounds: int, branches: int, reflected: bool
+) -> list[Calls]:
+    """The pictures that one rollout decodes; `reflected`: those of its reflecting rounds, too."""
+    if c.reflect.train_rounds == "all":
+        return [Calls("decode", prompts * branches, rounds, 1)]
+    shown = [Calls("decode", prompts, rounds - 1, 1)] if reflected else []
+    return [Calls("decode", prompts * branches, 1, 1), *shown]
+
+
+def batches(c: ConfigDict, prompts: int | None = None) -> Iterator[tuple[int, int]]:
+    """(how many, of how many prompts) rollouts of a stage, or of a process's share of it."""
+    total = c.sample.num_batches_per_stage * c.sample.batch_size if prompts is None else prompts
+    whole, rest = divmod(total, c.sample.batch_size)
+    yield from ((n, size) for n, size in ((whole, c.sample.batch_size), (1, rest)) if n * size)
+
+
+def stage_calls(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
+    """The network calls of sampling a stage, or of a process's share of so many prompts."""
+    return [
+        replace(calls, times=n * calls.times)
+        for n, size in batches(c, prompts)
+        for calls in rollout_calls(c, size, plan.rounds, plan.trained_steps, c.branch.count)
+    ]
+
+
+def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
+    """The pictures decoded in a stage, likewise."""
+    shown = shows_pictures(c, plan.stage)
+    return [
+        replace(calls, times=n * calls.times)
+        for n, size in batches(c, prompts)
+        for calls in rollout_decodes(c, size, plan.rounds, c.branch.count, shown)
+    ]
+
+
 def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     """With P prompts, G branches, T steps, K rounds, m trained steps, E epochs and g(w)
     evaluations at guidance w:
@@ -52,37 +134,49 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and only the P G (K-1) T
     g(inversion) of walking back is reflection.
     """
-    prompts = c.sample.num_batches_per_stage * c.sample.batch_size
-    branches, steps, m = c.branch.count, c.sample.num_steps, plan.trained_steps
-    guided = evaluations(c.sample.guidance_scale)
-    back = evaluations(c.reflect.inversion_guidance)
-    own = m + c.interval.skip_last
-    sample = guided * prompts * (steps - own + branches * own)
-    again = plan.rounds - 1
-    if c.reflect.train_rounds == "all":
-        images = prompts * branches * plan.rounds
-        reflect = prompts * branches * again * steps * back
-        sample += prompts * branches * again * steps * guided
-    else:
-        images = prompts * branches
-        reflect = prompts * again * steps * (evaluations(c.reflect.denoise_guidance) + back)
-    return StageCost(images, reflect, sample, guided * c.train.num_inner_epochs * m)
+    calls = stage_calls(c, plan)
+    by_phase = {phase: sum(x.evaluations for x in calls if x.phase == phase)
+                for phase in ("reflect", "sample")}  # fmt: skip
+    rounds = plan.rounds if c.reflect.train_rounds == "all" else 1
+    images = c.sample.num_batches_per_stage * c.sample.batch_size * c.branch.count * rounds
+    update = evaluations(c.sample.guidance_scale) * c.train.num_inner_epochs * plan.trained_steps
+    return StageCost(images, **by_phase, update_per_trajectory=update)
+
+
+def evaluation_calls(c: ConfigDict, num_prompts: int) -> list[Calls]:
+    """The network calls of evaluating `num_prompts` prompts once (srrl.evaluation.evaluate)."""
+    prompts = min(c.eval.num_prompts, num_prompts)
+    calls = rollout_calls(c, prompts, c.eval.rounds, trained_steps=0, branches=1)
+    return [replace(x, times=c.eval.seeds * x.times) for x in calls]
+
+
+def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
+    """The pictures decoded there."""
+    prompts = min(c.eval.num_prompts, num_prompts)
+    calls = rollout_decodes(c, prompts, c.eval.rounds, branches=1, reflected=False)
+    return [replace(x, times=c.eval.seeds * x.times) for x in calls]
 
 
 def evaluation_cost(c: ConfigDict, num_prompts: int) -> int:
-    """Network evaluations of evaluating `num_prompts` prompts once (srrl.trainer.evaluate)."""
-    steps, again = c.sample.num_steps, c.eval.rounds - 1
-    denoise = c.sample.guidance_scale
-    if c.reflect.train_rounds == "last":
-        denoise = c.reflect.denoise_guidance
-    reflect = again * (evaluations(denoise) + evaluations(c.reflect.inversion_guidance))
-    images = min(c.eval.num_prompts, num_prompts) * c.eval.seeds
-    return images * steps * (reflect + evaluations(c.sample.guidance_scale))
+    """Network evaluations of evaluating `num_prompts` prompts once."""
+    return sum(x.evaluations for x in evaluation_calls(c, num_prompts))
+
+
+def shows_pictures(c: ConfigDict, stage: int) -> bool:
+    """Is a stage one whose pictures are written, its reflecting rounds' as well?"""
+    every, total = c.pictures.every, c.stages.total
+    return stage == 0 or (stage + 1) % every == 0 or stage + 1 == total
 
 
 def evaluated_stages(c: ConfigDict) -> list[int]:
     """After how many stages the policy is evaluated: 0, every eval.every, and all."""
     return sorted({*range(0, c.stages.total + 1, c.eval.every), c.stages.total})
+
+
+def expected_selected(c: ConfigDict, cost: StageCost) -> int:
+    """A guess of the trajectories that a stage selects: at most two in a group, usually fewer."""
+    share = 1.0 if c.select.mode == "all" else min(1.0, 1.5 / c.branch.count)
+    return round(cost.images * share)
 
 
 def stage_work(c: ConfigDict, stage: int, selected: int | None = None) -> float:
@@ -91,9 +185,8 @@ def stage_work(c: ConfigDict, stage: int, selected: int | None = None) -> float:
     `selected` trajectories are trained; unknown beforehand, it is guessed.
     """
     cost = stage_cost(c, plan_for(c, stage))
-    if selected is None:  # at most two in a group, usually fewer
-        share = 1.0 if c.select.mode == "all" else min(1.0, 1.5 / c.branch.count)
-        selected = round(cost.images * share)
+    if selected is None:
+        selected = expected_selected(c, cost)
     return cost.reflect + cost.sample + 3 * cost.update_per_trajectory * selected
 
 

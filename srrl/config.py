@@ -233,5 +233,7 @@ def check_files(c: ConfigDict) -> None:
     load_prompts(resolve(c.prompts.train))
     load_prompts(resolve(c.prompts.heldout))
     model = resolve(c.pretrained.model)
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+    if Path(model).exists() or model.startswith("random:"):
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise UserError(f"config.pretrained.model={model!r}: no such folder or hub name")

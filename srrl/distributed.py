@@ -11,8 +11,12 @@ from torch import Tensor
 
 def own_part(accelerator: Accelerator, n: int) -> range:
     """The consecutive share of 0 .. n-1 that this process works on; empty if there are too few."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    return range(n * rank // world, n * (rank + 1) // world)
+    return part(n, accelerator.process_index, accelerator.num_processes)
+
+
+def part(n: int, rank: int, processes: int) -> range:
+    """The consecutive share of 0 .. n-1 of one of so many processes."""
+    return range(n * rank // processes, n * (rank + 1) // processes)
 
 
 def share(accelerator: Accelerator, values: Tensor, places: Tensor, total: int) -> Tensor:

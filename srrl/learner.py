@@ -141,7 +141,9 @@ class Learner:
         processes = self.accelerator.num_processes
         for part, counts in self.own_micro_batches(pairs):
             counted = self.policy.nfe
-            objective = self.objective(selection, part.to(self.policy.device))
+            objective = selection_objective(
+                self.config, self.policy, selection, part.to(self.policy.device)
+            )
             if not counts:
                 self.policy.nfe = counted
             share = counts * len(part) / len(pairs)
@@ -175,20 +177,6 @@ class Learner:
             elif self.sharded:
                 yield parts[-1], 0
 
-    def objective(self, selection: Selection, pairs: Tensor) -> Objective:
-        """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
-        c, schedule = self.config, self.policy.schedule
-        row, j = pairs[:, 0], pairs[:, 1]
-        x, x_next = selection.latents[row, j], selection.latents[row, j + 1]
-        step = schedule.num_steps - c.interval.skip_last - selection.log_probs.shape[1] + j
-        a_t, a_s, sigma = schedule.coefficients(step, c.sample.eta)
-        conditioning = selection.conditioning.rows(row)
-        noise = self.policy.noise(x, step, a_t, conditioning, c.sample.guidance_scale)
-        log_p = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
-        return clipped_objective(
-            log_p, selection.log_probs[row, j], selection.advantages[row], c.train.clip_range
-        )
-
     def check_first_ratio(self, deviation: float) -> None:
         """Stop if sampling and training disagree: before a stage's first update, ratio is 1."""
         limit = self.config.train.max_first_ratio_dev
@@ -220,6 +208,22 @@ class Learner:
             unet = self.policy.pipe.unet
             set_optimizer_state_dict(unet, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale = state["loss_scale"]
+
+
+def selection_objective(
+    c: ConfigDict, policy: Policy, selection: Selection, pairs: Tensor
+) -> Objective:
+    """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
+    schedule, row, j = policy.schedule, pairs[:, 0], pairs[:, 1]
+    x, x_next = selection.latents[row, j], selection.latents[row, j + 1]
+    step = schedule.num_steps - c.interval.skip_last - selection.log_probs.shape[1] + j
+    a_t, a_s, sigma = schedule.coefficients(step, c.sample.eta)
+    conditioning = selection.conditioning.rows(row)
+    noise = policy.noise(x, step, a_t, conditioning, c.sample.guidance_scale)
+    log_p = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
+    return clipped_objective(
+        log_p, selection.log_probs[row, j], selection.advantages[row], c.train.clip_range
+    )
 
 
 def sum_gradients(accelerator: Accelerator, parameters: list[Tensor]) -> None:

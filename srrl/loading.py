@@ -11,10 +11,11 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from srrl.errors import UserError
 from srrl.hub import local_files_only
+from srrl.models.architectures import RANDOM_MODEL, is_xl_file, random_pipeline
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 NO_CHECKER = {
@@ -33,18 +34,22 @@ def load_pipeline(
     variant: str | None = None,
     vae: str | None = None,
     single_file_config: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> DiffusionPipeline:
     """A StableDiffusionPipeline or StableDiffusionXLPipeline with weights of `dtype`.
 
-    model: a diffusers folder, a hub name (with its revision and file variant), or a .safetensors
-    file, whose configs and tokenizers come from `single_file_config` (a folder or hub name; the
-    original model's on the hub if None). `vae` replaces the pipeline's own.
+    model: a diffusers folder, a hub name (with its revision and file variant), "random:sd14" or
+    "random:sdxl" (that architecture, random weights, made on `device`), or a .safetensors file,
+    whose configs and tokenizers come from `single_file_config` (a folder or hub name; the original
+    model's on the hub if None). `vae` replaces the pipeline's own.
     Raises UserError if the model cannot be had, or is neither of the two classes.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     try:
-        if model.endswith(".safetensors"):
+        if model.startswith(RANDOM_MODEL):
+            pipe = random_pipeline(model, dtype, device)
+        elif model.endswith(".safetensors"):
             pipe = _from_single_file(model, dtype, single_file_config)
         else:
             pipe = _from_folder_or_hub(model, dtype, revision, variant)
@@ -84,8 +89,7 @@ def _from_folder_or_hub(
 
 
 def _from_single_file(model: str, dtype: torch.dtype, config: str | None) -> DiffusionPipeline:
-    with safe_open(model, "pt") as file:
-        xl = any(key.startswith("conditioner.") for key in file.keys())  # noqa: SIM118
+    xl = is_xl_file(model)
     options = {} if xl else NO_CHECKER
     chosen = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     return chosen.from_single_file(

@@ -69,6 +69,7 @@ class Policy:
         self.device = torch.device(device)
         self.schedule = schedule.to(self.device)
         self.micro_batch, self.decode_batch = micro_batch, decode_batch or micro_batch
+        self.row_multiple = CPU_ROWS if self.device.type == "cpu" else 1  # see _pad
         self.nfe = 0
         self.is_xl = isinstance(pipe, StableDiffusionXLPipeline)
         config, scale = pipe.unet.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
@@ -114,7 +115,8 @@ class Policy:
 
         float32_unet keeps the UNet's weights in float32 in any precision, to train all of them.
         """
-        pipe = load_pipeline(model, dtype=torch.float32 if float32_unet else dtype, **source)
+        weights = torch.float32 if float32_unet else dtype
+        pipe = load_pipeline(model, dtype=weights, device=device, **source)
         return cls(
             pipe,
             make_schedule(pipe.scheduler.config, num_steps, eta),
@@ -209,15 +211,19 @@ class Policy:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures uint8 [B, 3, H, W] of latents [B, C, h, w]."""
-        vae = self.pipe.vae
         pictures = []
         for part in latents.split(self.decode_batch):
-            padded = self._pad(part / vae.config.scaling_factor)
-            decoded = vae.decode(padded.to(self.vae_dtype)).sample[: len(part)].float()
+            decoded = self.pixels(part)
             if not bool(torch.isfinite(decoded).all()):
                 raise FloatingPointError("the VAE decoded non-finite pixels: use fp32 for the VAE")
             pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
         return torch.cat(pictures)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The VAE's output float32 [B, 3, H, W], about -1 to 1, of latents [B, C, h, w]."""
+        vae = self.pipe.vae
+        padded = self._pad(latents / vae.config.scaling_factor)
+        return vae.decode(padded.to(self.vae_dtype)).sample[: len(latents)].float()
 
     # ------------------------------------------------------------------ noise prediction
 
@@ -275,8 +281,8 @@ class Policy:
         return {"text_embeds": pooled, "time_ids": sizes}
 
     def _pad(self, x: Tensor) -> Tensor:
-        """On a CPU, x with its last row repeated up to a multiple of CPU_ROWS."""
-        missing = -len(x) % CPU_ROWS if self.device.type == "cpu" else 0
+        """x with its last row repeated up to a multiple of row_multiple."""
+        missing = -len(x) % self.row_multiple
         return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
     def trainable(self) -> Iterator[nn.Parameter]:

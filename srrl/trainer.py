@@ -15,7 +15,14 @@ from rewards import Reward, check_prompts
 from rewards.scoring import Scorer
 from srrl import checkpoint
 from srrl.advantages import ScoreHistory, select, stage_advantages
-from srrl.budget import evaluated_stages, evaluation_cost, plan_for, stage_work, work_left
+from srrl.budget import (
+    evaluated_stages,
+    evaluation_cost,
+    plan_for,
+    shows_pictures,
+    stage_work,
+    work_left,
+)
 from srrl.config import resolve
 from srrl.curriculum import StagePlan
 from srrl.distributed import own_part, share, total_of
@@ -113,7 +120,7 @@ class Trainer:
                 seed=c.seed,
                 stage=plan.stage,
                 slots=slots,
-                keep_reflected=self.shows_pictures(plan.stage),
+                keep_reflected=shows_pictures(self.config, plan.stage),
                 timed=self.timed,
             )
             rows = self.judged(plan, part.round)
@@ -218,7 +225,7 @@ class Trainer:
         }
         self.policy.nfe, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
         self.tracker.metrics(line)
-        if self.shows_pictures(plan.stage):
+        if shows_pictures(self.config, plan.stage):
             rows = self.shown_rows(plan, samples, scored, prompts)
             self.tracker.samples(done, rows, f"{c.run_name}, stage {done}")
         expected = stage_work(c, plan.stage)
@@ -313,10 +320,6 @@ class Trainer:
         self.policy.release_text_encoders()
 
     # ------------------------------------------------------------------ small things
-
-    def shows_pictures(self, stage: int) -> bool:
-        every, total = self.config.pictures.every, self.config.stages.total
-        return stage == 0 or (stage + 1) % every == 0 or stage + 1 == total
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -32,7 +32,7 @@ WORDS = sorted({"a", *COLOURS, *SHAPES, *" ".join(RELATIONS).split()}, key=lambd
 MAX_TOKENS = 16
 
 
-def build_tokenizer(**options) -> CLIPTokenizer:
+def build_tokenizer(length: int = MAX_TOKENS, **options) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer: the byte alphabet and one chain of merges for each word."""
     alphabet = list(bytes_to_unicode().values())
     tokens = alphabet + [symbol + "</w>" for symbol in alphabet]
@@ -47,7 +47,7 @@ def build_tokenizer(**options) -> CLIPTokenizer:
     tokens += dict.fromkeys(a + b for a, b in merges)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab, merges, model_max_length=MAX_TOKENS, **options)
+    return CLIPTokenizer(vocab, merges, model_max_length=length, **options)
 
 
 def text_config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:

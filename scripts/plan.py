@@ -1,0 +1,71 @@
+"""The bill before the run: evaluations, operations, memory and hours, without weights or a GPU.
+
+    python scripts/plan.py --config config/stage_process.py:sd14 --card 4090
+    python scripts/plan.py --config config/stage_process.py:sdxl --card h100 --processes 8
+    python scripts/plan.py --config config/stage_process.py:tiny --card cpu
+
+Takes train.py's --config flags. The networks are built from their configurations alone and run
+without numbers; of the model nothing is read but, where it is a folder, its configurations. Hours
+are operations over the card's data-sheet rate times --share, which nobody has measured for yours:
+scripts/gpu_report.py does.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from srrl.config import check_files, load_config
+from srrl.errors import UserError, one_line_errors
+
+
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--card", default="h100", help="h200, a100, l40s, 4090, ... or cpu")
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that share the work")
+    parser.add_argument("--fsdp", action="store_true", help="the UNet spread over them as well")
+    parser.add_argument("--share", type=float, help="of the card's rate (0.35)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args, rest = parser.parse_known_args(argv)
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: at least 1")
+    if args.share is not None and not 0 < args.share <= 1:
+        raise UserError(f"--share {args.share}: above 0, up to 1")
+    return args, rest
+
+
+def main(argv: list[str]) -> None:
+    args, rest = arguments(argv)
+    config = load_config(rest)
+    check_files(config)
+
+    from srrl.measure.bill import REWARD, Biller
+    from srrl.measure.cards import card_named
+    from srrl.measure.fitting import advice, largest
+    from srrl.measure.show import SHARE, as_json, table
+
+    card = None if args.card == "cpu" else card_named(args.card)
+    biller = Biller(config, card is not None, args.processes, args.fsdp)
+    bill = biller.bill()
+    print(f"{config.run_name}: {config.pretrained.model}; computed, nothing was run")
+    print(table(bill))
+    if card:
+        share = args.share or SHARE
+        hours = bill.hours(card, share, args.processes)
+        cards = f"{args.processes} x {card.name}" if args.processes > 1 else card.name
+        print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate")
+        print("\n".join(advice(biller, card)))
+        most = largest(biller, card, config.train.gradient_checkpointing)
+        most = {key: n for key, n in most.items() if not key.startswith(REWARD)}
+        print("at most fit: " + ", ".join(f"{key} {n}" for key, n in most.items()))
+    if bill.uncounted:
+        print(f"not counted: reward {', '.join(bill.uncounted)}")
+    if args.json:
+        args.json.write_text(json.dumps(as_json(bill), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Operations and memory of code run on fake tensors: real shapes, strides and types, no numbers.
+
+The network, autocast, gradient checkpointing and the loss run as they do in training; below them
+every operation only says what it would return. So nothing is estimated but what happens inside one
+operation (a convolution's workspace) and how the allocator rounds.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_, out_val=None, **__) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def attention_backward_flops(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_, out_val=None, **__
+) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+# FlopCounterMode's formulas, and the fused attention of CPUs, which they lack.
+FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+class Count(TorchDispatchMode):
+    """Counts, while it is entered,
+
+    flops  floating-point operations of matrix products, convolutions and attention (fused: the
+           matrix of attention weights is never in memory), a multiply-add as two
+    peak   the most bytes that storages made here took at once; `now`, those that are left
+
+    Storages of `resident` tensors were there before and do not count.
+    """
+
+    def __init__(self, resident: Iterable[Tensor] = ()):
+        super().__init__()
+        self.flops = self.now = self.peak = 0
+        self._alive: dict[int, object] = {}
+        for tensor in resident:
+            storage = tensor.untyped_storage()
+            self._alive[storage._cdata] = storage
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+
+        def freed(_) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Lets autocast on a CPU keep in float32 what it keeps in float32 on a GPU."""
+
+    def in_float32(function):
+        def run(*args, **kwargs):
+            if not torch.is_autocast_enabled("cpu"):
+                return function(*args, **kwargs)
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            with torch.autocast("cpu", enabled=False):
+                return function(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for name in ("group_norm", "layer_norm", "softmax"):
+            stack.enter_context(patch.object(F, name, in_float32(getattr(F, name))))
+        yield
+
+
+class FakeTensors:
+    """`with FakeTensors(...)`: everything made inside has a shape and no numbers.
+
+    like_cuda: autocast as on a GPU. Tensors of one instance belong together; it can be entered
+    again and again.
+    """
+
+    def __init__(self, like_cuda: bool):
+        self.mode, self.like_cuda = FakeTensorMode(allow_non_fake_inputs=True), like_cuda
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        stack.enter_context(self.mode)
+        if self.like_cuda:
+            stack.enter_context(cuda_autocast())
+        self.entered.append(stack)
+
+    def __exit__(self, *error) -> None:
+        self.entered.pop().__exit__(*error)
+
+
+def make_fake(module: nn.Module) -> None:
+    """Replace a module's parameters and buffers, made on the meta device, by fake ones on the CPU.
+
+    Layout, type, requires_grad and sharing are kept. Must be called under FakeTensors.
+    """
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = new
+        return made[id(tensor)]
+
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            tensors.update({k: fake(t) for k, t in tensors.items() if t is not None})
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors, shared ones once."""
+    distinct = {id(t): t for t in tensors}.values()
+    return sum(t.numel() * t.element_size() for t in distinct)

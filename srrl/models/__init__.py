@@ -1,0 +1,1 @@
+"""The networks: which there are, and how they are built."""

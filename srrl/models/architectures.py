@@ -1,0 +1,225 @@
+"""The published architectures, without their weights: to count with, and to try a machine with.
+
+A pipeline's parts are made here from configurations alone: of SD v1.4 and SDXL base 1.0, which
+stand below, or of a diffusers folder. On the meta device they have shapes and no numbers; with
+random numbers they cost what the published model costs and draw noise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from srrl.errors import UserError
+from srrl.models.random_weights import RANDOM, fill_random
+from srrl.shapes.pipeline import SD_SCHEDULER, SDXL_SCHEDULER, build_tokenizer
+
+RANDOM_MODEL = RANDOM + ":"  # pretrained.model=random:sd14
+
+SD_UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SDXL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+CLIP_L = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+CLIP_BIG_G = {
+    "vocab_size": 49408,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The configurations of a pipeline's parts; one text encoder for SD, two for SDXL."""
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text: tuple[Mapping[str, Any], ...]
+    scheduler: Mapping[str, Any]
+
+
+ARCHITECTURES = {
+    "sd14": Architecture(
+        unet=SD_UNET,
+        vae={**VAE, "sample_size": 512},
+        text=(CLIP_L,),
+        scheduler=SD_SCHEDULER,
+    ),
+    "sdxl": Architecture(
+        unet=SDXL_UNET,
+        vae={**VAE, "sample_size": 1024, "scaling_factor": 0.13025},
+        text=(CLIP_L, CLIP_BIG_G),
+        scheduler=SDXL_SCHEDULER,
+    ),
+}
+TEXT_ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)
+HUB_NAMES = {
+    "CompVis/stable-diffusion-v1-4": "sd14",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd14",
+    "runwayml/stable-diffusion-v1-5": "sd14",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+
+
+def blank_pipeline(model: str) -> DiffusionPipeline:
+    """A pipeline with the model's parts on the meta device.
+
+    model: a name of HUB_NAMES, "random:" with one of ARCHITECTURES, a single .safetensors file, of
+    which the kind is looked at, or a diffusers folder, of which the configurations and tokenizers
+    are read. Raises UserError for any other.
+    """
+    if Path(model).is_dir():
+        return _of_folder(Path(model))
+    if model.endswith(".safetensors"):
+        return _of(ARCHITECTURES["sdxl" if is_xl_file(model) else "sd14"])
+    return _of(architecture(model))
+
+
+def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline with the parts of `pipe` on the meta device, however they were loaded."""
+    suffixes = ("", "_2") if isinstance(pipe, StableDiffusionXLPipeline) else ("",)
+    texts = [getattr(pipe, "text_encoder" + x).config for x in suffixes]
+    words = [getattr(pipe, "tokenizer" + x) for x in suffixes]
+    return _of_configs(pipe.unet.config, pipe.vae.config, texts, words, pipe.scheduler.config)
+
+
+def is_xl_file(file: str) -> bool:
+    """Does a single .safetensors file hold SDXL?"""
+    with safe_open(file, "pt") as opened:
+        return any(key.startswith("conditioner.") for key in opened.keys())  # noqa: SIM118
+
+
+def random_pipeline(
+    model: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> DiffusionPipeline:
+    """A "random:" model with random weights of `dtype`, the same ones every time."""
+    pipe = _of(architecture(model))
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            fill_random(part, dtype, device)
+    return pipe
+
+
+def architecture(model: str) -> Architecture:
+    """Raises UserError, which says what is known."""
+    name = (
+        model.removeprefix(RANDOM_MODEL) if model.startswith(RANDOM_MODEL) else HUB_NAMES.get(model)
+    )
+    if name not in ARCHITECTURES:
+        known = ", ".join((*HUB_NAMES, *(RANDOM_MODEL + n for n in ARCHITECTURES)))
+        raise UserError(
+            f"config.pretrained.model={model!r}: its architecture is not known here: known are "
+            f"{known} and diffusers folders"
+        )
+    return ARCHITECTURES[name]
+
+
+def _of(a: Architecture) -> DiffusionPipeline:
+    # Stand-ins for CLIP's tokenizer: 77 tokens as there, but words in other pieces.
+    words = [build_tokenizer(77, pad_token=pad) for pad in ("<|endoftext|>", "!")[: len(a.text)]]
+    texts = [CLIPTextConfig(**size, **special_tokens(tokenizer))
+             for size, tokenizer in zip(a.text, words, strict=True)]  # fmt: skip
+    return _of_configs(a.unet, a.vae, texts, words, a.scheduler)
+
+
+def special_tokens(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names}
+
+
+def _of_folder(folder: Path) -> DiffusionPipeline:
+    """Its configurations, read by the classes that read them for a real load."""
+    try:
+        xl = DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionXLPipeline"
+        suffixes = ("", "_2")[: 1 + xl]
+        texts = [CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x)
+                 for x in suffixes]  # fmt: skip
+        words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x)
+                 for x in suffixes]  # fmt: skip
+        unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
+        vae = AutoencoderKL.load_config(folder, subfolder="vae")
+        scheduler = PNDMScheduler.load_config(folder, subfolder="scheduler")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.pretrained.model={str(folder)!r} is no diffusers folder: {reason}"
+        ) from error
+    return _of_configs(unet, vae, texts, words, scheduler)
+
+
+def _of_configs(
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    texts: list[CLIPTextConfig],
+    words: list[CLIPTokenizer],
+    scheduler: Mapping[str, Any],
+) -> DiffusionPipeline:
+    with torch.device("meta"):
+        encoders = [kind(text) for kind, text in zip(TEXT_ENCODERS, texts, strict=False)]
+        common = {
+            "unet": UNet2DConditionModel.from_config(unet),
+            "vae": AutoencoderKL.from_config(vae),
+            "text_encoder": encoders[0],
+            "tokenizer": words[0],
+        }
+    if len(encoders) == 2:
+        return StableDiffusionXLPipeline(
+            **common,
+            text_encoder_2=encoders[1],
+            tokenizer_2=words[1],
+            scheduler=EulerDiscreteScheduler.from_config(scheduler),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+    return StableDiffusionPipeline(
+        **common,
+        scheduler=PNDMScheduler.from_config(scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

@@ -1,0 +1,49 @@
+"""Run one stage of a config in this process and print what its memory grew by, as JSON.
+
+    python tests/slow/peak.py OUT [train.py's --config flags]
+
+baseline: resident bytes when everything is imported and no model is there; peak: the most after.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from srrl.config import load_config
+from srrl.policy import Policy
+from srrl.tracking import Tracker
+from srrl.trainer import Trainer
+from srrl.weights import make_trainable
+
+
+class Redness:
+    """Scores that differ between any two images, without a network."""
+
+    def score(self, images, prompts):
+        return images[:, 0].float().mean((1, 2))
+
+
+def status(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith(field)) * 1024
+
+
+def main(out: str, flags: list[str]) -> None:
+    config = load_config(flags)
+    accelerator = Accelerator(cpu=True)
+    baseline = status("VmRSS")
+    policy = Policy.from_config(config, device="cpu")
+    make_trainable(policy.pipe, config)
+    loaded = status("VmRSS")
+    folder = Path(config.output_dir) / config.run_name
+    Trainer(config, policy, {name: Redness() for name in config.reward.models}, accelerator,
+            Tracker(folder, accelerator)).run()  # fmt: skip
+    result = {"baseline": baseline, "loaded": loaded, "peak": status("VmHWM")}
+    Path(out).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
