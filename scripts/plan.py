@@ -2,6 +2,7 @@
 
     python scripts/plan.py --config config/stage_process.py:sd14 --card 4090
     python scripts/plan.py --config config/stage_process.py:sdxl --card h100 --processes 8
+    python scripts/plan.py --config config/stage_process.py:sdxl --card all
     python scripts/plan.py --config config/stage_process.py:tiny --card cpu
 
 Takes train.py's --config flags. The networks are built from their configurations alone and run
@@ -23,7 +24,9 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--card", default="h100", help="h200, a100, l40s, 4090, ... or cpu")
+    parser.add_argument(
+        "--card", default="h100", help="h200, a100, l40s, 4090, ..., all of them, or cpu"
+    )
     parser.add_argument("--processes", type=int, default=1, help="GPUs that share the work")
     parser.add_argument("--fsdp", action="store_true", help="the UNet spread over them as well")
     parser.add_argument("--share", type=float, help="of the card's rate (0.35)")
@@ -43,16 +46,19 @@ def main(argv: list[str]) -> None:
 
     from srrl.measure.bill import REWARD, Biller
     from srrl.measure.cards import card_named
-    from srrl.measure.fitting import advice, largest
+    from srrl.measure.fitting import advice, cards_table, largest
     from srrl.measure.show import SHARE, as_json, table
 
-    card = None if args.card == "cpu" else card_named(args.card)
-    biller = Biller(config, card is not None, args.processes, args.fsdp)
+    card = None if args.card in ("cpu", "all") else card_named(args.card)
+    share = args.share or SHARE
+    biller = Biller(config, args.card != "cpu", args.processes, args.fsdp)
     bill = biller.bill()
     print(f"{config.run_name}: {config.pretrained.model}; computed, nothing was run")
     print(table(bill))
+    if args.card == "all":
+        print(f"at {share:.0%} of each card's rate, {args.processes} of them:")
+        print(cards_table(biller, share))
     if card:
-        share = args.share or SHARE
         hours = bill.hours(card, share, args.processes)
         cards = f"{args.processes} x {card.name}" if args.processes > 1 else card.name
         print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate")

@@ -53,6 +53,9 @@ def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSetti
 class Rollout:
     """N trajectories, each the m trained steps of one sampled round of one branch.
 
+    What counts and chooses (slots, rounds, places, rows) lives on the CPU, what the networks read
+    and write on the policy's device; a tensor crosses only by a `.to(` or `.cpu()` in plain sight.
+
     slot, branch, round  int64 [N]: index of the prompt, of the branch, of the round (from 1)
     latents              float32 [N, m + 1, C, h, w], the first before the m steps
     log_probs            float32 [N, m], under the sampling policy

@@ -249,11 +249,12 @@ class Trainer:
         weights = self.config.reward.models.to_dict()
         shown = (samples.slot < count) & (samples.round == plan.rounds)
         places = (samples.slot * branches + samples.branch)[shown]
-        images = share(self.accelerator, samples.images[shown], places, count * branches)
+        final = samples.images[shown.to(samples.images.device)]
+        images = share(self.accelerator, final, places, count * branches)
         own = own_part(self.accelerator, len(prompts))
         slots = torch.tensor([slot for slot in own if slot < count], dtype=torch.int64)
         reflected = [
-            share(self.accelerator, of_round[slots - own.start], slots, count)
+            share(self.accelerator, of_round[(slots - own.start).to(of_round.device)], slots, count)
             for of_round in samples.reflected
         ]
         last = (scored.slot < count) & (scored.round == plan.rounds)

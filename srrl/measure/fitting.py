@@ -5,7 +5,7 @@ from typing import Any
 
 from srrl.config import flatten
 from srrl.measure.bill import GIB, REWARD, Biller, Usage, room
-from srrl.measure.cards import Card
+from srrl.measure.cards import CARDS, Card
 
 CHECKPOINTING = "train.gradient_checkpointing"
 
@@ -50,6 +50,23 @@ def with_options(overrides: dict[str, Any], options: dict[str, dict]) -> dict[st
     for key in [key for key in overrides if key.startswith(REWARD)]:
         merged.setdefault(key.removeprefix(REWARD), {})["batch_size"] = overrides.pop(key)
     return overrides if merged == options else overrides | {"reward.options": merged}
+
+
+def cards_table(biller: Biller, share: float) -> str:
+    """Every known card: whether the run fits, with which overrides, and its hours."""
+    bill, rows = biller.bill(), [("card", "GiB", "hours", "fits")]
+    for card in CARDS.values():
+        needed = switches(biller, card)
+        text = {True: "no", False: "as it is"}[needed is None]
+        if needed:
+            text = "with " + " ".join(override(key, value) for key, value in needed.items())
+        hours = bill.hours(card, share, biller.processes)
+        rows.append((card.name, f"{card.gib:.1f}", f"{hours:.1f}", text))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    return "\n".join(
+        f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}"
+        for row in rows
+    )
 
 
 def advice(biller: Biller, card: Card) -> list[str]:

@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import T5Config
+from transformers import CLIPVisionConfig, T5Config
 
 from rewards import load_rewards, score_all
 from rewards.checkpoints import fill
-from rewards.imagereward import MEAN, STD, renamed
-from rewards.imagereward import Network as ImageRewardNetwork
+from rewards.imagereward import MEAN, STD, Sizes, blank_network, renamed
 from rewards.preprocess import CLIP_MEAN, CLIP_STD, centre_crop, padded_square
-from rewards.vqascore import SYSTEM, Network
+from rewards.vqascore import CLIP, FLAN_T5, SYSTEM, Network
 from rewards.vqascore import renamed as vqa_renamed
 from srrl.errors import UserError
 from tests.rewards.tiny import (
@@ -178,7 +177,8 @@ def test_the_published_imagerewards_names_and_shapes_all_find_their_place():
     shapes = dict(imagereward_shapes(IMAGEREWARD))
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
-        network = ImageRewardNetwork(state)
+    network = blank_network(Sizes.of(state))
+    assert Sizes.of(state) == Sizes()
     assert network.image_size == 224
     numbers = {k: t.numel() for k, t in state.items() if not k.endswith("position_ids")}
     assert round(sum(numbers.values()) / 1e6, 1) == 446.7
@@ -191,15 +191,7 @@ def test_the_published_imagerewards_names_and_shapes_all_find_their_place():
 @pytest.mark.parametrize("size", ["xl", "xxl"])
 def test_the_published_clip_flant5s_names_and_shapes_all_find_their_place(size):
     """FLAN-T5's published sizes and CLIP ViT-L/14-336, on the meta device."""
-    flan = {"xl": (2048, 64, 5120, 32), "xxl": (4096, 64, 10240, 64)}[size]
-    width, head, inner, heads = flan
-    t5 = T5Config(vocab_size=32128, d_model=width, d_kv=head, d_ff=inner, num_heads=heads,
-                  num_layers=24, feed_forward_proj="gated-gelu",
-                  tie_word_embeddings=False)  # fmt: skip
-    vision = type(vqa_configs()[1])(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-        image_size=336, patch_size=14, projection_dim=768,
-    )  # fmt: skip
+    t5, vision = T5Config(**FLAN_T5[size]), CLIPVisionConfig(**CLIP)
     with torch.device("meta"):
         network = Network(t5, vision, -2)
         state = {name: torch.empty(shape) for name, shape in published(t5, vision)}

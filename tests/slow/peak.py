@@ -11,7 +11,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from srrl.budget import plan_for
 from srrl.config import load_config
+from srrl.measure.stages import run_stage
 from srrl.policy import Policy
 from srrl.tracking import Tracker
 from srrl.trainer import Trainer
@@ -39,8 +41,10 @@ def main(out: str, flags: list[str]) -> None:
     make_trainable(policy.pipe, config)
     loaded = status("VmRSS")
     folder = Path(config.output_dir) / config.run_name
-    Trainer(config, policy, {name: Redness() for name in config.reward.models}, accelerator,
-            Tracker(folder, accelerator)).run()  # fmt: skip
+    rewards = {name: Redness() for name in config.reward.models}
+    trainer = Trainer(config, policy, rewards, accelerator, Tracker(folder, accelerator))
+    trainer.encode_ahead(0)
+    run_stage(trainer, plan_for(config, 0))
     result = {"baseline": baseline, "loaded": loaded, "peak": status("VmHWM")}
     Path(out).write_text(json.dumps(result))
 

@@ -1,0 +1,62 @@
+"""scripts/plan.py as a user calls it."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+
+from srrl.config import REPOSITORY
+from tests.slow.commands import run
+
+pytestmark = pytest.mark.slow
+PLAN = [sys.executable, "scripts/plan.py"]
+
+
+def config(preset: str) -> str:
+    return f"--config=config/stage_process.py:{preset}"
+
+
+@pytest.mark.parametrize("preset", ["sd14", "sdxl"])
+def test_the_published_models_on_24_gb_with_what_it_advises(preset, tmp_path):
+    """The overrides that it prints make the run fit, and the README's table is its own."""
+    first = run(*PLAN, config(preset), "--card", "4090", "--json", tmp_path / "a.json").stdout
+    assert "computed, nothing was run" in first and "at most fit: sample.micro_batch" in first
+    if preset == "sdxl":
+        assert "does not fit NVIDIA GeForce RTX 4090" in first
+        advised = next(line for line in first.splitlines() if line.startswith("  --config."))
+        second = run(*PLAN, config(preset), "--card", "4090", *shlex.split(advised)).stdout
+        assert "\nfits NVIDIA GeForce RTX 4090" in second
+    else:
+        assert "\nfits NVIDIA GeForce RTX 4090" in first
+    figures = json.loads((tmp_path / "a.json").read_text())
+    peak = f"{figures['peak_bytes'] / 2**30:.1f}"
+    readme = (REPOSITORY / "README.md").read_text()
+    row = next(x for x in readme.splitlines() if x.startswith(f"| `{preset}` as it is"))
+    assert f"**{peak}**" in row
+
+
+def test_a_plan_of_the_embedded_model_and_of_all_cards():
+    text = run(*PLAN, config("tiny"), "--card", "all", "--config.mixed_precision=bf16").stdout
+    assert re.search(r"reflect +28,800", text) and text.count("as it is") >= 10
+    assert "hours" not in run(*PLAN, config("tiny"), "--card", "cpu").stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--card", "voodoo2"], "known are b200"), (["--processes", "0"], "at least 1"),
+     (["--share", "2"], "above 0"), (["--config.sample.steps=3"], "unknown config key"),
+     (["--config.pretrained.model=nobody/nothing"], "its architecture is not known")],
+)  # fmt: skip
+def test_what_it_cannot_count_is_one_line(flags, said):
+    result = run(*PLAN, config("sd14"), *flags, check=2)
+    assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_runs_start_says_it_in_one_line(tmp_path):
+    result = run(sys.executable, "scripts/train.py", config("tiny"), "--config.stages.total=1",
+                 "--config.eval.num_prompts=2", "--config.eval.seeds=1",
+                 f"--config.output_dir={tmp_path}")  # fmt: skip
+    line = next(x for x in result.stdout.splitlines() if x.startswith("plan:"))
+    assert re.match(r"plan: [\d,]+ evaluations, [\d.]+ TFLOP \(.*\), peak memory 0\.\d+ GiB", line)

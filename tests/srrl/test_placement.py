@@ -1,0 +1,64 @@
+"""Which device a tensor lives on, checked without a second device.
+
+On the meta device an operation on tensors of two devices is refused as on a GPU; so a policy there
+finds every tensor that is made on the CPU and not moved.
+"""
+
+import pytest
+import torch
+
+from srrl.config import load_config
+from srrl.ddim import make_schedule
+from srrl.learner import Selection, selection_objective
+from srrl.models.architectures import blank_pipeline
+from srrl.policy import Conditioning, Policy
+from srrl.rollout import rollout, rollout_settings
+from srrl.weights import make_trainable
+from tests.conftest import MODELS, PRESET
+
+
+@pytest.fixture(params=MODELS)
+def meta(request) -> Policy:
+    pipe = blank_pipeline(str(MODELS[request.param]))
+    policy = Policy(pipe, make_schedule(pipe.scheduler.config, 4, 1.0), micro_batch=5,
+                    device="meta")  # fmt: skip
+    make_trainable(pipe, load_config([PRESET]))
+    policy.decode = lambda x: policy.pixels(x).to(torch.uint8)  # whose values nobody can look at
+    return policy
+
+
+def conditioning(policy: Policy, n: int) -> Conditioning:
+    width = policy.pipe.unet.config.cross_attention_dim
+    pooled = 64 if policy.is_xl else 0
+    shapes = ((16, width), (16, width), (pooled,), (pooled,))
+    return Conditioning(*(torch.empty(n, *shape, device="meta") for shape in shapes))
+
+
+@pytest.mark.parametrize("train_rounds", ["last", "all"])
+def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds):
+    c = load_config([PRESET, f"--config.reflect.train_rounds={train_rounds}",
+                     "--config.sample.num_steps=4", "--config.interval.left=2",
+                     "--config.interval.right=2", "--config.interval.skip_last=1",
+                     "--config.branch.count=2"])  # fmt: skip
+    samples = rollout(
+        meta, conditioning(meta, 3), rollout_settings(c), rounds=2, trained_steps=2, seed=0,
+        stage=0, slots=[0, 1, 2], keep_reflected=True,
+    )  # fmt: skip
+    n = 12 if train_rounds == "all" else 6
+    assert {t.device.type for t in (samples.slot, samples.branch, samples.round)} == {"cpu"}
+    assert {t.device.type for t in (samples.latents, samples.log_probs, samples.images)} == {"meta"}
+    assert samples.latents.shape == (n, 3, 4, 8, 8) and samples.images.shape == (n, 3, 32, 32)
+    selection = Selection(
+        samples.latents, samples.log_probs, torch.ones(n, device="meta"), conditioning(meta, n)
+    )
+    pairs = torch.cartesian_prod(torch.arange(n), torch.arange(2)).to(meta.device)
+    selection_objective(c, meta, selection, pairs).loss.backward()
+    assert {p.grad.device.type for p in meta.trainable()} == {"meta"}
+
+
+def test_a_tensor_that_was_not_moved_would_be_found(meta):
+    x = torch.empty(2, *meta.latent_shape, device="meta")
+    with pytest.raises(RuntimeError, match="device"):
+        meta.predict(x, torch.zeros(2, dtype=torch.long), conditioning(meta, 2), 5.0) + torch.ones(
+            2, 4, 8, 8
+        )
