@@ -3,7 +3,7 @@
 One evaluation is one sample through the UNet once; classifier-free guidance takes two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
@@ -58,16 +58,11 @@ class Calls:
     def evaluations(self) -> int:
         return self.samples * self.times * evaluations(self.guidance)
 
-    def rows(self, micro_batch: int, multiple: int = 1) -> int:
-        """Samples that go through the network, each call filled up to a multiple of rows."""
+    def rows(self, micro_batch: int, padded: Callable[[int], int]) -> int:
+        """Samples that go through the network, `padded` being the rows of a call for so many."""
         whole, rest = divmod(self.samples, micro_batch)
         guided = evaluations(self.guidance)
-        in_one = whole * _up(micro_batch * guided, multiple) + _up(rest * guided, multiple)
-        return self.times * in_one
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+        return self.times * (whole * padded(micro_batch * guided) + padded(rest * guided))
 
 
 def rollout_calls(

@@ -5,6 +5,7 @@ StableDiffusionXLPipeline, is in this file; the rest of the code sees prompts, l
 predictions and pictures.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from srrl.errors import UserError
 from srrl.loading import load_pipeline
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# On a CPU, matrix products of other row counts round differently, and inversion amplifies it.
-CPU_ROWS = 4
+# On a CPU, matrix products of few rows, or of a number that is no multiple, take other kernels and
+# round differently, and inversion amplifies it: samples are a multiple, and together have so many
+# places.
+CPU_MULTIPLE, CPU_PLACES = 4, 768
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,6 @@ class Policy:
         self.device = torch.device(device)
         self.schedule = schedule.to(self.device)
         self.micro_batch, self.decode_batch = micro_batch, decode_batch or micro_batch
-        self.row_multiple = CPU_ROWS if self.device.type == "cpu" else 1  # see _pad
         self.nfe = 0
         self.is_xl = isinstance(pipe, StableDiffusionXLPipeline)
         config, scale = pipe.unet.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
@@ -81,6 +83,7 @@ class Policy:
             )
         # (C, h, w) of one latent
         self.latent_shape = (config.in_channels, resolution // scale, resolution // scale)
+        self.pads = self.device.type == "cpu"
         # SDXL's size conditioning: original size, crop corner, target size
         self.time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution])
         self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
@@ -92,7 +95,7 @@ class Policy:
             module.requires_grad_(False).eval().to(self.device)
         for module, kind in ((pipe.vae, self.vae_dtype), *((e, dtype) for e in self.text_encoders)):
             if module.dtype != kind:
-                module.to(kind)
+                nn.Module.to(module, kind)  # diffusers' own `to` warns of what does not apply
         for module in (pipe.unet, pipe.vae):
             module.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
@@ -280,9 +283,16 @@ class Policy:
         sizes = self.time_ids.to(pooled.device, pooled.dtype).expand(len(pooled), -1)
         return {"text_embeds": pooled, "time_ids": sizes}
 
+    def padded(self, rows: int) -> int:
+        """The rows of a network call for so many: more where a CPU would round differently."""
+        if not self.pads or not rows:
+            return rows
+        fewest = -(-CPU_PLACES // math.prod(self.latent_shape[1:]))
+        return -(-max(rows, fewest) // CPU_MULTIPLE) * CPU_MULTIPLE
+
     def _pad(self, x: Tensor) -> Tensor:
-        """x with its last row repeated up to a multiple of row_multiple."""
-        missing = -len(x) % self.row_multiple
+        """x with its last row repeated up to padded rows."""
+        missing = self.padded(len(x)) - len(x)
         return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
     def trainable(self) -> Iterator[nn.Parameter]:

@@ -8,7 +8,7 @@ a guess.
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -89,6 +89,11 @@ class Bill:
         )
         return work / share / processes / 3600
 
+    def part(self, name: str, card: Card) -> float:
+        """A phase's share of the hours."""
+        alone = replace(self, phases={name: self.phases[name]})
+        return alone.hours(card, 1.0) / self.hours(card, 1.0)
+
     def needs(self) -> int:
         """Bytes that a card must have for the run."""
         return round(self.peak[1] * (1 + SLACK) + CONTEXT)
@@ -138,7 +143,7 @@ class Biller:
         self.plans = [plan_for(c, n) for n in range(c.stages.total)]
         self.costs = [stage_cost(c, plan) for plan in self.plans]
         self.imagined = i = Imagined(c, cuda, pipe)
-        self.multiple = i.policy.row_multiple
+        self.padded = i.policy.padded
         self.kinds = {
             "network": "single" if i.policy.dtype == torch.float32 else "half",
             "vae": "single" if i.policy.vae_dtype == torch.float32 else "half",
@@ -147,9 +152,9 @@ class Biller:
         self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
         guidance = c.sample.guidance_scale
         self.predicted = i.predict(self.sampled, guidance)
-        rows = Calls("sample", self.sampled, 1, guidance).rows(self.sampled, self.multiple)
+        rows = Calls("sample", self.sampled, 1, guidance).rows(self.sampled, self.padded)
         self.flops_a_row = self.predicted.flops / rows
-        self.encoded, self.decoded = i.encode()[0], i.decode(self.multiple)
+        self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
         self.scored = {name: i.score(name, 1) for name in i.rewards}
         self._updates: dict[bool, Count] = {}
 
@@ -199,13 +204,13 @@ class Biller:
         return phases
 
     def add_calls(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        rows = calls.rows(self.config.sample.micro_batch, self.multiple)
+        rows = calls.rows(self.config.sample.micro_batch, self.padded)
         phase.evaluations += times * calls.evaluations
         phase.flops[self.kinds["network"]] += round(times * rows * self.flops_a_row)
 
     def add_pictures(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        pictures = times * calls.rows(self.config.sample.decode_batch, self.multiple)
-        phase.flops[self.kinds["vae"]] += pictures * self.decoded.flops // self.multiple
+        pictures = times * calls.rows(self.config.sample.decode_batch, self.padded)
+        phase.flops[self.kinds["vae"]] += pictures * self.decoded.flops // self.padded(1)
 
     def add_scores(self, phase: Phase, pictures: int) -> None:
         flops = sum(count.flops for count in self.scored.values())
@@ -272,35 +277,42 @@ class Biller:
         """What takes memory when; with gradient checkpointing as the config says, or as told."""
         c, i = self.config, self.imagined
         base, sizes = sum(self.resident().values()), i.sizes()
-        trained = sizes["trained weights"] // self.shards
         kept, own, selected = self.held()
-        before = kept * (self.prompts - self.batch) // self.prompts  # of the batches sampled so far
+        before = base + kept * (self.prompts - self.batch) // self.prompts  # and what is sampled
+        after = base + kept + selected
         branches, micro = self.batch * c.branch.count, c.sample.micro_batch
-        each, decoded = self.predicted.peak / self.sampled, self.decoded.peak / self.multiple
+        walked = self.batch * (c.branch.count if self.every_round else 1)
+        sampling, decoding = "sample.micro_batch", "sample.decode_batch"
+        # Where every weight is trained, autocast keeps them in half precision for a call, and
+        # gradients stay for the next one: neither grows with the call.
+        trained = sizes["trained weights"]
+        grads = 0 if c.use_lora else trained
+        casts = grads // 2 if self.kinds["network"] == "half" else 0
+        each = (self.predicted.peak - casts) / self.sampled
         updated = self.update(c.train.gradient_checkpointing if checkpointing is None
                               else checkpointing)  # fmt: skip
+        pair = (updated.peak - casts - grads) / c.train.micro_batch
+        casts, grads, trained = (n // self.shards for n in (casts, grads, trained))
         # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
         # the sum over the processes
         step = trained * (1 + self.cuda + 2 * (self.processes > self.shards))
-        sampling, shown = "sample.micro_batch", min(c.eval.num_prompts, micro)
         scores = [
-            Usage("score", base + before, self.scored[name].peak, min(branches, r.batch_size),
+            Usage("score", before, self.scored[name].peak, min(branches, reward.batch_size),
                   REWARD + name)
-            for name, r in i.rewards.items() if self.rewards_here
+            for name, reward in i.rewards.items() if self.rewards_here
         ]  # fmt: skip
-        reflects = any(plan.rounds > 1 for plan in self.plans)
-        walked = min(self.batch * (c.branch.count if self.every_round else 1), micro)
-        return [
+        usages = [
             Usage("encode", base + sizes["text encoders"] + self.encoded.peak),
-            *([Usage("reflect", base + before, each, walked, sampling)] if reflects else []),
-            Usage("sample", base + before + own, each, min(branches, micro), sampling),
-            Usage("decode", base + before + 2 * own, decoded, min(branches, c.sample.decode_batch),
-                  "sample.decode_batch"),
+            Usage("reflect", before + casts, each, min(walked, micro), sampling),
+            Usage("sample", before + own + casts, each, min(branches, micro), sampling),
+            Usage("decode", before + 2 * own, self.decoded.peak / self.padded(1),
+                  min(branches, c.sample.decode_batch), decoding),
             *scores,
             # when all are sampled: the batches' trajectories, and their copy in one
             Usage("score", base + 2 * kept),
-            Usage("update", base + kept + selected, updated.peak / c.train.micro_batch,
-                  c.train.micro_batch, "train.micro_batch"),
-            Usage("update", base + kept + selected + step),
-            Usage("evaluate", base, each, shown, sampling),
+            Usage("update", after + casts + grads, pair, c.train.micro_batch, "train.micro_batch"),
+            Usage("update", after + step),
+            Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling),
         ]  # fmt: skip
+        reflects = any(plan.rounds > 1 for plan in self.plans)
+        return [usage for usage in usages if usage.phase != "reflect" or reflects]

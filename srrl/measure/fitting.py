@@ -61,6 +61,9 @@ def cards_table(biller: Biller, share: float) -> str:
         if needed:
             text = "with " + " ".join(override(key, value) for key, value in needed.items())
         hours = bill.hours(card, share, biller.processes)
+        if needed and needed.get(CHECKPOINTING):
+            again = biller.update(True).flops - biller.update(False).flops
+            hours *= 1 + again / biller.update(False).flops * bill.part("update", card)
         rows.append((card.name, f"{card.gib:.1f}", f"{hours:.1f}", text))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     return "\n".join(

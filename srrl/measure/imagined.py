@@ -19,7 +19,7 @@ from srrl.ddim import make_schedule
 from srrl.learner import Selection, selection_objective
 from srrl.measure.counting import Count, FakeTensors, make_fake, size_of
 from srrl.models.architectures import blank_like, blank_pipeline
-from srrl.policy import CPU_ROWS, DTYPES, Conditioning, Policy
+from srrl.policy import DTYPES, Conditioning, Policy
 from srrl.weights import make_trainable
 
 
@@ -66,7 +66,7 @@ class Imagined:
             for module in self.modules():
                 make_fake(module)
         policy.device, policy.schedule = torch.device("cpu"), schedule
-        policy.row_multiple = 1 if cuda else CPU_ROWS
+        policy.pads = not cuda
         self.text_shapes = self.encode()[1]
 
     def modules(self) -> Iterator[nn.Module]:
