@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -56,8 +57,9 @@ def test_a_part_that_dies_is_reported_and_the_rest_goes_on(tmp_path):
     report = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     for line in report.stdout:
         if line.startswith("[2/3] parity"):
-            for child in psutil.Process(report.pid).children():
-                os.kill(child.pid, signal.SIGKILL)
+            while not (children := psutil.Process(report.pid).children()):
+                time.sleep(0.05)
+            os.kill(children[0].pid, signal.SIGKILL)
     assert report.wait() == 0
     rows = rows_of(tmp_path)
     assert "killed by signal 9" in rows["parity", "the part"]["error"]

@@ -92,6 +92,7 @@ def tiny() -> Biller:
     return Biller(config, cuda=True)
 
 
+@pytest.mark.slow
 def test_memory_grows_in_proportion_to_what_goes_through_at_once(tiny):
     imagined = tiny.imagined
     for call in (lambda n: imagined.update(n, False), lambda n: imagined.update(n, True),
