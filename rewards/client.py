@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
 
 from rewards import protocol
 from rewards.worker import TOKEN
-from srrl.config import REPOSITORY
 from srrl.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this package
 ATTEMPTS, PAUSES_S = 3, (5, 30)
 LOADING_S = 1800  # xxl checkpoints take minutes from a slow disk
 
@@ -99,7 +100,7 @@ class Worker:
 
     def start(self) -> int:
         """Start a worker process of our own; returns its port."""
-        paths = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, TOKEN: self.token, "PYTHONPATH": ":".join(filter(None, paths))}
         environment.pop("SRRL_STATUS_FILE", None)
         try:

@@ -5,9 +5,9 @@
 The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
-ratios. Decoding and scoring have no such floor and are given in seconds. Also shows the counted
-evaluations beside those of the formula (srrl/budget.py), images per second by phase, and on a GPU
-the peak of its memory.
+ratios. Decoding and scoring have no such floor and are given in seconds, scoring also by a worker.
+Also shows the counted evaluations beside those of the formula (srrl/budget.py), images per second
+by phase, and on a GPU the peak of its memory.
 """
 
 import argparse
@@ -19,16 +19,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from ml_collections import ConfigDict
 
+from rewards import score_all
 from rewards.scoring import rewards_of
 from srrl.budget import stage_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.errors import one_line_errors
-from srrl.policy import Policy
-from srrl.tracking import Tracker
-from srrl.trainer import PHASES, Trainer
-from srrl.weights import make_trainable
+from srrl.models.policy import Policy
+from srrl.models.weights import make_trainable
+from srrl.run.stages import PHASES
+from srrl.run.tracking import Tracker
+from srrl.trainer import Trainer
 
 
 def synchronize(device: torch.device) -> None:
@@ -160,6 +163,8 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
             compare("reflect", cost.reflect, grad=False)
             compare("sample", cost.sample, grad=False)
             compare("update", updated, grad=True)
+    images = [prompts[slot] for slot in samples.slot.tolist()]
+    seconds["score by a worker"] = by_a_worker(config, samples.images, images, args.repeats)
     medians = {phase: statistics.median(s) for phase, s in seconds.items()}
     on_gpu = policy.device.type == "cuda"
     return {
@@ -177,6 +182,20 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         "evaluations": counted,
         "evaluations_by_formula": expected,
     }
+
+
+def by_a_worker(
+    config: ConfigDict, images: torch.Tensor, prompts: list[str], repeats: int
+) -> list[float]:
+    """Seconds of scoring the images in a process of its own, sending them there included."""
+    with config.unlocked():
+        config.reward.backend = "worker"
+    rewards, seconds = rewards_of(config, images.device), []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        score_all(rewards, images, prompts)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
 
 
 if __name__ == "__main__":

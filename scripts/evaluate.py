@@ -17,14 +17,14 @@ import torch
 
 from rewards import score_all
 from rewards.scoring import rewards_of
-from srrl.checkpoint import chosen_model
-from srrl.config import check_files, resolve
+from srrl.config import resolve
 from srrl.errors import one_line_errors
-from srrl.policy import Policy
-from srrl.prompts import load_prompts
+from srrl.models.policy import Policy
+from srrl.models.weights import load_trained
+from srrl.prompts import check_files, load_prompts
 from srrl.rollout import RolloutSettings, rollout, rollout_settings
-from srrl.statistics import format_difference
-from srrl.weights import load_trained
+from srrl.run.checkpoint import chosen_model
+from srrl.run.statistics import format_difference
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import REPOSITORY, check_files, load_config
+from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError, one_line_errors, read_status
+from srrl.prompts import check_files
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 # What torch's launcher logs first when a process has ended badly; its own report follows.

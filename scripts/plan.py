@@ -16,8 +16,9 @@ import json
 import sys
 from pathlib import Path
 
-from srrl.config import check_files, load_config
+from srrl.config import load_config
 from srrl.errors import UserError, one_line_errors
+from srrl.prompts import check_files
 
 
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -44,7 +45,8 @@ def main(argv: list[str]) -> None:
     config = load_config(rest)
     check_files(config)
 
-    from srrl.measure.bill import REWARD, Biller
+    from srrl.measure.bill import REWARD
+    from srrl.measure.biller import Biller
     from srrl.measure.cards import card_named
     from srrl.measure.fitting import advice, cards_table, largest
     from srrl.measure.show import SHARE, as_json, table

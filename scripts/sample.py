@@ -18,9 +18,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import check_files
 from srrl.errors import UserError, one_line_errors
-from srrl.prompts import load_prompts
+from srrl.prompts import check_files, load_prompts
 
 
 def arguments() -> argparse.Namespace:
@@ -62,7 +61,7 @@ def main() -> None:
     prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts or []
     prompts = prompts[: args.limit]
 
-    from srrl.checkpoint import chosen_model
+    from srrl.run.checkpoint import chosen_model
 
     config, weights = chosen_model(args.checkpoint, args.config)
     check_files(config)
@@ -71,10 +70,10 @@ def main() -> None:
 
     from rewards import check_prompts, score_all
     from rewards.scoring import rewards_of
-    from srrl.pictures import Row, sheet, to_pil
-    from srrl.policy import Policy
+    from srrl.models.policy import Policy
+    from srrl.models.weights import KOHYA_FILE, export_kohya, load_trained
     from srrl.rollout import rollout, rollout_settings
-    from srrl.weights import KOHYA_FILE, export_kohya, load_trained
+    from srrl.run.pictures import Row, sheet, to_pil
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards = rewards_of(config, device) if prompts else {}

@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from srrl.config import check_files, flatten, load_config
+from srrl.config import flatten, load_config
 from srrl.errors import UserError, one_line_errors
+from srrl.prompts import check_files
 
 
 def usable_tracker(name: str) -> str | None:
@@ -53,7 +54,8 @@ def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
     """What the run will take (scripts/plan.py); that it cannot be counted never stops a run."""
     import torch
 
-    from srrl.measure.bill import GIB, Biller
+    from srrl.measure.bill import GIB
+    from srrl.measure.biller import Biller
     from srrl.measure.cards import card_of
     from srrl.measure.show import SHARE, one_line
 
@@ -79,11 +81,11 @@ def main(argv: list[str]) -> None:
     from rewards import check_names
     from rewards.scoring import rewards_of
     from srrl.budget import totals_table
-    from srrl.checkpoint import check_same_run
-    from srrl.policy import Policy
-    from srrl.tracking import Tracker
+    from srrl.models.policy import Policy
+    from srrl.models.weights import make_trainable
+    from srrl.run.checkpoint import check_same_run
+    from srrl.run.tracking import Tracker
     from srrl.trainer import Trainer
-    from srrl.weights import make_trainable
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)

@@ -185,13 +185,6 @@ def stage_work(c: ConfigDict, stage: int, selected: int | None = None) -> float:
     return cost.reflect + cost.sample + 3 * cost.update_per_trajectory * selected
 
 
-def work_left(c: ConfigDict, done: int, num_prompts: list[int], evaluate_now: bool) -> float:
-    """The work after `done` stages, evaluations of the splits of `num_prompts` included."""
-    times = sum(n > done for n in evaluated_stages(c)) + evaluate_now
-    evaluations_each = sum(evaluation_cost(c, n) for n in num_prompts)
-    return sum(stage_work(c, n) for n in range(done, c.stages.total)) + times * evaluations_each
-
-
 def totals_table(c: ConfigDict) -> str:
     """The derived totals of a run, as a table to print at its start."""
     plans = [plan_for(c, n) for n in range(c.stages.total)]

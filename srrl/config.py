@@ -224,16 +224,3 @@ def resolve(path: str) -> str:
     """A path as given, or below the repository if it only exists there; hub names unchanged."""
     below = REPOSITORY / path
     return str(below) if not Path(path).exists() and below.exists() else path
-
-
-def check_files(c: ConfigDict) -> None:
-    """Raise UserError for prompt files or a local model that are not there."""
-    from srrl.prompts import load_prompts
-
-    load_prompts(resolve(c.prompts.train))
-    load_prompts(resolve(c.prompts.heldout))
-    model = resolve(c.pretrained.model)
-    if Path(model).exists() or model.startswith("random:"):
-        return
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise UserError(f"config.pretrained.model={model!r}: no such folder or hub name")

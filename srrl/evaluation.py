@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from rewards import Reward, score_all
-from srrl.distributed import own_part, share
-from srrl.policy import Policy
+from srrl.models.policy import Policy
 from srrl.prompts import evenly
 from srrl.rollout import rollout, rollout_settings
+from srrl.run.distributed import own_part, share
 
 
 def evaluate(

@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
-from srrl.policy import Conditioning, Policy
+from srrl.models.policy import Conditioning, Policy
+from srrl.models.weights import WHOLE
 from srrl.ppo import Objective, clipped_objective
 from srrl.rollout import generator
-from srrl.weights import WHOLE
 
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
 

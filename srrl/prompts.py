@@ -4,6 +4,9 @@ import json
 import random
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from srrl.config import resolve
 from srrl.errors import UserError
 
 
@@ -43,3 +46,14 @@ def evenly(prompts: list[str], count: int) -> list[str]:
     """`count` prompts evenly spaced over the list, or all if it has fewer."""
     count = min(count, len(prompts))
     return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def check_files(c: ConfigDict) -> None:
+    """Raise UserError for prompt files or a local model that are not there."""
+    load_prompts(resolve(c.prompts.train))
+    load_prompts(resolve(c.prompts.heldout))
+    model = resolve(c.pretrained.model)
+    if Path(model).exists() or model.startswith("random:"):
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise UserError(f"config.pretrained.model={model!r}: no such folder or hub name")

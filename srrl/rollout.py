@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from srrl.ddim import denoise_mean, invert, log_prob
-from srrl.policy import Conditioning, Policy
+from srrl.models.policy import Conditioning, Policy
 
 SHARED_BRANCH = 2**16  # the branch number of noise that all branches of a prompt share
 PURPOSES = ("start", "steps", "prompts", "updates")

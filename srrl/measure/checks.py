@@ -23,10 +23,10 @@ from srrl.curriculum import StagePlan
 from srrl.measure.bill import GIB
 from srrl.measure.job import Job
 from srrl.measure.stages import stage_config, synchronize
-from srrl.policy import Policy
-from srrl.tracking import Tracker
+from srrl.models.policy import Policy
+from srrl.models.weights import LORA_FILE, make_trainable
+from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
-from srrl.weights import LORA_FILE, make_trainable
 
 STAGES = 3
 SMALL = [

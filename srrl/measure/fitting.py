@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from srrl.config import flatten
-from srrl.measure.bill import GIB, REWARD, Biller, Usage, room
+from srrl.measure.bill import GIB, REWARD, Usage, room
+from srrl.measure.biller import Biller
 from srrl.measure.cards import CARDS, Card
 
 CHECKPOINTING = "train.gradient_checkpointing"

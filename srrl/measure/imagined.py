@@ -19,8 +19,8 @@ from srrl.ddim import make_schedule
 from srrl.learner import Selection, selection_objective
 from srrl.measure.counting import Count, FakeTensors, make_fake, size_of
 from srrl.models.architectures import blank_like, blank_pipeline
-from srrl.policy import DTYPES, Conditioning, Policy
-from srrl.weights import make_trainable
+from srrl.models.policy import DTYPES, Conditioning, Policy
+from srrl.models.weights import make_trainable
 
 
 class Imagined:

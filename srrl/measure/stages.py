@@ -16,13 +16,15 @@ from rewards.scoring import Scorer, rewards_of
 from srrl.budget import stage_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
-from srrl.measure.bill import GIB, Bill, Biller
+from srrl.measure.bill import GIB, Bill
+from srrl.measure.biller import Biller
 from srrl.measure.cards import Card, card_of
 from srrl.measure.job import Job
-from srrl.policy import Policy
-from srrl.tracking import Tracker
-from srrl.trainer import PHASES, Trainer
-from srrl.weights import make_trainable
+from srrl.models.policy import Policy
+from srrl.models.weights import make_trainable
+from srrl.run.stages import PHASES
+from srrl.run.tracking import Tracker
+from srrl.trainer import Trainer
 
 SHAPES = "config/prompts/shapes_unconventional"
 ROUNDS, TRAINED = 2, 5  # K and m of the measured stage

@@ -15,12 +15,12 @@ from rewards.scoring import Scorer, rewards_of
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.measure import checks
-from srrl.measure.bill import Biller
+from srrl.measure.biller import Biller
 from srrl.measure.job import Job
 from srrl.measure.stages import NAMES, Metered, run_stage
-from srrl.policy import Policy
-from srrl.tracking import Tracker
-from srrl.weights import make_trainable
+from srrl.models.policy import Policy
+from srrl.models.weights import make_trainable
+from srrl.run.tracking import Tracker
 from tests.conftest import randomise_lora, small_run
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

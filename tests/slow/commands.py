@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from srrl.config import REPOSITORY
-from srrl.weights import LORA_FILE
+from srrl.models.weights import LORA_FILE
 
 
 def run(

@@ -13,7 +13,8 @@ import sys
 import torch
 
 from scripts import train
-from srrl import checkpoint, rollout
+from srrl import rollout
+from srrl.run import checkpoint
 
 
 def die() -> None:

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from srrl.budget import plan_for
 from srrl.config import load_config
 from srrl.measure.stages import run_stage
-from srrl.policy import Policy
-from srrl.tracking import Tracker
+from srrl.models.policy import Policy
+from srrl.models.weights import make_trainable
+from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
-from srrl.weights import make_trainable
 
 
 class Redness:

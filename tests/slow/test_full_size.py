@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.models.architectures import random_pipeline
-from srrl.policy import Policy
-from srrl.tracking import Tracker
+from srrl.models.policy import Policy
+from srrl.models.weights import LORA_FILE, load_weights, make_trainable
+from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
-from srrl.weights import LORA_FILE, load_weights, make_trainable
 from tests.conftest import small_run
 from tests.slow.peak import Redness
 

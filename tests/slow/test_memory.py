@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from srrl.config import load_config
-from srrl.measure.bill import Biller
+from srrl.measure.biller import Biller
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from srrl.config import check_files, flatten, load_config, load_saved
+from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
+from srrl.prompts import check_files
 
 FILE = "config/stage_process.py"
 SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "srrl_paper"]

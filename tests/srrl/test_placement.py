@@ -11,9 +11,9 @@ from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.learner import Selection, selection_objective
 from srrl.models.architectures import blank_pipeline
-from srrl.policy import Conditioning, Policy
+from srrl.models.policy import Conditioning, Policy
+from srrl.models.weights import make_trainable
 from srrl.rollout import rollout, rollout_settings
-from srrl.weights import make_trainable
 from tests.conftest import MODELS, PRESET
 
 

@@ -11,7 +11,7 @@ from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
-from srrl.tracking import Tracker
+from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
 from tests.conftest import PRESET, load_policy, randomise_lora, small_run
 
@@ -190,8 +190,8 @@ def test_resume_after_each_stage_gives_the_same_run(tmp_path):
     for stage in (1, 2):
         again = make_trainer(tmp_path / "b", "--config.stages.total=3")
         finish = again.finish
-        again.finish = lambda plan, *a, finish=finish, last=stage: (
-            finish(plan, *a) if plan.stage < last else interrupt()
+        again.finish = lambda done, outcome, finish=finish, last=stage: (
+            finish(done, outcome) if done < last else interrupt()
         )
         with pytest.raises(KeyboardInterrupt):
             again.run()

@@ -10,7 +10,8 @@ from scripts import train
 from srrl.budget import plan_for
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
-from srrl.measure.bill import CONTEXT, GIB, SLACK, Biller
+from srrl.measure.bill import CONTEXT, GIB, SLACK
+from srrl.measure.biller import Biller
 from srrl.measure.cards import CARDS, Card, card_of
 from srrl.measure.counting import FORMULAS
 from srrl.measure.fitting import advice, switches

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from srrl import pictures
-from srrl.checkpoint import cut_log, write_atomic
 from srrl.config import flatten
-from srrl.statistics import format_difference
+from srrl.run import pictures
+from srrl.run.checkpoint import cut_log, write_atomic
+from srrl.run.statistics import format_difference
 
 
 class Tracker:

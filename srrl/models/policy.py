@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from srrl.config import resolve
 from srrl.ddim import Schedule, make_schedule, noise_from_output
 from srrl.errors import UserError
-from srrl.loading import load_pipeline
+from srrl.models.loading import load_pipeline
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # On a CPU, matrix products of few rows, or of a number that is no multiple, take other kernels and
@@ -114,7 +114,7 @@ class Policy:
         float32_unet: bool = False,
         **source: str | None,
     ) -> "Policy":
-        """Load a model (`source`: see srrl.loading) for T = num_steps. Raises UserError.
+        """Load a model (`source`: see srrl.models.loading) for T = num_steps. Raises UserError.
 
         float32_unet keeps the UNet's weights in float32 in any precision, to train all of them.
         """

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from srrl import checkpoint
 from srrl.advantages import ScoreHistory
-from srrl.checkpoint import Progress, check_same_run, cut_log
 from srrl.config import flatten, load_config
 from srrl.errors import UserError
-from srrl.weights import trained_weights
+from srrl.models.weights import trained_weights
+from srrl.run import checkpoint
+from srrl.run.checkpoint import Progress, check_same_run, cut_log
 from tests.conftest import PRESET, load_policy, randomise_lora
 
 

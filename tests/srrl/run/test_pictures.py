@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from srrl.pictures import CELL, Row, curves, sheet, to_pil
+from srrl.run.pictures import CELL, Row, curves, sheet, to_pil
 
 
 def test_a_sheet_shows_the_pixels_enlarged_without_blur():

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from rewards import load_rewards
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.loading import load_pipeline
-from srrl.policy import Policy
+from srrl.models.loading import load_pipeline
+from srrl.models.policy import Policy
+from srrl.models.weights import make_trainable
+from srrl.run.tracking import Tracker
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
-from srrl.tracking import Tracker
 from srrl.trainer import Trainer
-from srrl.weights import make_trainable
 from tests.conftest import PRESET, small_run
 from tests.ldm import save_single_file
 

@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 
 from srrl.errors import UserError
+from srrl.models.weights import LORA_FILE, add_lora, load_weights, save_weights, trained_weights
 from srrl.rollout import denoise_steps
-from srrl.weights import LORA_FILE, add_lora, load_weights, save_weights, trained_weights
 from tests.conftest import LORA, MODELS, PROMPTS, load_policy, randomise_lora
 
 
@@ -120,7 +120,7 @@ def test_a_model_that_is_not_there_is_one_clear_line():
 
 
 def load_policy_from(model):
-    from srrl.policy import Policy
+    from srrl.models.policy import Policy
 
     return Policy.load(model, num_steps=10, eta=1.0, micro_batch=4)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.weights import (
+from srrl.models.weights import (
     KOHYA_FILE,
     add_lora,
     export_kohya,

@@ -14,8 +14,8 @@ from diffusers import (
 from safetensors import SafetensorError
 
 from srrl.errors import UserError
-from srrl.hub import local_files_only
 from srrl.models.architectures import RANDOM_MODEL, is_xl_file, random_pipeline
+from srrl.models.hub import local_files_only
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 NO_CHECKER = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from srrl.statistics import format_difference, paired_difference
+from srrl.run.statistics import format_difference, paired_difference
 
 
 def test_paired_interval_by_hand():

@@ -20,7 +20,7 @@ from torch import Tensor
 from srrl.advantages import ScoreHistory
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
-from srrl.weights import LORA_FILE, UNET_FILE, load_weights, save_weights
+from srrl.models.weights import LORA_FILE, UNET_FILE, load_weights, save_weights
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"

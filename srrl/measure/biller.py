@@ -1,0 +1,230 @@
+"""The bill before the run: network evaluations, operations, memory and hours, by phase.
+
+Operations and the memory of single calls are counted on the run's own networks and code
+(imagined.py), how often each is called is known beforehand (srrl/budget.py), and what a stage
+holds between its calls follows from its shapes. Only how many trajectories a stage will select is
+a guess.
+"""
+
+import math
+
+import torch
+from diffusers import DiffusionPipeline
+from ml_collections import ConfigDict
+
+from srrl.budget import (
+    Calls,
+    evaluated_stages,
+    evaluation_calls,
+    evaluation_decodes,
+    evaluations,
+    expected_selected,
+    plan_for,
+    stage_calls,
+    stage_cost,
+    stage_decodes,
+)
+from srrl.config import resolve
+from srrl.measure.bill import PHASES, REWARD, Bill, Phase, Usage
+from srrl.measure.counting import Count
+from srrl.measure.imagined import Imagined
+from srrl.prompts import load_prompts
+from srrl.run.distributed import part
+
+
+class Biller:
+    """Makes the bill of a config for one kind of device.
+
+    cuda: a GPU, or the CPU. processes: how many share the prompts; with `fsdp` the UNet as well.
+    pipe: the pipeline where it is loaded already.
+    """
+
+    def __init__(
+        self,
+        c: ConfigDict,
+        cuda: bool = True,
+        processes: int = 1,
+        fsdp: bool = False,
+        pipe: DiffusionPipeline | None = None,
+    ):
+        self.config, self.cuda, self.processes = c, cuda, processes
+        self.shards = processes if fsdp else 1
+        self.all_prompts = c.sample.num_batches_per_stage * c.sample.batch_size
+        self.prompts = -(-self.all_prompts // processes)
+        self.batch = min(c.sample.batch_size, self.prompts)
+        self.plans = [plan_for(c, n) for n in range(c.stages.total)]
+        self.costs = [stage_cost(c, plan) for plan in self.plans]
+        self.imagined = i = Imagined(c, cuda, pipe)
+        self.padded = i.policy.padded
+        self.kinds = {
+            "network": "single" if i.policy.dtype == torch.float32 else "half",
+            "vae": "single" if i.policy.vae_dtype == torch.float32 else "half",
+            "rewards": "half" if cuda and c.reward.dtype != "fp32" else "single",
+        }
+        self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
+        guidance = c.sample.guidance_scale
+        self.predicted = i.predict(self.sampled, guidance)
+        rows = Calls("sample", self.sampled, 1, guidance).rows(self.sampled, self.padded)
+        self.flops_a_row = self.predicted.flops / rows
+        self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
+        self.scored = {name: i.score(name, 1) for name in i.rewards}
+        self._updates: dict[bool, Count] = {}
+
+    def update(self, checkpointing: bool) -> Count:
+        """One micro-batch of the update."""
+        if checkpointing not in self._updates:
+            micro = self.config.train.micro_batch
+            self._updates[checkpointing] = self.imagined.update(micro, checkpointing)
+        return self._updates[checkpointing]
+
+    # ------------------------------------------------------------------ operations
+
+    def bill(self) -> Bill:
+        c = self.config
+        stages = [self.stage(n) for n in range(c.stages.total)]
+        phases = {name: Phase() for name in PHASES}
+        for stage in stages:
+            for name, phase in stage.items():
+                phases[name].evaluations += phase.evaluations
+                phases[name].flops += phase.flops
+        splits = [len(load_prompts(resolve(p))) for p in (c.prompts.train, c.prompts.heldout)]
+        prompts = self.distinct_prompts(*splits)
+        phases["encode"].flops[self.kinds["network"]] = prompts * self.encoded.flops
+        for split in splits:
+            self.add_evaluations(phases["evaluate"], split)
+        for usage in self.usages():
+            phase = phases[usage.phase]
+            phase.peak = max(phase.peak, usage.peak)
+        return Bill(phases, stages, self.resident(), self.imagined.uncounted)
+
+    def stage(self, n: int) -> dict[str, Phase]:
+        """A stage's phases, their peaks left 0."""
+        c, plan, cost = self.config, self.plans[n], self.costs[n]
+        phases = {name: Phase() for name in ("reflect", "sample", "decode", "score", "update")}
+        for rank in range(self.processes):
+            share = len(part(self.all_prompts, rank, self.processes))
+            for calls in stage_calls(c, plan, share):
+                self.add_calls(phases[calls.phase], calls)
+            for calls in stage_decodes(c, plan, share):
+                self.add_pictures(phases["decode"], calls)
+        last = self.all_prompts * c.branch.count
+        self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
+        pairs = expected_selected(c, cost) * plan.trained_steps * c.train.num_inner_epochs
+        phases["update"].evaluations = pairs * evaluations(c.sample.guidance_scale)
+        one = self.update(c.train.gradient_checkpointing).flops / c.train.micro_batch
+        phases["update"].flops[self.kinds["network"]] = round(one * pairs)
+        return phases
+
+    def add_calls(self, phase: Phase, calls: Calls, times: int = 1) -> None:
+        rows = calls.rows(self.config.sample.micro_batch, self.padded)
+        phase.evaluations += times * calls.evaluations
+        phase.flops[self.kinds["network"]] += round(times * rows * self.flops_a_row)
+
+    def add_pictures(self, phase: Phase, calls: Calls, times: int = 1) -> None:
+        pictures = times * calls.rows(self.config.sample.decode_batch, self.padded)
+        phase.flops[self.kinds["vae"]] += pictures * self.decoded.flops // self.padded(1)
+
+    def add_scores(self, phase: Phase, pictures: int) -> None:
+        flops = sum(count.flops for count in self.scored.values())
+        phase.flops[self.kinds["rewards"]] += pictures * flops
+
+    def add_evaluations(self, phase: Phase, prompts: int) -> None:
+        """The run's evaluations of a split of so many prompts."""
+        c, times = self.config, len(evaluated_stages(self.config))
+        for calls in evaluation_calls(c, prompts):
+            self.add_calls(phase, calls, times)
+        for calls in evaluation_decodes(c, prompts):
+            self.add_pictures(phase, calls, times)
+        self.add_scores(phase, times * c.eval.seeds * min(c.eval.num_prompts, prompts))
+
+    @property
+    def every_round(self) -> bool:
+        return self.config.reflect.train_rounds == "all"
+
+    def distinct_prompts(self, train: int, heldout: int) -> int:
+        """Prompts that the run encodes, of files with so many."""
+        c = self.config
+        drawn = min(train, c.stages.total * self.all_prompts)
+        return max(drawn, min(train, c.eval.num_prompts)) + min(heldout, c.eval.num_prompts)
+
+    # ------------------------------------------------------------------ memory
+
+    def resident(self) -> dict[str, int]:
+        """Bytes by part that stay, as they are from the first optimizer step on."""
+        c, sizes = self.config, self.imagined.sizes()
+        del sizes["text encoders"]
+        if not self.rewards_here:
+            sizes = {k: v for k, v in sizes.items() if not k.startswith("reward ")}
+        trained = sizes["trained weights"]
+        sizes["optimizer state"] = trained // 2 if c.train.use_8bit_adam else 2 * trained
+        for name in ("trained weights", "optimizer state"):
+            sizes[name] //= self.shards
+        return {name: size for name, size in sizes.items() if size}
+
+    @property
+    def rewards_here(self) -> bool:
+        """Do the reward networks take this process's memory on this device?"""
+        r, own = self.config.reward, ("cuda", "cuda:0") if self.cuda else ("cpu",)
+        return r.backend == "local" and (r.device is None or r.device in own)
+
+    def held(self) -> tuple[int, int, int]:
+        """Bytes of a process's trajectories when all are sampled, of a batch's latents while it
+        is, and of what was selected; each the largest over the stages."""
+        c, policy = self.config, self.imagined.policy
+        latent = 4 * math.prod(policy.latent_shape)
+        scale = 2 ** (len(policy.pipe.vae.config.block_out_channels) - 1)
+        picture = 3 * math.prod(policy.latent_shape[1:]) * scale**2
+        text = 2 * 4 * sum(shape.numel() for shape in self.imagined.text_shapes)
+        kept = own = selected = 0.0
+        for plan, cost in zip(self.plans, self.costs, strict=True):
+            steps = plan.trained_steps + 1
+            images = cost.images * self.prompts / self.all_prompts
+            kept = max(kept, images * (picture + steps * latent))
+            taken = c.sample.num_steps + 1 if self.every_round else steps + c.interval.skip_last
+            own = max(own, self.batch * c.branch.count * taken * latent)
+            selected = max(selected, expected_selected(c, cost) * (steps * latent + text))
+        return round(kept), round(own), round(selected)
+
+    def usages(self, checkpointing: bool | None = None) -> list[Usage]:
+        """What takes memory when; with gradient checkpointing as the config says, or as told."""
+        c, i = self.config, self.imagined
+        base, sizes = sum(self.resident().values()), i.sizes()
+        kept, own, selected = self.held()
+        before = base + kept * (self.prompts - self.batch) // self.prompts  # and what is sampled
+        after = base + kept + selected
+        branches, micro = self.batch * c.branch.count, c.sample.micro_batch
+        walked = self.batch * (c.branch.count if self.every_round else 1)
+        sampling, decoding = "sample.micro_batch", "sample.decode_batch"
+        # Where every weight is trained, autocast keeps them in half precision for a call, and
+        # gradients stay for the next one: neither grows with the call.
+        trained = sizes["trained weights"]
+        grads = 0 if c.use_lora else trained
+        casts = grads // 2 if self.kinds["network"] == "half" else 0
+        each = (self.predicted.peak - casts) / self.sampled
+        updated = self.update(c.train.gradient_checkpointing if checkpointing is None
+                              else checkpointing)  # fmt: skip
+        pair = (updated.peak - casts - grads) / c.train.micro_batch
+        casts, grads, trained = (n // self.shards for n in (casts, grads, trained))
+        # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
+        # the sum over the processes
+        step = trained * (1 + self.cuda + 2 * (self.processes > self.shards))
+        scores = [
+            Usage("score", before, self.scored[name].peak, min(branches, reward.batch_size),
+                  REWARD + name)
+            for name, reward in i.rewards.items() if self.rewards_here
+        ]  # fmt: skip
+        usages = [
+            Usage("encode", base + sizes["text encoders"] + self.encoded.peak),
+            Usage("reflect", before + casts, each, min(walked, micro), sampling),
+            Usage("sample", before + own + casts, each, min(branches, micro), sampling),
+            Usage("decode", before + 2 * own, self.decoded.peak / self.padded(1),
+                  min(branches, c.sample.decode_batch), decoding),
+            *scores,
+            # when all are sampled: the batches' trajectories, and their copy in one
+            Usage("score", base + 2 * kept),
+            Usage("update", after + casts + grads, pair, c.train.micro_batch, "train.micro_batch"),
+            Usage("update", after + step),
+            Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling),
+        ]  # fmt: skip
+        reflects = any(plan.rounds > 1 for plan in self.plans)
+        return [usage for usage in usages if usage.phase != "reflect" or reflects]

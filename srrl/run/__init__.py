@@ -1,0 +1,1 @@
+"""What any run does around its method: stages, checkpoints, logs, pictures, processes."""
