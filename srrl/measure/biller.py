@@ -36,7 +36,8 @@ class Biller:
     """Makes the bill of a config for one kind of device.
 
     cuda: a GPU, or the CPU. processes: how many share the prompts; with `fsdp` the UNet as well.
-    pipe: the pipeline where it is loaded already.
+    pipe: the pipeline where it is loaded already. scored_beside: on a GPU a batch is scored while
+    the next one is sampled, as the trainer does, and not in turn.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Biller:
         processes: int = 1,
         fsdp: bool = False,
         pipe: DiffusionPipeline | None = None,
+        scored_beside: bool = True,
     ):
         self.config, self.cuda, self.processes = c, cuda, processes
-        self.shards = processes if fsdp else 1
+        self.shards, self.scored_beside = processes if fsdp else 1, scored_beside and cuda
         self.all_prompts = c.sample.num_batches_per_stage * c.sample.batch_size
         self.prompts = -(-self.all_prompts // processes)
         self.batch = min(c.sample.batch_size, self.prompts)
@@ -208,17 +210,22 @@ class Biller:
         # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
         # the sum over the processes
         step = trained * (1 + self.cuda + 2 * (self.processes > self.shards))
+        drawing = [
+            Usage("reflect", before + casts, each, min(walked, micro), sampling),
+            Usage("sample", before + own + casts, each, min(branches, micro), sampling),
+            Usage("decode", before + 2 * own, self.decoded.peak / self.padded(1),
+                  min(branches, c.sample.decode_batch), decoding),
+        ]  # fmt: skip
+        beside = self.scored_beside and self.prompts > self.batch
+        meanwhile = max(usage.peak for usage in drawing) if beside else before
         scores = [
-            Usage("score", before, self.scored[name].peak, min(branches, reward.batch_size),
+            Usage("score", meanwhile, self.scored[name].peak, min(branches, reward.batch_size),
                   REWARD + name)
             for name, reward in i.rewards.items() if self.rewards_here
         ]  # fmt: skip
         usages = [
             Usage("encode", base + sizes["text encoders"] + self.encoded.peak),
-            Usage("reflect", before + casts, each, min(walked, micro), sampling),
-            Usage("sample", before + own + casts, each, min(branches, micro), sampling),
-            Usage("decode", before + 2 * own, self.decoded.peak / self.padded(1),
-                  min(branches, c.sample.decode_batch), decoding),
+            *drawing,
             *scores,
             # when all are sampled: the batches' trajectories, and their copy in one
             Usage("score", base + 2 * kept),

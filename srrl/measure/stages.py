@@ -107,7 +107,7 @@ def measure_stage(
     trainer.seconds = dict.fromkeys(PHASES, 0.0)
     trainer.memory = dict.fromkeys(PHASES, 0)
     metrics = run_stage(trainer, plan)
-    bill, seen = bill or Biller(config, job.on_gpu).bill(), card(policy.device)
+    bill, seen = bill or Biller(config, job.on_gpu, scored_beside=False).bill(), card(policy.device)
     images = stage_cost(config, plan).images
     phases = {}
     for phase in PHASES:
@@ -176,7 +176,7 @@ def model(job: Job, preset: str, slow: int) -> None:
             if "rewards" not in made:
                 made["rewards"] = rewards_of(config, job.device)
             if not same_bill:
-                made["bill"] = Biller(config, job.on_gpu).bill()
+                made["bill"] = Biller(config, job.on_gpu, scored_beside=False).bill()
             return measure_stage(job, config, made["rewards"], change, made["bill"])
 
         job.measure(name, seconds * slow, run)
