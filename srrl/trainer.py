@@ -62,8 +62,10 @@ class Trainer(StagedRun):
         self.history = ScoreHistory(config.reward.history)
 
     def stage(self, stage: int) -> Outcome:
+        return self.follow(plan_for(self.config, stage))
+
+    def follow(self, plan: StagePlan) -> Outcome:
         """Sample, score, select, update."""
-        plan = plan_for(self.config, stage)
         prompts = self.draw_prompts(plan)
         samples = self.sample(plan, prompts)
         scored = self.score(plan, samples, prompts)

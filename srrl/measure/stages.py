@@ -101,12 +101,12 @@ def measure_stage(
     trainer.encode_ahead(0)
     plan = StagePlan(0, ROUNDS, TRAINED)
     start = time.monotonic()
-    metrics = run_stage(trainer, plan)
+    metrics = trainer.follow(plan).metrics
     first = time.monotonic() - start
     first_ratio = metrics["ratio/first_max_dev"]
     trainer.seconds = dict.fromkeys(PHASES, 0.0)
     trainer.memory = dict.fromkeys(PHASES, 0)
-    metrics = run_stage(trainer, plan)
+    metrics = trainer.follow(plan).metrics
     bill, seen = bill or Biller(config, job.on_gpu, scored_beside=False).bill(), card(policy.device)
     images = stage_cost(config, plan).images
     phases = {}
@@ -137,17 +137,6 @@ def peak_rate(seen: Card, flops: dict[str, int]) -> float:
     """The card's rate in TFLOP/s for operations of these precisions."""
     total = sum(flops.values())
     return total / sum(n / {"half": seen.half, "single": seen.single}[k] for k, n in flops.items())
-
-
-def run_stage(trainer: Trainer, plan: StagePlan) -> dict[str, float]:
-    """The method's four steps once; the metrics."""
-    prompts = trainer.draw_prompts(plan)
-    samples = trainer.sample(plan, prompts)
-    scored = trainer.score(plan, samples, prompts)
-    selection, metrics = trainer.select(plan, samples, scored, prompts)
-    with trainer.timed("update"):
-        metrics |= trainer.learner.update(plan, selection)
-    return metrics
 
 
 # ------------------------------------------------------------------ the parts

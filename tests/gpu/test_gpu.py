@@ -17,7 +17,7 @@ from srrl.curriculum import StagePlan
 from srrl.measure import checks
 from srrl.measure.biller import Biller
 from srrl.measure.job import Job
-from srrl.measure.stages import NAMES, Metered, run_stage
+from srrl.measure.stages import NAMES, Metered
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -52,7 +52,7 @@ def trainer_on(device: str, folder: Path, preset: str, precision: str = "no") ->
 @pytest.mark.parametrize("preset", ["tiny", "tiny_xl"])
 def test_the_first_ratio_is_one(device, precision, preset, tmp_path):
     """On a CPU every precision is float32 (tests/srrl/test_precision.py has autocast there)."""
-    metrics = run_stage(trainer_on(device, tmp_path, preset, precision), PLAN)
+    metrics = trainer_on(device, tmp_path, preset, precision).follow(PLAN).metrics
     assert metrics["selected"] > 0
     assert metrics["ratio/first_max_dev"] <= (1e-4 if precision == "no" else 2e-2)
 
@@ -126,6 +126,6 @@ def checks_row(work: Job, name: str | None = None) -> dict:
 def test_the_plans_peak_is_the_gpus(preset, tmp_path):
     """At full size scripts/gpu_report.py compares them; here the small tensors' rounding counts."""
     trainer = trainer_on("cuda", tmp_path, preset, "bf16")
-    run_stage(trainer, PLAN)
+    trainer.follow(PLAN)
     planned = Biller(trainer.config, cuda=True).bill().phases["update"].peak
     assert trainer.memory["update"] == pytest.approx(planned, rel=0.35)

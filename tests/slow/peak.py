@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from srrl.budget import plan_for
 from srrl.config import load_config
-from srrl.measure.stages import run_stage
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -44,7 +43,7 @@ def main(out: str, flags: list[str]) -> None:
     rewards = {name: Redness() for name in config.reward.models}
     trainer = Trainer(config, policy, rewards, accelerator, Tracker(folder, accelerator))
     trainer.encode_ahead(0)
-    run_stage(trainer, plan_for(config, 0))
+    trainer.follow(plan_for(config, 0))
     result = {"baseline": baseline, "loaded": loaded, "peak": status("VmHWM")}
     Path(out).write_text(json.dumps(result))
 
