@@ -4,8 +4,9 @@
     --config config/stage_process.py:tiny+ddpo        presets one over the other, left to right
     --config.sample.num_steps=50                      one value
 
-The values of `base` and `sd14` are those of the released implementation. The results do not
-depend on any key marked [speed] beyond rounding.
+The values of `base` and `sd14` are those of the released implementation where it follows the
+method; what its scripts really run is `released`, and docs/FIDELITY.md lists every difference. The
+results do not depend on any key marked [speed] beyond rounding.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +24,8 @@ def base() -> ConfigDict:
     # Precision of the frozen weights and of the networks' arithmetic: "no" (float32), "fp16" or
     # "bf16". Trained weights, latents and log-probabilities are float32 in each.
     c.mixed_precision = "fp16"
+    # [speed] Let GPUs round float32 products to TF32's 10 bits, as the released code does.
+    c.allow_tf32 = True
     # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
     # curves and pictures in the run's folder are written in any case.
     c.tracker = "wandb"
@@ -38,18 +41,26 @@ def base() -> ConfigDict:
     # Another VAE than the model's own. SDXL's overflows in fp16 and is kept in float32 there;
     # madebyollin/sdxl-vae-fp16-fix does not and stays in fp16.
     p.vae = placeholder(str)
+    # A LoRA to start from instead of a fresh one: a run, a checkpoint, or a .safetensors file in
+    # our own, diffusers' or kohya's format. Of a rank up to lora.rank, on lora.target_modules.
+    p.lora = placeholder(str)
 
     c.prompts = p = ConfigDict()
-    # JSON lists of strings. Training draws from the first in shuffled passes; the second is
-    # never trained on, only evaluated.
+    # JSON lists of strings. Training draws from the first; the second is never trained on, only
+    # evaluated.
     p.train = "config/prompts/unlikely_activities_train.json"
     p.heldout = "config/prompts/unlikely_activities_heldout.json"
+    # "passes": a stage's prompts are the next ones of endless shuffled passes over the file.
+    # "replacement": each is drawn from the whole file (released code).
+    p.draw = "passes"
 
     c.stages = s = ConfigDict()
     # Number of stages. One stage samples, scores, selects and updates once.
     s.total = 50
     # Stages in a cycle. Each cycle adds one round and walks the trained interval back once.
     s.per_cycle = 5
+    # Stage n draws the prompts and noise of stage n mod this (released code: 5). Unset: its own.
+    s.seed_cycle = placeholder(int)
 
     c.sample = s = ConfigDict()
     # T, the DDIM steps of every denoising and of every inversion.
@@ -137,8 +148,15 @@ def base() -> ConfigDict:
     t.adv_clip_max = 5.0
     # Passes over the selected trajectories of a stage.
     t.num_inner_epochs = 2
-    # Most trajectories (of m steps each) in one optimizer step; a pass is split evenly.
+    # Most trajectories (of m steps each) in one optimizer step.
     t.trajectories_per_update = 64
+    # "even": each pass is split evenly into optimizer steps. "full": every step takes exactly
+    # trajectories_per_update, across passes; what does not fill one is dropped, and of an odd
+    # selection one trajectory in each pass (released code).
+    t.updates = "even"
+    # Weights of the positive and of the negative advantages in the objective.
+    t.positive_weight = 1.0
+    t.negative_weight = 1.0
     # [speed] (trajectory, step) pairs in one forward and backward pass: bounds the memory.
     t.micro_batch = 4
     # [speed] Recompute activations in the backward pass: a third slower, far less memory.
@@ -169,8 +187,10 @@ def base() -> ConfigDict:
     a.target_modules = ("to_q", "to_k", "to_v", "to_out.0")
 
     c.eval = e = ConfigDict()
-    # Evaluate before training, every so many stages, and at the end.
+    # Evaluate before training, every so many stages, and at the end. 0: never.
     e.every = 5
+    # Evaluate prompts.heldout, too.
+    e.heldout = True
     # Images per split: prompts (evenly taken from the file) x seeds, the same ones every time.
     e.num_prompts = 16
     e.seeds = 4
@@ -189,16 +209,18 @@ def base() -> ConfigDict:
     # Write samples/stage_*.png every so many stages, of so many prompts.
     p.every = 5
     p.prompts = 6
+    # Save every image that was scored, as images/stage_*/*.png. samples.jsonl has its scores.
+    p.images = False
     return c
 
 
 def sd14(c: ConfigDict) -> None:
-    """Stable Diffusion v1.4 at 512 px on one or more GPUs, as released."""
+    """Stable Diffusion v1.4 at 512 px on one or more GPUs, with the method's rewards."""
     c.run_name = "sd14"
 
 
 def sdxl(c: ConfigDict) -> None:
-    """SDXL base 1.0 at 1024 px."""
+    """SDXL base 1.0 at 1024 px, with the method's rewards."""
     c.run_name = "sdxl"
     c.pretrained.model = "stabilityai/stable-diffusion-xl-base-1.0"
     c.sample.micro_batch = 8
@@ -276,13 +298,19 @@ def srrl_paper(c: ConfigDict) -> None:
     c.reflect.train_rounds = "all"
 
 
-PRESETS = {f.__name__: f for f in (sd14, sdxl, tiny, tiny_xl, ddpo, b2diffurl, srrl_paper)}
-MODELS = (
-    "sd14",
-    "sdxl",
-    "tiny",
-    "tiny_xl",
-)  # presets that choose the model; one of them comes first
+def released(c: ConfigDict) -> None:
+    """What the released scripts run, as far as config reaches: CLIP as the only reward, prompts and
+    noise that repeat, and optimizer steps that drop what does not fill one (docs/FIDELITY.md)."""
+    c.run_name += "_released"
+    c.reward.models = {"clipscore": 1.0}
+    c.prompts.draw = "replacement"
+    c.stages.seed_cycle = 5
+    c.train.updates = "full"
+
+
+# One of these chooses the model and comes first; the others go over it.
+MODELS = {f.__name__: f for f in (sd14, sdxl, tiny, tiny_xl)}
+PRESETS = MODELS | {f.__name__: f for f in (ddpo, b2diffurl, srrl_paper, released)}
 
 
 def get_config(names: str) -> ConfigDict:

@@ -3,13 +3,16 @@
 By default with OpenCLIP's ViT-H/14 trained on LAION-2B, the reward of SRRL's released code.
 """
 
+from typing import Any
+
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder
-from rewards.preprocess import centre_crop, in_batches, to_pil
+from rewards.network import NetworkReward
+from rewards.preprocess import centre_crop
 from rewards.stand_in import stand_in_tokenizer
 from srrl.models.random_weights import RANDOM, fill_random
 
@@ -27,39 +30,29 @@ def blank_network() -> CLIPModel:
         return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=1024))
 
 
-class CLIPScore:
+class CLIPScore(NetworkReward):
     """score(): the cosine, -1 to 1.
 
-    model: hub name or folder of a CLIPModel with its tokenizer, or "random"; dtype: "fp32",
-    "fp16" or "bf16"; batch_size: pictures at once.
+    model: hub name or folder of a CLIPModel with its tokenizer, or "random"; settings: those of
+    NetworkReward.
     """
 
-    def __init__(
-        self,
-        model: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        device: str = "cpu",
-        dtype: str = "fp32",
-        batch_size: int = 32,
-    ):
-        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+    name, batch_size = "clipscore", 32
+
+    def __init__(self, model: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", **settings: Any):
+        super().__init__(**settings)
         if model == RANDOM:
-            self.network = fill_random(blank_network(), self.dtype, device)
+            self.use(fill_random(blank_network(), self.dtype, self.device))
             self.tokenizer = stand_in_tokenizer("<|startoftext|>", "<|endoftext|>")
         else:
-            folder = checkpoint_folder("clipscore", model, FILES)
-            self.network = CLIPModel.from_pretrained(folder, torch_dtype=self.dtype)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.network.eval().requires_grad_(False).to(device)
+            folder = checkpoint_folder(self.name, model, FILES)
+            with self.loading(model):
+                self.use(CLIPModel.from_pretrained(folder, torch_dtype=self.dtype))
+                self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.image_size = self.network.config.vision_config.image_size
         self.length = self.network.config.text_config.max_position_embeddings
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        return in_batches(self._batch, images, prompts, self.batch_size)
-
-    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pictures = [centre_crop(image, self.image_size) for image in to_pil(images)]
+    def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
@@ -70,6 +63,6 @@ class CLIPScore:
         output = self.network(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            pixel_values=torch.stack(pictures).to(self.device, self.dtype),
+            pixel_values=self.pixels([centre_crop(p, self.image_size) for p in pictures]),
         )
         return (output.image_embeds.float() * output.text_embeds.float()).sum(-1)

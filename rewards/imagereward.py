@@ -8,16 +8,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights
-from rewards.preprocess import centre_crop, in_batches, to_pil
+from rewards.network import NetworkReward
+from rewards.preprocess import centre_crop
 from rewards.stand_in import stand_in_tokenizer
 from srrl.models.random_weights import RANDOM, fill_random
 
@@ -152,37 +154,37 @@ def renamed(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield name.replace("mlp.layers.", "mlp."), tensor
 
 
-class ImageReward:
+class ImageReward(NetworkReward):
     """score(): about -2 to 2, the higher the better picture and prompt go together.
 
-    model: hub name or folder with ImageReward.pt, or "random"; tokenizer: of BERT, likewise; dtype:
-    "fp32", "fp16" or "bf16"; batch_size: pictures at once.
+    model: hub name or folder with ImageReward.pt, or "random"; tokenizer: of BERT, likewise;
+    settings: those of NetworkReward.
     """
+
+    name, batch_size = "imagereward", 32
 
     def __init__(
         self,
         model: str = "THUDM/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased",
-        device: str = "cpu",
-        dtype: str = "fp32",
-        batch_size: int = 32,
+        **settings: Any,
     ):
-        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        super().__init__(**settings)
         if model == RANDOM:
-            self.network = fill_random(blank_network(), self.dtype, device)
+            self.use(fill_random(blank_network(), self.dtype, self.device))
             self.tokenizer = stand_in_tokenizer("[CLS]", "[SEP]")
         else:
-            self.network, self.tokenizer = self._load(model, tokenizer)
-        self.network.eval().requires_grad_(False).to(device)
+            self._load(model, tokenizer)
 
-    def _load(self, model: str, tokenizer: str) -> tuple[Network, BertTokenizer]:
-        folder = checkpoint_folder("imagereward", model, list(FILES[1:]))
+    def _load(self, model: str, tokenizer: str) -> None:
+        folder = checkpoint_folder(self.name, model, list(FILES[1:]))
         present = [folder / name for name in FILES if (folder / name).exists()]
-        state = read_weights("imagereward", present[0] if present else folder / FILES[-1])
+        state = read_weights(self.name, present[0] if present else folder / FILES[-1])
         network = blank_network(Sizes.of(state))
-        fill("imagereward", network, renamed(state), self.dtype)
-        words = checkpoint_folder("imagereward", tokenizer, ["vocab.txt", "tokenizer*"])
-        return network, bert_tokenizer(words)
+        fill(self.name, network, renamed(state), self.dtype)
+        self.use(network)
+        words = checkpoint_folder(self.name, tokenizer, ["vocab.txt", "tokenizer*"])
+        self.tokenizer = bert_tokenizer(words)
 
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask int64 [B, 35]."""
@@ -195,14 +197,8 @@ class ImageReward:
         )
         return encoded.input_ids, encoded.attention_mask
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        return in_batches(self._batch, images, prompts, self.batch_size)
-
-    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pictures = [centre_crop(image, self.network.image_size) for image in to_pil(images)]
-        pixels = torch.stack(pictures).to(self.device, self.dtype)
+    def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
+        pixels = self.pixels([centre_crop(p, self.network.image_size) for p in pictures])
         ids, mask = (x.to(self.device) for x in self.tokens(prompts))
         return self.network(pixels, ids, mask)
 

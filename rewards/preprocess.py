@@ -1,7 +1,5 @@
 """Pictures as the reward models' own code prepares them: PIL's bicubic resizing, exactly."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from PIL import Image
@@ -9,14 +7,6 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def in_batches(
-    score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str], size: int
-) -> Tensor:
-    """The scores [B], on the CPU, of B images and prompts, at most `size` at once."""
-    parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
-    return torch.cat([score(images[part], prompts[part]).cpu() for part in parts])
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -4,14 +4,14 @@ The score is the probability of "Yes" as the first word of the answer to 'Does t
 "PROMPT"? Please answer yes or no.' (arXiv 2404.01291, section 3, with a decoder-only model).
 """
 
-import torch
+from typing import Any
+
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder
-from rewards.preprocess import in_batches, to_pil
-from srrl.errors import UserError
+from rewards.network import NetworkReward
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
@@ -19,34 +19,27 @@ IMAGE = "<|image_pad|>"  # stands for one visual token
 FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
 
 
-class QwenVLScore:
+class QwenVLScore(NetworkReward):
     """score(): the probability of "Yes", 0 to 1.
 
     model: hub name or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL; side: pictures are resized to
-    so many pixels (their shorter side), which decides the number of visual tokens; dtype: "fp32",
-    "fp16" or "bf16"; batch_size: pictures at once.
+    so many pixels (their shorter side), which decides the number of visual tokens; settings: those
+    of NetworkReward.
     """
 
+    name, batch_size = "qwenvl", 8
+
     def __init__(
-        self,
-        model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-        side: int = 448,
-        device: str = "cpu",
-        dtype: str = "fp32",
-        batch_size: int = 8,
+        self, model: str = "Qwen/Qwen2.5-VL-7B-Instruct", side: int = 448, **settings: Any
     ):
-        folder = checkpoint_folder("qwenvl", model, FILES)
-        self.device, self.side, self.batch_size = device, side, batch_size
-        try:
-            self.network = AutoModelForImageTextToText.from_pretrained(
-                folder, torch_dtype=DTYPES[dtype]
-            )
+        super().__init__(**settings)
+        self.side = side
+        folder = checkpoint_folder(self.name, model, FILES)
+        with self.loading(model):
+            network = AutoModelForImageTextToText.from_pretrained(folder, torch_dtype=self.dtype)
             self.images = AutoImageProcessor.from_pretrained(folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"reward 'qwenvl': cannot load {model!r}: {reason}") from error
-        self.network.eval().requires_grad_(False).to(device)
+        self.use(network)
         first = self.tokenizer(ANSWER, add_special_tokens=False).input_ids
         self.yes = first[0]
 
@@ -59,14 +52,8 @@ class QwenVLScore:
         before, _, after = text.partition(IMAGE)
         return before + IMAGE * visual_tokens + after
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        return in_batches(self._batch, images, prompts, self.batch_size)
-
-    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pictures = [self._resized(image) for image in to_pil(images)]
-        vision = self.images(images=pictures, return_tensors="pt")
+    def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
+        vision = self.images(images=[self._resized(p) for p in pictures], return_tensors="pt")
         merged = self.network.config.vision_config.spatial_merge_size**2
         counts = (vision.image_grid_thw.prod(-1) // merged).tolist()
         texts = [self.text(p, n) for p, n in zip(prompts, counts, strict=True)]
@@ -81,7 +68,7 @@ class QwenVLScore:
         ).logits
         return logits[:, -1].float().softmax(-1)[:, self.yes]
 
-    def _resized(self, picture):
+    def _resized(self, picture: Image.Image) -> Image.Image:
         scale = self.side / min(picture.size)
         longest = 4 * self.side  # a line of one pixel would become endless
         return picture.resize([min(longest, max(1, round(scale * s))) for s in picture.size])

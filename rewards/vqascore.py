@@ -7,8 +7,10 @@ CLIP features stand in the question as tokens, and T5 reads it.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -18,9 +20,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rewards import DTYPES
 from rewards.checkpoints import checkpoint_folder, fill, read_weights, weight_files
-from rewards.preprocess import in_batches, padded_square, to_pil
+from rewards.network import NetworkReward
+from rewards.preprocess import padded_square
 from rewards.stand_in import stand_in_tokenizer
 from srrl.models.random_weights import RANDOM, fill_random
 
@@ -116,65 +118,66 @@ def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, 
             yield "t5." + name, tensor
 
 
-class VQAScore:
+class VQAScore(NetworkReward):
     """score(): the probability of "Yes", 0 to 1.
 
     model: hub name or folder of a CLIP-FlanT5 (zhiqiulin/clip-flant5-xl or -xxl), or "random" (xl's
-    architecture without its weights); tokenizer: of
-    its T5, by default the checkpoint folder's own, else google/flan-t5-xl's; vision: of its CLIP,
-    by default what its config names; dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once.
+    architecture without its weights); tokenizer: of its T5, by default the checkpoint folder's own,
+    else google/flan-t5-xl's; vision: of its CLIP, by default what its config names; settings: those
+    of NetworkReward.
     """
+
+    name, batch_size = "vqascore", 8
 
     def __init__(
         self,
         model: str = "zhiqiulin/clip-flant5-xl",
         tokenizer: str | None = None,
         vision: str | None = None,
-        device: str = "cpu",
-        dtype: str = "fp32",
-        batch_size: int = 8,
+        **settings: Any,
     ):
-        self.device, self.dtype, self.batch_size = device, DTYPES[dtype], batch_size
+        super().__init__(**settings)
         if model == RANDOM:
-            self.network = fill_random(blank_network(), self.dtype, device)
+            self.network = fill_random(blank_network(), self.dtype, self.device)
             self.tokenizer = stand_in_tokenizer(None, "</s>")
         else:
             self._load(model, tokenizer, vision)
             # T5's vocabulary is padded (32,128 for 32,100 words); the original cuts it off.
             self.network.words = len(self.tokenizer)
         self.network.tie()
-        self.network.eval().requires_grad_(False).to(device)
+        self.use(self.network)
         self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
 
     def _load(self, model: str, tokenizer: str | None, vision: str | None) -> None:
-        name = "vqascore"
-        folder = checkpoint_folder(name, model, ["*.json", "*.bin", "*.safetensors", "*.model"])
+        folder = checkpoint_folder(
+            self.name, model, ["*.json", "*.bin", "*.safetensors", "*.model"]
+        )
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vision = vision or settings["mm_vision_tower"]
-        tower = checkpoint_folder(name, vision, ["*.json", "*.bin", "*.safetensors"])
+        tower = checkpoint_folder(self.name, vision, ["*.json", "*.bin", "*.safetensors"])
         self.network = blank_network(
             T5Config.from_pretrained(folder),
             CLIPVisionConfig.from_pretrained(tower),
             settings.get("mm_vision_select_layer", -2),
         )
-        fill(name, self.network, self._tensors(folder, tower), self.dtype)
+        fill(self.name, self.network, self._tensors(folder, tower), self.dtype)
         if tokenizer is None and not list(folder.glob("spiece.model")):
             tokenizer = "google/flan-t5-xl"
         words = folder if tokenizer is None else checkpoint_folder(
-            name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
+            self.name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
         )  # fmt: skip
         self.tokenizer = AutoTokenizer.from_pretrained(words)
 
     def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:
         """Shard by shard; a checkpoint without its vision tower takes the original CLIP's."""
         known, vision = set(self.network.state_dict()), False
-        for file in weight_files("vqascore", folder):
-            for name, tensor in renamed(read_weights("vqascore", file), known):
+        for file in weight_files(self.name, folder):
+            for name, tensor in renamed(read_weights(self.name, file), known):
                 vision |= name.startswith("vision.")
                 yield name, tensor
         if not vision:
-            for file in weight_files("vqascore", tower):
-                for name, tensor in read_weights("vqascore", file).items():
+            for file in weight_files(self.name, tower):
+                for name, tensor in read_weights(self.name, file).items():
                     if name.startswith("vision_model.") and not name.endswith("position_ids"):
                         ours = "vision." + name
                         yield ours if ours in known else ours.replace("vision_model.", ""), tensor
@@ -183,14 +186,8 @@ class VQAScore:
         """Token ids int64 [L], `</s>` at the end."""
         return torch.tensor(self.tokenizer(text).input_ids, device=self.device)
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        return in_batches(self._batch, images, prompts, self.batch_size)
-
-    def _batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pictures = [padded_square(image, self.network.image_size) for image in to_pil(images)]
-        pixels = torch.stack(pictures).to(self.device, self.dtype)
+    def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
+        pixels = self.pixels([padded_square(p, self.network.image_size) for p in pictures])
         room = MAX_TOKENS - 1 - len(self.before)  # the picture counts as one
         after = [self.ids(AFTER.replace("{}", prompt))[:room] for prompt in prompts]
         return self.network(pixels, self.before, after, self.answer)

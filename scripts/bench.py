@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from rewards import score_all
 from rewards.scoring import rewards_of
-from srrl.budget import stage_cost
+from srrl.budget import stage_cost, trained_passes
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.errors import one_line_errors
@@ -148,14 +148,15 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         samples = trainer.sample(plan, prompts)
         sampled = policy.nfe
         scored = trainer.score(plan, samples, prompts)
-        selection, _ = trainer.select(plan, samples, scored, prompts)
+        chosen = trainer.select(plan, scored, prompts)
+        selection = trainer.selection(samples, scored, chosen, prompts)
         with trainer.timed("update"):
             trainer.learner.update(plan, selection)
         updated = policy.nfe - sampled
         counted = {"reflect and sample": sampled, "update": updated}
         expected = {
             "reflect and sample": cost.reflect + cost.sample,
-            "update": cost.update_per_trajectory * len(selection),
+            "update": cost.update_per_pass * trained_passes(config, len(selection)),
         }
         if repeat:
             for phase in ("decode", "score"):

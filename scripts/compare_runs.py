@@ -1,10 +1,12 @@
 """Are two runs the same, bit for bit?
 
     python scripts/compare_runs.py runs/before runs/after
+    python scripts/compare_runs.py runs/before runs/after --ignore updates samples.jsonl
 
-Compares every line of metrics.jsonl (but for times) and of eval.jsonl, the pixels of every picture
-in samples/, and every tensor of every checkpoint's weights. Prints a line for each difference and
-one at the end; the exit code is 1 where the runs differ and 2 where one cannot be read.
+Compares every line of metrics.jsonl (but for times), eval.jsonl and samples.jsonl, the pixels of
+every picture, and every tensor of every checkpoint's weights; --ignore leaves out keys of the logs,
+or a log, which a version of the code has added. Prints a line for each difference and one at the
+end; the exit code is 1 where the runs differ and 2 where one cannot be read.
 """
 
 import argparse
@@ -14,21 +16,27 @@ from pathlib import Path
 
 from srrl.errors import UserError, one_line_errors
 
-LOGS = ("metrics.jsonl", "eval.jsonl")
+PICTURES = ("samples/*.png", "images/*/*.png")
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
-def log_lines(file: Path) -> list[dict]:
-    """A log's lines without their times."""
+def log_lines(file: Path, ignored: list[str]) -> list[dict]:
+    """A log's lines without their times and ignored keys."""
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read the log {file}: {error}") from None
-    return [{k: v for k, v in x.items() if not k.startswith("seconds/")} for x in lines]
+    return [
+        {k: v for k, v in x.items() if k not in ignored and not k.startswith("seconds/")}
+        for x in lines
+    ]
 
 
-def differing_logs(one: Path, other: Path) -> Iterator[str]:
+def differing_logs(one: Path, other: Path, ignored: list[str]) -> Iterator[str]:
     for name in LOGS:
-        lines, others = log_lines(one / name), log_lines(other / name)
+        if name in ignored:
+            continue
+        lines, others = (log_lines(run / name, ignored) for run in (one, other))
         if len(lines) != len(others):
             yield f"{name}: {len(lines)} and {len(others)} lines"
         for number, (a, b) in enumerate(zip(lines, others, strict=False), 1):
@@ -68,10 +76,11 @@ def same_tensors(one: Path, other: Path) -> bool:
     )
 
 
-def differences(one: Path, other: Path) -> Iterator[str]:
+def differences(one: Path, other: Path, ignored: list[str] | None = None) -> Iterator[str]:
     """A line for each difference of two run folders. Raises UserError for what is no run."""
-    yield from differing_logs(one, other)
-    yield from differing_files(one, other, "samples/*.png", same_pixels)
+    yield from differing_logs(one, other, ignored or [])
+    for pictures in PICTURES:
+        yield from differing_files(one, other, pictures, same_pixels)
     yield from differing_files(one, other, "checkpoints/stage_*/**/*.safetensors", same_tensors)
 
 
@@ -81,13 +90,16 @@ def main() -> int:
     )
     parser.add_argument("one", type=Path, metavar="RUN")
     parser.add_argument("other", type=Path, metavar="RUN")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="KEY")
     args = parser.parse_args()
-    found = list(differences(args.one, args.other))
+    found = list(differences(args.one, args.other, args.ignore))
     for line in found:
         print(line)
-    images = len(files(args.one, "samples/*.png"))
+    images = sum(len(files(args.one, pictures)) for pictures in PICTURES)
     weights = len(files(args.one, "checkpoints/stage_*/**/*.safetensors"))
-    compared = f"{len(log_lines(args.one / LOGS[0]))} stages, {images} pictures, {weights} weights"
+    compared = (
+        f"{len(log_lines(args.one / LOGS[0], []))} stages, {images} pictures, {weights} weights"
+    )
     print(
         f"{len(found)} differences ({compared})" if found else f"the same, bit for bit ({compared})"
     )

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Set up what the tests need and run them all: ruff, then pytest with the given arguments.
+# Set up what the tests need and run them all: ruff, then pytest with the given arguments, on a few
+# processes of one thread each (which on small networks do more than one process of many).
 #   bash scripts/test.sh                    everything
 #   bash scripts/test.sh -m "not slow"      the fast ones
+#   bash scripts/test.sh -n 0 -s FILE       in this process, with what the tests print
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_python dev
 cd "$root" || exit 2
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -m ruff check . && "$PYTHON" -m ruff format --check . &&
-    exec "$PYTHON" -m pytest "$@"
+    exec "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadgroup "$@"

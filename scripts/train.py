@@ -82,13 +82,16 @@ def main(argv: list[str]) -> None:
     from rewards.scoring import rewards_of
     from srrl.budget import totals_table
     from srrl.models.policy import Policy
+    from srrl.models.start import lora_file
     from srrl.models.weights import make_trainable
-    from srrl.run.checkpoint import check_same_run
+    from srrl.run.checkpoint import check_same_run, newest
     from srrl.run.tracking import Tracker
     from srrl.trainer import Trainer
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
+    if config.pretrained.lora and not newest(folder):
+        lora_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = usable_tracker(config.tracker)
     accelerator = Accelerator(log_with=log_with, project_dir=folder)

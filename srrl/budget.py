@@ -15,13 +15,13 @@ from srrl.curriculum import StagePlan, stage_plan
 class StageCost:
     """Network evaluations of a stage by phase, and its images.
 
-    update_per_trajectory is for one selected trajectory over all inner epochs.
+    update_per_pass is for one selected trajectory in one inner epoch.
     """
 
     images: int
     reflect: int
     sample: int
-    update_per_trajectory: int
+    update_per_pass: int
 
 
 def evaluations(guidance: float) -> int:
@@ -119,12 +119,12 @@ def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) ->
 
 
 def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
-    """With P prompts, G branches, T steps, K rounds, m trained steps, E epochs and g(w)
-    evaluations at guidance w:
+    """With P prompts, G branches, T steps, K rounds, m trained steps and g(w) evaluations at
+    guidance w:
 
     reflect  P (K-1) T (g(denoise) + g(inversion))
     sample   g(w) P (T - b + G b), where the branches' steps b are m + skip_last
-    update   g(w) E m for each selected trajectory
+    update   g(w) m for each time that a trajectory is trained (trained_passes)
 
     With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and only the P G (K-1) T
     g(inversion) of walking back is reflection.
@@ -134,8 +134,17 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
                 for phase in ("reflect", "sample")}  # fmt: skip
     rounds = plan.rounds if c.reflect.train_rounds == "all" else 1
     images = c.sample.num_batches_per_stage * c.sample.batch_size * c.branch.count * rounds
-    update = evaluations(c.sample.guidance_scale) * c.train.num_inner_epochs * plan.trained_steps
-    return StageCost(images, **by_phase, update_per_trajectory=update)
+    update = evaluations(c.sample.guidance_scale) * plan.trained_steps
+    return StageCost(images, **by_phase, update_per_pass=update)
+
+
+def trained_passes(c: ConfigDict, selected: int) -> int:
+    """How many trajectories a stage's optimizer steps take in, each counted once in every pass."""
+    t = c.train
+    if t.updates == "even":
+        return selected * t.num_inner_epochs
+    whole = selected // 2 * 2 * t.num_inner_epochs
+    return whole // t.trajectories_per_update * t.trajectories_per_update
 
 
 def evaluation_calls(c: ConfigDict, num_prompts: int) -> list[Calls]:
@@ -164,7 +173,9 @@ def shows_pictures(c: ConfigDict, stage: int) -> bool:
 
 
 def evaluated_stages(c: ConfigDict) -> list[int]:
-    """After how many stages the policy is evaluated: 0, every eval.every, and all."""
+    """After how many stages the policy is evaluated: 0, every eval.every, and all; or never."""
+    if not c.eval.every:
+        return []
     return sorted({*range(0, c.stages.total + 1, c.eval.every), c.stages.total})
 
 
@@ -182,7 +193,7 @@ def stage_work(c: ConfigDict, stage: int, selected: int | None = None) -> float:
     cost = stage_cost(c, plan_for(c, stage))
     if selected is None:
         selected = expected_selected(c, cost)
-    return cost.reflect + cost.sample + 3 * cost.update_per_trajectory * selected
+    return cost.reflect + cost.sample + 3 * cost.update_per_pass * trained_passes(c, selected)
 
 
 def totals_table(c: ConfigDict) -> str:
@@ -202,7 +213,7 @@ def totals_table(c: ConfigDict) -> str:
         "images a stage": span([x.images for x in costs]),
         "evaluations a stage, reflect": span([x.reflect for x in costs]),
         "evaluations a stage, sample": span([x.sample for x in costs]),
-        "evaluations a selected trajectory": span([x.update_per_trajectory for x in costs]),
+        "evaluations a trained trajectory": span([x.update_per_pass for x in costs]),
         "images in all": f"{sum(x.images for x in costs):,}",
     }
     width = max(len(name) for name in rows)

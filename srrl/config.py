@@ -29,7 +29,6 @@ AT_LEAST_ONE = (
     "train.micro_batch",
     "lora.rank",
     "lora.alpha",
-    "eval.every",
     "eval.num_prompts",
     "eval.seeds",
     "eval.rounds",
@@ -170,7 +169,8 @@ def check_config(c: ConfigDict) -> None:
 
     for key in AT_LEAST_ONE:
         require(values[key] >= 1, key, "at least 1")
-    for key in ("seed", "reward.history", "checkpoint.keep_every"):
+    for key in ("seed", "reward.history", "checkpoint.keep_every", "eval.every",
+                "train.positive_weight", "train.negative_weight"):  # fmt: skip
         require(values[key] >= 0, key, "at least 0")
     for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
         require(0 <= values[key] <= 100, key, "0 to 100")
@@ -184,7 +184,7 @@ def check_config(c: ConfigDict) -> None:
         require(0 <= values[key] < 1, key, "0 up to 1")
     require(0 <= c.train.final_lr_fraction <= 1, "train.final_lr_fraction", "0 to 1")
     require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
-    for key in ("reflect.rounds", "train.max_first_ratio_dev"):
+    for key in ("reflect.rounds", "train.max_first_ratio_dev", "stages.seed_cycle"):
         require(values[key] is None or values[key] > 0, key, "above 0")
     require(0 <= c.interval.skip_last < c.sample.num_steps, "interval.skip_last",
             f"0 to num_steps-1={c.sample.num_steps - 1}")  # fmt: skip
@@ -201,8 +201,10 @@ def check_config(c: ConfigDict) -> None:
     choices = {
         "mixed_precision": ("no", "fp16", "bf16"),
         "tracker": ("none", "wandb", "tensorboard"),
+        "prompts.draw": ("passes", "replacement"),
         "reflect.train_rounds": ("last", "all"),
         "select.mode": ("extremes", "all"),
+        "train.updates": ("even", "full"),
         "reward.backend": ("local", "worker", "original"),
         "reward.dtype": ("fp32", "fp16", "bf16"),
         "reward.rounds": ("last", "all"),
@@ -212,6 +214,7 @@ def check_config(c: ConfigDict) -> None:
     require(c.select.neg_threshold <= c.select.pos_threshold, "select.neg_threshold",
             "at most pos_threshold")  # fmt: skip
     require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
     require(len(c.lora.target_modules) > 0, "lora.target_modules", "at least one module name")
     models = c.reward.models.to_dict()
     numbers = all(isinstance(w, int | float) and w == w for w in models.values())

@@ -83,19 +83,14 @@ class Learner:
 
     def update(self, plan: StagePlan, selection: Selection) -> dict[str, float]:
         """num_inner_epochs passes of the clipped policy gradient over the selection."""
-        t = self.config.train
         updates: list[Update] = []
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(plan.stage)
-        for epoch in range(t.num_inner_epochs if len(selection) else 0):
-            shuffle = generator(self.config.seed, plan.stage, epoch, 0, 0, "updates")
-            order = torch.randperm(len(selection), generator=shuffle)
-            for part in order.tensor_split(-(-len(order) // t.trajectories_per_update)):
-                pairs = torch.cartesian_prod(part, torch.arange(plan.trained_steps))
-                pairs = pairs[torch.randperm(len(pairs), generator=shuffle)]
-                updates.append(self.optimizer_step(selection, pairs, first=not updates))
+        for pairs in shuffled_pairs(self.config, plan, len(selection)):
+            updates.append(self.optimizer_step(selection, pairs, first=not updates))
         n = max(len(updates), 1)
         return {
+            "updates": len(updates),
             "ratio/first_max_dev": updates[0].ratio_max_dev if updates else 0.0,
             "ratio/max_dev": max((u.ratio_max_dev for u in updates), default=0.0),
             "clip_fraction": sum(u.clip_fraction for u in updates) / n,
@@ -208,6 +203,30 @@ class Learner:
             unet = self.policy.pipe.unet
             set_optimizer_state_dict(unet, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale = state["loss_scale"]
+
+
+def shuffled_pairs(c: ConfigDict, plan: StagePlan, selected: int) -> Iterator[Tensor]:
+    """The (trajectory, trained step) pairs int64 [B, 2] of each of a stage's optimizer steps.
+
+    train.updates "even" splits each pass evenly; "full" lets steps of exactly
+    trajectories_per_update trajectories run on across the passes and drops what is left.
+    """
+    t, most = c.train, c.train.trajectories_per_update
+    parts: list[tuple[Tensor, torch.Generator]] = []
+    for epoch in range(t.num_inner_epochs if selected else 0):
+        shuffle = generator(c.seed, plan.stage, epoch, 0, 0, "updates")
+        order = torch.randperm(selected, generator=shuffle)
+        if t.updates == "full":
+            parts.append((order[: selected // 2 * 2], shuffle))
+        else:
+            parts += [(part, shuffle) for part in order.tensor_split(-(-selected // most))]
+    if t.updates == "full" and parts:
+        whole = torch.cat([order for order, _ in parts])
+        shuffle = parts[0][1]
+        parts = [(part, shuffle) for part in whole.split(most) if len(part) == most]
+    for part, shuffle in parts:
+        pairs = torch.cartesian_prod(part, torch.arange(plan.trained_steps))
+        yield pairs[torch.randperm(len(pairs), generator=shuffle)]
 
 
 def selection_objective(

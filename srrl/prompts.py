@@ -28,11 +28,16 @@ def load_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def stage_prompts(prompts: list[str], stage: int, count: int, seed: int) -> list[str]:
-    """The `count` prompts of a stage: consecutive ones of endless shuffled passes.
+def stage_prompts(
+    prompts: list[str], stage: int, count: int, seed: int, draw: str = "passes"
+) -> list[str]:
+    """The `count` prompts of a stage, which depend on (seed, stage) alone.
 
-    Every prompt is drawn equally often, and a stage's prompts depend on (seed, stage) alone.
+    draw "passes": consecutive ones of endless shuffled passes, each drawn equally often;
+    "replacement": each independently from all.
     """
+    if draw == "replacement":
+        return random.Random(f"{seed}/{stage}/replacement").choices(prompts, k=count)
     drawn = []
     for position in range(stage * count, (stage + 1) * count):
         epoch, place = divmod(position, len(prompts))
@@ -48,10 +53,17 @@ def evenly(prompts: list[str], count: int) -> list[str]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
+def split_prompts(c: ConfigDict) -> dict[str, list[str]]:
+    """The prompts of each split: "train", and "heldout" where it is evaluated."""
+    splits = {"train": c.prompts.train}
+    if c.eval.heldout and c.eval.every:
+        splits["heldout"] = c.prompts.heldout
+    return {split: load_prompts(resolve(file)) for split, file in splits.items()}
+
+
 def check_files(c: ConfigDict) -> None:
     """Raise UserError for prompt files or a local model that are not there."""
-    load_prompts(resolve(c.prompts.train))
-    load_prompts(resolve(c.prompts.heldout))
+    split_prompts(c)
     model = resolve(c.pretrained.model)
     if Path(model).exists() or model.startswith("random:"):
         return

@@ -1,6 +1,7 @@
 """SRRL (arXiv 2505.22407), one trainer for every model: sample, score, select, update."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,15 +12,14 @@ from rewards import Reward, check_prompts
 from rewards.scoring import Scorer
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.budget import evaluation_cost, plan_for, shows_pictures, stage_work
-from srrl.config import resolve
 from srrl.curriculum import StagePlan
 from srrl.evaluation import evaluate
 from srrl.learner import Learner, Selection
 from srrl.models.policy import Policy
-from srrl.prompts import load_prompts, stage_prompts
+from srrl.prompts import split_prompts, stage_prompts
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.distributed import own_part, share
-from srrl.run.pictures import Row, sample_rows
+from srrl.run.pictures import Images
 from srrl.run.stages import Outcome, StagedRun
 from srrl.run.tracking import Tracker, mean_text
 
@@ -39,6 +39,14 @@ class Scored:
     own: Tensor
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """advantages float32 [N] of a stage's trajectories; rows int64 [S]: those to train on."""
+
+    advantages: Tensor
+    rows: Tensor
+
+
 class Trainer(StagedRun):
     """Trains the policy; `stage` is the method."""
 
@@ -52,10 +60,9 @@ class Trainer(StagedRun):
     ):
         super().__init__(config, policy, accelerator, tracker)
         self.rewards = rewards
-        self.prompts = load_prompts(resolve(config.prompts.train))
-        self.heldout = load_prompts(resolve(config.prompts.heldout))
-        check_prompts(rewards, self.prompts, config.prompts.train)
-        check_prompts(rewards, self.heldout, config.prompts.heldout)
+        self.prompts = split_prompts(config)
+        for split, prompts in self.prompts.items():
+            check_prompts(rewards, prompts, config.prompts[split])
         background = config.reward.backend != "local" or policy.device.type == "cuda"
         self.scorer = Scorer(rewards, background)
         self.learner = Learner(config, policy, accelerator)
@@ -69,15 +76,17 @@ class Trainer(StagedRun):
         prompts = self.draw_prompts(plan)
         samples = self.sample(plan, prompts)
         scored = self.score(plan, samples, prompts)
-        selection, metrics = self.select(plan, samples, scored, prompts)
+        chosen = self.select(plan, scored, prompts)
+        selection = self.selection(samples, scored, chosen, prompts)
         with self.timed("update"):
-            metrics |= self.learner.update(plan, selection)
+            updated = self.learner.update(plan, selection)
+        metrics = self.metrics(plan, scored, chosen) | updated
         return Outcome(
             {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
             metrics,
             f"K {plan.rounds}  m {plan.trained_steps}  {mean_text(metrics, scored.scores)}",
-            samples=len(scored.slot),
-            rows=lambda: self.rows(plan, samples, scored, prompts),
+            self.lines(plan, scored, chosen, prompts),
+            lambda slots: self.images(samples, scored, slots),
         )
 
     # ------------------------------------------------------------------ sample
@@ -86,7 +95,13 @@ class Trainer(StagedRun):
         """The stage's prompts; a trajectory's `slot` is its prompt's place in this list."""
         s = self.config.sample
         count = s.num_batches_per_stage * s.batch_size
-        return stage_prompts(self.prompts, plan.stage, count, self.config.seed)
+        drawn = self.seeding(plan), count, self.config.seed, self.config.prompts.draw
+        return stage_prompts(self.prompts["train"], *drawn)
+
+    def seeding(self, plan: StagePlan) -> int:
+        """The stage whose prompts and noise this one draws: its own, but for stages.seed_cycle."""
+        cycle = self.config.stages.seed_cycle
+        return plan.stage % cycle if cycle else plan.stage
 
     def sample(self, plan: StagePlan, prompts: list[str]) -> Rollout:
         """Reflect and sample: K-round trajectories of this process's share of the prompts.
@@ -104,7 +119,7 @@ class Trainer(StagedRun):
                 rounds=plan.rounds,
                 trained_steps=plan.trained_steps,
                 seed=c.seed,
-                stage=plan.stage,
+                stage=self.seeding(plan),
                 slots=slots,
                 keep_reflected=shows_pictures(self.config, plan.stage),
                 timed=self.timed,
@@ -148,12 +163,10 @@ class Trainer(StagedRun):
 
     # ------------------------------------------------------------------ select
 
-    def select(
-        self, plan: StagePlan, samples: Rollout, scored: Scored, prompts: list[str]
-    ) -> tuple[Selection, dict[str, float]]:
-        """Advantages over the prompts' history, and the trajectories worth training on."""
-        c, limit = self.config.select, self.config.train.adv_clip_max
-        every_round = self.config.reflect.train_rounds == "all"
+    def select(self, plan: StagePlan, scored: Scored, prompts: list[str]) -> Chosen:
+        """How much better an image is than its prompt's, of this stage and of the last ones, which
+        the history remembers; and the extremes of each group of branches."""
+        c, every_round = self.config.select, self.config.reflect.train_rounds == "all"
         by_round = self.config.reward.rounds == "all" and every_round
         judged = self.judged(plan, scored.round)
         slots, rounds = scored.slot[judged].tolist(), scored.round[judged].tolist()
@@ -167,55 +180,78 @@ class Trainer(StagedRun):
         advantages = advantages.repeat_interleave(len(scored.slot) // len(advantages))
         groups = scored.slot * (plan.rounds + 1) + scored.round
         rows = select(advantages, groups, c.pos_threshold, c.neg_threshold, c.mode)
-        metrics = {"advantage/std": advantages.std().item(), "selected": len(rows)}
-        for name, values in scores.items():
-            metrics[f"reward/{name}/mean"] = values.mean().item()
-            metrics[f"reward/{name}/std"] = values.std().item()
-        own = scored.own[rows]
+        return Chosen(advantages, rows)
+
+    def selection(
+        self, samples: Rollout, scored: Scored, chosen: Chosen, prompts: list[str]
+    ) -> Selection:
+        """What the update needs of the chosen trajectories, from the processes that have them."""
+        t, rows, own = self.config.train, chosen.rows, scored.own[chosen.rows]
         places = (own >= 0).nonzero()[:, 0]
         latents, log_probs = (
             share(self.accelerator, of_own[own[places].to(of_own.device)], places, len(rows))
             for of_own in (samples.latents, samples.log_probs)
         )
-        selection = Selection(
+        advantages = chosen.advantages[rows].clamp(-t.adv_clip_max, t.adv_clip_max)
+        weights = torch.where(advantages > 0, t.positive_weight, t.negative_weight)
+        return Selection(
             latents,
             log_probs,
-            advantages[rows].clamp(-limit, limit).to(self.policy.device),
+            (advantages * weights).to(self.policy.device),
             self.policy.encode(prompts).rows(scored.slot[rows].to(self.policy.device)),
         )
-        return selection, metrics
 
     # ------------------------------------------------------------------ for the run around it
 
-    def rows(
-        self, plan: StagePlan, samples: Rollout, scored: Scored, prompts: list[str]
-    ) -> list[Row]:
-        """Of the picture: the first prompts' reflected rounds, then the last round's branches."""
-        count = min(self.config.pictures.prompts, len(prompts))
-        shown = (samples.slot < count) & (samples.round == plan.rounds)
-        last = (scored.slot < count) & (scored.round == plan.rounds)
-        final = samples.images[shown.to(samples.images.device)]
-        places = (samples.slot * self.config.branch.count + samples.branch)[shown]
-        images = share(self.accelerator, final, places, count * self.config.branch.count)
-        own = own_part(self.accelerator, len(prompts))
-        slots = torch.tensor([slot for slot in own if slot < count], dtype=torch.int64)
-        reflected = [
-            share(self.accelerator, of_round[(slots - own.start).to(of_round.device)], slots, count)
-            for of_round in samples.reflected
+    def metrics(self, plan: StagePlan, scored: Scored, chosen: Chosen) -> dict[str, float]:
+        """Of the stage's line in metrics.jsonl what sampling and scoring gave."""
+        judged = self.judged(plan, scored.round)
+        metrics = {"advantage/std": chosen.advantages.std().item(), "selected": len(chosen.rows)}
+        for name, values in scored.scores.items():
+            metrics[f"reward/{name}/mean"] = values[judged].mean().item()
+            metrics[f"reward/{name}/std"] = values[judged].std().item()
+        return metrics
+
+    def lines(
+        self, plan: StagePlan, scored: Scored, chosen: Chosen, prompts: list[str]
+    ) -> list[dict[str, Any]]:
+        """For each of the N trajectories its line of samples.jsonl."""
+        selected, judged = set(chosen.rows.tolist()), self.judged(plan, scored.round).tolist()
+        return [
+            {
+                "prompt": prompts[slot],
+                "slot": slot,
+                "branch": n // self.sampled_rounds(plan) % self.config.branch.count,
+                "round": int(scored.round[n]),
+                "scores": {k: v[n].item() for k, v in scored.scores.items()} if judged[n] else None,
+                "advantage": chosen.advantages[n].item(),
+                "selected": n in selected,
+            }
+            for n, slot in enumerate(scored.slot.tolist())
         ]
-        return sample_rows(
-            reflected,
-            images.view(count, -1, *images.shape[1:]),
-            {name: values[last].view(count, -1) for name, values in scored.scores.items()},
-            self.config.reward.models.to_dict(),
-            prompts[:count],
+
+    def images(self, samples: Rollout, scored: Scored, slots: int) -> Images:
+        """The pictures of the first `slots` prompts, from the processes that have them."""
+        own = scored.own[scored.slot < slots]
+        places = (own >= 0).nonzero()[:, 0]
+        images = samples.images[own[places].to(samples.images.device)]
+        part = own_part(self.accelerator, int(scored.slot[-1]) + 1)
+        mine = torch.tensor([slot for slot in part if slot < slots], dtype=torch.int64)
+        return Images(
+            share(self.accelerator, images, places, len(own)),
+            [
+                share(
+                    self.accelerator, of_round[(mine - part.start).to(of_round.device)], mine, slots
+                )
+                for of_round in samples.reflected
+            ],
         )
 
     def prompts_of(self, stage: int) -> list[str]:
         return self.draw_prompts(plan_for(self.config, stage))
 
     def splits(self) -> dict[str, list[str]]:
-        return {"train": self.prompts, "heldout": self.heldout}
+        return self.prompts if self.config.eval.every else {}
 
     def judge(self, prompts: list[str]) -> dict[str, Tensor]:
         return evaluate(self.policy, self.rewards, prompts, self.config, self.accelerator)

@@ -21,7 +21,7 @@ BAD = {
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options
+        arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, **options
     )
 
 

@@ -3,18 +3,20 @@
 import json
 import shutil
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from scripts.compare_runs import differences
+from srrl.errors import UserError
 
 
 def make_run(folder):
     (folder / "samples").mkdir(parents=True)
     weights = folder / "checkpoints" / "stage_0001" / "lora.safetensors"
     weights.parent.mkdir(parents=True)
-    for name in ("metrics.jsonl", "eval.jsonl"):
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
         (folder / name).write_text('{"stage": 0, "loss": 0.1, "seconds/sample": 1.0}\n' * 2)
     Image.new("RGB", (4, 4), "red").save(folder / "samples" / "stage_0001.png")
     save_file({"a": torch.ones(3)}, weights)
@@ -50,3 +52,16 @@ def test_each_kind_of_difference_is_found_and_times_are_not(tmp_path):
         "samples/stage_0001.png: differs",
         "checkpoints/stage_0001/lora.safetensors: differs",
     ]
+
+
+def test_what_a_version_has_added_is_left_out_by_name(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_run(one)
+    shutil.copytree(one, other)
+    lines = (other / "metrics.jsonl").read_text().replace('"loss"', '"updates": 2, "loss"')
+    (other / "metrics.jsonl").write_text(lines)
+    (other / "samples.jsonl").unlink()
+    assert next(differences(one, other, ["samples.jsonl"])) == "metrics.jsonl line 1: updates"
+    assert list(differences(one, other, ["samples.jsonl", "updates"])) == []
+    with pytest.raises(UserError, match=r"samples\.jsonl"):
+        list(differences(one, other, ["updates"]))

@@ -51,7 +51,7 @@ def test_the_users_reward_trains_as_printed(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stderr
     assert "reward/my_reward:Brightness/mean" in (tmp_path / "run" / "metrics.jsonl").read_text()

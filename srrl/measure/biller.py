@@ -23,12 +23,12 @@ from srrl.budget import (
     stage_calls,
     stage_cost,
     stage_decodes,
+    trained_passes,
 )
-from srrl.config import resolve
 from srrl.measure.bill import PHASES, REWARD, Bill, Phase, Usage
 from srrl.measure.counting import Count
 from srrl.measure.imagined import Imagined
-from srrl.prompts import load_prompts
+from srrl.prompts import split_prompts
 from srrl.run.distributed import part
 
 
@@ -89,10 +89,10 @@ class Biller:
             for name, phase in stage.items():
                 phases[name].evaluations += phase.evaluations
                 phases[name].flops += phase.flops
-        splits = [len(load_prompts(resolve(p))) for p in (c.prompts.train, c.prompts.heldout)]
+        splits = [len(prompts) for prompts in split_prompts(c).values()]
         prompts = self.distinct_prompts(*splits)
         phases["encode"].flops[self.kinds["network"]] = prompts * self.encoded.flops
-        for split in splits:
+        for split in splits if c.eval.every else []:
             self.add_evaluations(phases["evaluate"], split)
         for usage in self.usages():
             phase = phases[usage.phase]
@@ -111,7 +111,7 @@ class Biller:
                 self.add_pictures(phases["decode"], calls)
         last = self.all_prompts * c.branch.count
         self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
-        pairs = expected_selected(c, cost) * plan.trained_steps * c.train.num_inner_epochs
+        pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
         phases["update"].evaluations = pairs * evaluations(c.sample.guidance_scale)
         one = self.update(c.train.gradient_checkpointing).flops / c.train.micro_batch
         phases["update"].flops[self.kinds["network"]] = round(one * pairs)
@@ -143,11 +143,12 @@ class Biller:
     def every_round(self) -> bool:
         return self.config.reflect.train_rounds == "all"
 
-    def distinct_prompts(self, train: int, heldout: int) -> int:
-        """Prompts that the run encodes, of files with so many."""
+    def distinct_prompts(self, train: int, heldout: int = 0) -> int:
+        """Prompts that the run encodes at most, of files with so many."""
         c = self.config
-        drawn = min(train, c.stages.total * self.all_prompts)
-        return max(drawn, min(train, c.eval.num_prompts)) + min(heldout, c.eval.num_prompts)
+        judged = c.eval.num_prompts if c.eval.every else 0
+        drawn = min(train, (c.stages.seed_cycle or c.stages.total) * self.all_prompts)
+        return max(drawn, min(train, judged)) + min(heldout, judged)
 
     # ------------------------------------------------------------------ memory
 

@@ -125,6 +125,7 @@ def one_stage(job: Job, preset: str, device: str) -> dict[str, Any]:
         f"--config=config/stage_process.py:{preset}", "--config.sample.batch_size=12",
         "--config.select.pos_threshold=0.1", "--config.select.neg_threshold=-0.1",
         "--config.train.adam_epsilon=0.01", f"--config.output_dir={job.folder}",
+        "--config.allow_tf32=false",
     ])  # fmt: skip
     policy = Policy.from_config(config, device=device)
     make_trainable(policy.pipe, config)
@@ -136,7 +137,8 @@ def one_stage(job: Job, preset: str, device: str) -> dict[str, Any]:
     prompts = trainer.draw_prompts(plan)
     samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)
-    selection, _ = trainer.select(plan, samples, scored, prompts)
+    chosen = trainer.select(plan, scored, prompts)
+    selection = trainer.selection(samples, scored, chosen, prompts)
     metrics = trainer.learner.update(plan, selection)
     chosen = selection.log_probs.sum(1).cpu()
     taken = samples.log_probs.sum(1).cpu()

@@ -26,6 +26,12 @@ NO_CHECKER = {
 }
 
 
+def set_tf32(allowed: bool, device: torch.device | str) -> None:
+    """Let a GPU round the factors of float32 products to TF32, or not; a CPU is left alone."""
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def load_pipeline(
     model: str,
     *,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from srrl.config import resolve
 from srrl.ddim import Schedule, make_schedule, noise_from_output
 from srrl.errors import UserError
-from srrl.models.loading import load_pipeline
+from srrl.models.loading import load_pipeline, set_tf32
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # On a CPU, matrix products of few rows, or of a number that is no multiple, take other kernels and
@@ -145,6 +145,7 @@ class Policy:
         On a CPU, half precision becomes float32: it would be slow there.
         """
         p, half = c.pretrained, torch.device(device).type != "cpu"
+        set_tf32(c.allow_tf32, device)
         return cls.load(
             model or resolve(p.model),
             num_steps=num_steps or c.sample.num_steps,

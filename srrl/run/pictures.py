@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -59,27 +60,39 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
     return page
 
 
-def sample_rows(
-    reflected: list[Tensor],
-    images: Tensor,
-    scores: dict[str, Tensor],
-    weights: dict[str, float],
-    prompts: list[str],
-) -> list[Row]:
-    """A row for each of P prompts: its reflected rounds, then its branches.
+@dataclass(frozen=True)
+class Images:
+    """A stage's pictures of its first P prompts.
 
-    reflected: for each reflecting round uint8 [P, 3, H, W]; images: uint8 [P, G, 3, H, W];
-    scores: for each reward float32 [P, G]. The branch of the highest weighted sum is framed.
+    sampled    uint8 [n, 3, H, W], in the order of the stage's lines in samples.jsonl
+    reflected  for each reflecting round uint8 [P, 3, H, W]
     """
-    total = sum(scores[name] * weight for name, weight in weights.items())
+
+    sampled: Tensor
+    reflected: list[Tensor]
+
+
+def sample_rows(
+    lines: list[dict[str, Any]], images: Images, weights: dict[str, float], count: int
+) -> list[Row]:
+    """A row for each of the first `count` prompts: its reflected rounds, then its branches.
+
+    lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed.
+    """
     rows = []
-    for p, prompt in enumerate(prompts):
-        captions = [f"round {k}" for k in range(1, len(reflected) + 1)]
-        for g in range(images.shape[1]):
-            values = " ".join(f"{values[p, g]:.2f}" for values in scores.values())
-            captions.append(f"branch {g + 1}: {values}")
-        shown = [*(of_round[p] for of_round in reflected), *images[p]]
-        rows.append(Row(prompt, shown, captions, len(reflected) + int(total[p].argmax())))
+    last = max(line["round"] for line in lines)
+    for slot in range(min(count, lines[-1]["slot"] + 1)):
+        places = [i for i, x in enumerate(lines) if (x["slot"], x["round"]) == (slot, last)]
+        scores = [lines[i]["scores"] for i in places]
+        totals = [sum(s[name] * weight for name, weight in weights.items()) for s in scores]
+        captions = [f"round {k}" for k in range(1, len(images.reflected) + 1)]
+        for i, values in zip(places, scores, strict=True):
+            text = " ".join(f"{value:.2f}" for value in values.values())
+            captions.append(f"branch {lines[i]['branch'] + 1}: {text}")
+        shown = [of_round[slot] for of_round in images.reflected]
+        best = len(shown) + totals.index(max(totals))
+        shown += [images.sampled[i] for i in places]
+        rows.append(Row(lines[places[0]]["prompt"], shown, captions, best))
     return rows
 
 

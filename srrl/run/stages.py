@@ -16,11 +16,12 @@ from torch import Tensor
 from srrl.advantages import ScoreHistory
 from srrl.budget import evaluated_stages, shows_pictures
 from srrl.models.policy import Policy
+from srrl.models.start import start_from
 from srrl.models.weights import trained_weights
 from srrl.prompts import evenly
 from srrl.run import checkpoint
 from srrl.run.distributed import total_of
-from srrl.run.pictures import Row
+from srrl.run.pictures import Images, sample_rows
 from srrl.run.tracking import Clock, Tracker
 
 PHASES = ("reflect", "sample", "decode", "score", "update")
@@ -33,15 +34,16 @@ class Outcome:
     plan     what it was to do and
     metrics  what it measured, for its line of metrics.jsonl; `selected` among them
     heading  what its line on the terminal says, like "K 2  m 5"
-    samples  trajectories of all processes
-    rows     makes the rows of its picture; every process calls it or none
+    lines    for each trajectory of all processes its line of samples.jsonl: prompt, slot, branch,
+             round, scores, advantage, selected
+    images   gives the pictures of the first so many prompts; every process calls it or none
     """
 
     plan: dict[str, int]
     metrics: dict[str, float]
     heading: str
-    samples: int
-    rows: Callable[[], list[Row]]
+    lines: list[dict[str, Any]]
+    images: Callable[[int], Images]
 
 
 class StagedRun(ABC):
@@ -102,7 +104,7 @@ class StagedRun(ABC):
         """Log, show, evaluate and save a stage; the save comes last and makes it count."""
         c, done, metrics = self.config, stage + 1, outcome.metrics
         self.progress.stage = done
-        self.progress.samples_total += outcome.samples
+        self.progress.samples_total += len(outcome.lines)
         self.progress.nfe_total += total_of(self.accelerator, self.policy.nfe)
         line = {
             "stage": stage,
@@ -114,20 +116,32 @@ class StagedRun(ABC):
         }
         self.policy.nfe, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
         self.tracker.metrics(line)
-        if shows_pictures(c, stage):
-            self.tracker.samples(done, outcome.rows(), f"{c.run_name}, stage {done}")
+        self.show(stage, outcome)
         work = self.stage_work(stage, int(metrics["selected"]))
         self.clock.advance(work, self.stage_work(stage))
         if done in evaluated_stages(c):
             self.evaluate()
+        if done in evaluated_stages(c) or shows_pictures(c, stage):
             self.tracker.curves()
         if done % c.checkpoint.every == 0 or done == c.stages.total:
             self.save()
         self.tracker.say(
             f"stage {done}/{c.stages.total}  {outcome.heading}  "
-            f"selected {metrics['selected']}/{outcome.samples}  "
+            f"selected {metrics['selected']}/{len(outcome.lines)}  "
             f"|ratio-1| {metrics['ratio/max_dev']:.1e}  ETA {self.clock.eta()}"
         )
+
+    def show(self, stage: int, outcome: Outcome) -> None:
+        """Log a stage's trajectories, and save the pictures that are wanted of them."""
+        c, done, lines = self.config.pictures, stage + 1, outcome.lines
+        prompts = lines[-1]["slot"] + 1
+        shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
+        images = outcome.images(prompts if c.images else shown) if c.images or shown else None
+        self.tracker.trajectories(stage, lines, images.sampled if c.images else None)
+        if shown:
+            weights = self.config.reward.models.to_dict()
+            heading = f"{self.config.run_name}, stage {done}"
+            self.tracker.samples(done, sample_rows(lines, images, weights, shown), heading)
 
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""
@@ -176,6 +190,8 @@ class StagedRun(ABC):
         if newest:
             self.tracker.say(f"resuming {self.folder} after {done} stages")
         else:
+            if self.config.pretrained.lora:
+                start_from(self.policy.pipe, self.config.pretrained.lora)
             self.evaluate()
             self.save()
 

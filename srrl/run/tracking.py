@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from srrl.config import flatten
 from srrl.run import pictures
@@ -33,6 +34,7 @@ class Tracker:
         if self.active:
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
             cut_log(self.folder / "metrics.jsonl", "stage", below=stage)
+            cut_log(self.folder / "samples.jsonl", "stage", below=stage)
             cut_log(self.folder / "eval.jsonl", "stage", below=stage + 1)
 
     def metrics(self, values: dict[str, Any]) -> None:
@@ -47,6 +49,23 @@ class Tracker:
             self._append("eval.jsonl", line)
             name = f"eval/{line['split']}/{line['reward']}"
             self.accelerator.log({name: line["mean"]}, step=line["stage"])
+
+    def trajectories(
+        self, stage: int, lines: list[dict[str, Any]], images: Tensor | None = None
+    ) -> None:
+        """Append a stage's lines to samples.jsonl; save their images uint8 [n, 3, H, W], if given,
+        as images/stage_NNNN/PROMPT_BRANCH_ROUND.png (NNNN counts from 1, as in samples/)."""
+        if not self.active:
+            return
+        named = [{"stage": stage, **line} for line in lines]
+        if images is not None:
+            folder = self.folder / "images" / f"stage_{stage + 1:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for line, image in zip(named, images, strict=True):
+                file = folder / f"{line['slot']:04d}_{line['branch']:02d}_{line['round']:02d}.png"
+                pictures.to_pil(image).save(file)
+                line["image"] = str(file.relative_to(self.folder))
+        self._append("samples.jsonl", *named)
 
     def samples(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
         """Write samples/stage_NNNN.png and send it to the trackers."""
@@ -83,9 +102,9 @@ class Tracker:
         if self.active:
             print(text, flush=True)
 
-    def _append(self, name: str, line: dict[str, Any]) -> None:
+    def _append(self, name: str, *lines: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 

@@ -73,7 +73,8 @@ def test_every_tensor_of_a_stage_is_where_it_belongs(device, tmp_path):
     prompts = trainer.draw_prompts(PLAN)
     samples = trainer.sample(PLAN, prompts)
     scored = trainer.score(PLAN, samples, prompts)
-    selection, _ = trainer.select(PLAN, samples, scored, prompts)
+    chosen = trainer.select(PLAN, scored, prompts)
+    selection = trainer.selection(samples, scored, chosen, prompts)
     pipe, kept = trainer.policy.pipe, vars(selection.conditioning).values()
     networks = (samples.latents, samples.log_probs, samples.images, selection.latents,
                 selection.log_probs, selection.advantages, *kept, *pipe.unet.parameters(),

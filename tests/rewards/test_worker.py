@@ -187,7 +187,7 @@ class Held:
         self.go = threading.Event()
 
     def score(self, images, prompts):
-        assert self.go.wait(timeout=60)
+        assert self.go.wait(timeout=1800)
         return images.float().mean((1, 2, 3))
 
 

@@ -13,7 +13,7 @@ from srrl.models.weights import LORA_FILE
 
 
 def run(
-    *arguments, check: int | None = 0, timeout: int = 900, **environment: str
+    *arguments, check: int | None = 0, timeout: int = 3600, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a command in the repository; its exit code must be `check`, if that is given."""
     result = subprocess.run(

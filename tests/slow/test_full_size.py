@@ -16,7 +16,7 @@ from srrl.trainer import Trainer
 from tests.conftest import small_run
 from tests.slow.peak import Redness
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("big")]
 PARAMETERS = {"sd14": 859_520_964, "sdxl": 2_567_463_684}  # of the published UNets
 
 

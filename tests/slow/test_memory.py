@@ -9,7 +9,7 @@ from srrl.config import load_config
 from srrl.measure.biller import Biller
 from tests.slow.commands import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("big")]
 FLAGS = [
     "--config=config/stage_process.py:sd14+b2diffurl", "--config.pretrained.model=random:sd14",
     "--config.mixed_precision=no", "--config.tracker=none", "--config.sample.resolution=256",

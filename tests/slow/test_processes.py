@@ -136,7 +136,7 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
         if line.startswith("stage 2/"):
             os.kill(process_of_rank(1, tmp_path / "killed"), signal.SIGKILL)
             break
-    _, errors = process.communicate(timeout=600)  # it does not wait for the dead one
+    _, errors = process.communicate(timeout=1800)  # it does not wait for the dead one
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
     assert "process 1 was killed by signal 9" in last and "the same command resumes" in last

@@ -25,7 +25,7 @@ def rows_of(out: Path) -> dict[tuple[str, str], dict]:
 
 
 def test_every_part_runs_and_the_page_is_right(tmp_path):
-    run(sys.executable, *TRIAL, "--out", tmp_path, timeout=1800)
+    run(sys.executable, *TRIAL, "--out", tmp_path, timeout=3600)
     rows = rows_of(tmp_path)
     assert not [row for row in rows.values() if "error" in row]
     assert rows["machine", "machine"]["differs_from_pins"] == {}

@@ -35,7 +35,7 @@ def test_costs_of_a_stage_by_hand():
     assert cost.images == 160
     assert cost.reflect == 32 * 2 * 20 * (2 + 2)
     assert cost.sample == 32 * 2 * (15 + 5 * 5)
-    assert cost.update_per_trajectory == 2 * 2 * 5
+    assert cost.update_per_pass == 2 * 5
     assert [evaluations(w) for w in (0, 1, 0.1, 5)] == [1, 1, 2, 2]
 
 

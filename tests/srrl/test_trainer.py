@@ -28,7 +28,8 @@ def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> T
 def selection_of(trainer, plan):
     prompts = trainer.draw_prompts(plan)
     samples = trainer.sample(plan, prompts)
-    return trainer.select(plan, samples, trainer.score(plan, samples, prompts), prompts)[0]
+    scored = trainer.score(plan, samples, prompts)
+    return trainer.selection(samples, scored, trainer.select(plan, scored, prompts), prompts)
 
 
 def test_the_first_ratio_is_one(tmp_path):
@@ -163,14 +164,18 @@ def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_
     trainer = make_trainer(tmp_path)
     config = load_config([f"--config=config/stage_process.py:{presets}", *overrides])
     trainer = Trainer(config, trainer.policy, trainer.rewards, trainer.accelerator, trainer.tracker)
-    from srrl.budget import plan_for, stage_cost
+    from srrl.budget import plan_for, stage_cost, trained_passes
 
     trainer.run()
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = images = 0
     for line in lines:
         cost = stage_cost(config, plan_for(config, line["stage"]))
-        expected += cost.reflect + cost.sample + cost.update_per_trajectory * line["selected"]
+        expected += (
+            cost.reflect
+            + cost.sample
+            + cost.update_per_pass * trained_passes(config, line["selected"])
+        )
         images += cost.images
     assert lines[-1]["nfe_total"] == expected and lines[-1]["samples_total"] == images
     assert lines[-1]["rounds"] == (2 if presets == "tiny+srrl_paper" else 1)

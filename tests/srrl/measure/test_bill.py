@@ -57,7 +57,8 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
         trainer.policy.remember(prompts)
     with counter() as sampling:
         samples = trainer.sample(plan, prompts)
-    selection, _ = trainer.select(plan, samples, trainer.score(plan, samples, prompts), prompts)
+    scored = trainer.score(plan, samples, prompts)
+    selection = trainer.selection(samples, scored, trainer.select(plan, scored, prompts), prompts)
     with counter() as updating:
         trainer.learner.update(plan, selection)
     c.pretrained.model = f"srrl/shapes/tiny_{model}"
