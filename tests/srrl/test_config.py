@@ -12,13 +12,15 @@ FILE = "config/stage_process.py"
 SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "srrl_paper"]
 
 
-@pytest.mark.parametrize("preset", [*SINGLE, "tiny+ddpo", "tiny+b2diffurl", "tiny+srrl_paper"])
+@pytest.mark.parametrize(
+    "preset", [*SINGLE, "tiny+ddpo", "tiny+b2diffurl", "tiny+srrl_paper", "tiny+released"]
+)
 def test_every_preset_is_valid_and_its_files_are_there(preset):
     config = load_config([f"--config={FILE}:{preset}"])
     check_files(config)
 
 
-def test_sd14_has_the_released_values():
+def test_sd14_has_the_methods_rewards_and_otherwise_the_releases_values():
     values = flatten(load_config([f"--config={FILE}:sd14"]))
     expected = {
         "sample.num_steps": 20, "sample.guidance_scale": 5.0, "sample.eta": 1.0,
@@ -49,6 +51,10 @@ def test_the_baselines_differ_from_sd14_in_what_defines_them():
     }  # fmt: skip
     assert differing("b2diffurl") == {"reflect.rounds": 1}
     assert differing("srrl_paper") == {"reflect.train_rounds": "all"}
+    assert differing("released") == {
+        "reward.models": {"clipscore": 1.0}, "prompts.draw": "replacement", "stages.seed_cycle": 5,
+        "train.updates": "full",
+    }  # fmt: skip
 
 
 def test_overrides_take_the_type_of_the_key():
@@ -92,6 +98,12 @@ def test_overrides_take_the_type_of_the_key():
         (["--config.run_name=a/b"], "run_name='a/b'"),
         (["--config.select.neg_threshold=0.9"], "select.neg_threshold=0.9"),
         (["--config.seed"], "needs a value"),
+        (["--config.stages.seed_cycle=0"], "stages.seed_cycle=0"),
+        (["--config.prompts.draw=twice"], "prompts.draw='twice'"),
+        (["--config.train.updates=half"], "train.updates='half'"),
+        (["--config.train.positive_weight=-1"], "train.positive_weight=-1"),
+        (["--config.eval.every=-1"], "eval.every=-1"),
+        (["--config.pretrained.lora=x", "--config.use_lora=false"], "pretrained.lora='x'"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(arguments, said):

@@ -1,4 +1,4 @@
-"""The plan of the released run, and the evaluations it costs."""
+"""The plan of the full-size run, and the evaluations it costs."""
 
 from srrl.budget import evaluated_stages, evaluations, plan_for, stage_cost
 from srrl.config import load_config

@@ -109,10 +109,10 @@ def test_log_prob_equals_the_normal_distribution_averaged():
 def test_inversion_returns_to_the_start_with_an_error_that_falls_as_steps_grow():
     """Denoise and invert at equal guidance: measured, not only compared with the scheduler."""
     errors = []
-    for steps in (10, 40, 160):
+    for steps in (10, 40, 100):
         policy = load_policy(num_steps=steps)
-        x = start_noise(policy, 4)
-        conditioning = policy.encode(PROMPTS)
+        x = start_noise(policy, 2)
+        conditioning = policy.encode(PROMPTS[:2])
         x0 = denoise_steps(policy, x, conditioning, range(steps), 1.0, 0.0)[0][-1]
         back = invert_steps(policy, x0, conditioning, 1.0)
         errors.append(((back - x).norm() / x.norm()).item())

@@ -25,3 +25,12 @@ def test_more_prompts_a_stage_than_the_file_has():
 
 def test_evenly_spans_the_list():
     assert evenly(PROMPTS, 5) == PROMPTS[::2] and evenly(PROMPTS, 99) == PROMPTS
+
+
+def test_prompts_may_be_drawn_with_replacement():
+    drawn = [stage_prompts(PROMPTS, stage, 10, 1, "replacement") for stage in range(200)]
+    assert drawn[3] == stage_prompts(PROMPTS, 3, 10, 1, "replacement") != drawn[4]
+    different = sum(len(set(stage)) for stage in drawn) / 200
+    assert abs(different - 10 * (1 - 0.9**10)) < 0.3
+    counts = Counter(p for stage in drawn for p in stage)
+    assert len(counts) == 10 and min(counts.values()) > 140

@@ -1,6 +1,7 @@
 """The loop: ratio, gradient, guards, resume. Small real runs of the real parts."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
 from tests.conftest import PRESET, load_policy, randomise_lora, small_run
 
+SHORT = "--config.reflect.max_rounds=2"
+
 
 def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> Trainer:
-    config = load_config([PRESET, *small_run(tmp_path), *overrides])
+    seldom = ("--config.eval.every=5", "--config.pictures.every=5")  # beginning and end alone
+    config = load_config([PRESET, *small_run(tmp_path), *seldom, *overrides])
     accelerator = Accelerator()
     policy = load_policy(model, lora=True, **options)
     tracker = Tracker(tmp_path / "run", accelerator)
@@ -181,10 +185,11 @@ def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_
     assert lines[-1]["rounds"] == (2 if presets == "tiny+srrl_paper" else 1)
 
 
+@pytest.mark.slow
 def test_resume_after_each_stage_gives_the_same_run(tmp_path):
-    whole = make_trainer(tmp_path / "a", "--config.stages.total=3")
+    whole = make_trainer(tmp_path / "a", "--config.stages.total=3", SHORT)
     whole.run()
-    stopped = make_trainer(tmp_path / "b", "--config.stages.total=3")
+    stopped = make_trainer(tmp_path / "b", "--config.stages.total=3", SHORT)
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -193,14 +198,14 @@ def test_resume_after_each_stage_gives_the_same_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     for stage in (1, 2):
-        again = make_trainer(tmp_path / "b", "--config.stages.total=3")
+        again = make_trainer(tmp_path / "b", "--config.stages.total=3", SHORT)
         finish = again.finish
         again.finish = lambda done, outcome, finish=finish, last=stage: (
             finish(done, outcome) if done < last else interrupt()
         )
         with pytest.raises(KeyboardInterrupt):
             again.run()
-    resumed = make_trainer(tmp_path / "b", "--config.stages.total=3")
+    resumed = make_trainer(tmp_path / "b", "--config.stages.total=3", SHORT)
     resumed.run()
     for one, other in zip(whole.policy.trainable(), resumed.policy.trainable(), strict=True):
         assert torch.equal(one, other)
@@ -213,3 +218,45 @@ def test_resume_after_each_stage_gives_the_same_run(tmp_path):
 def strip_times(path) -> list[dict]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("seconds/")} for line in lines]
+
+
+def evaluated(folder) -> list[tuple]:
+    file = folder / "run" / "eval.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(x["stage"], x["split"], x["scores"]) for x in map(json.loads, lines)]
+
+
+def test_a_run_starts_where_another_ended_and_resumes_without_it(tmp_path):
+    source = make_trainer(tmp_path / "a", "--config.train.learning_rate=3e-2")
+    source.run()
+    start = f"--config.pretrained.lora={tmp_path / 'a' / 'run'}"
+    warm = make_trainer(tmp_path / "b", start)
+    warm.run()
+    ends = [(split, scores) for stage, split, scores in evaluated(tmp_path / "a") if stage == 2]
+    starts = [(split, scores) for stage, split, scores in evaluated(tmp_path / "b") if stage == 0]
+    assert starts == ends
+    fresh = [(split, scores) for stage, split, scores in evaluated(tmp_path / "a") if stage == 0]
+    assert starts != fresh
+    shutil.rmtree(tmp_path / "a")
+    again = make_trainer(tmp_path / "b", start)
+    again.run()
+    for one, other in zip(warm.policy.trainable(), again.policy.trainable(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_evaluation_of_either_kind_can_be_turned_off(tmp_path):
+    make_trainer(tmp_path / "a", "--config.eval.heldout=false", "--config.prompts.heldout=x").run()
+    assert [x[:2] for x in evaluated(tmp_path / "a")] == [(0, "train"), (2, "train")]
+    make_trainer(tmp_path / "b", "--config.eval.every=0", "--config.prompts.heldout=x").run()
+    assert evaluated(tmp_path / "b") == []
+    assert (tmp_path / "b" / "run" / "curves.png").exists()
+
+
+def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
+    flags = ["--config.select.mode=all", "--config.train.adv_clip_max=0.5"]
+    plan, plain = StagePlan(0, 1, 3), make_trainer(tmp_path / "a", *flags)
+    weighted = make_trainer(tmp_path / "b", *flags, "--config.train.positive_weight=2",
+                            "--config.train.negative_weight=0")  # fmt: skip
+    ours, theirs = (selection_of(t, plan).advantages for t in (weighted, plain))
+    assert theirs.max() == 0.5 and theirs.min() == -0.5
+    assert torch.equal(ours, torch.where(theirs > 0, 2 * theirs, 0 * theirs))

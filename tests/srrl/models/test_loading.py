@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rewards import load_rewards
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.models.loading import load_pipeline
+from srrl.models.loading import load_pipeline, set_tf32
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -114,3 +114,15 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
         with pytest.raises(UserError, match=said) as caught:
             load_pipeline(**arguments)
         assert "\n" not in str(caught.value)
+
+
+def test_tf32_is_for_gpus_and_as_the_config_says():
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            set_tf32(allowed, "cuda:1")
+            set_tf32(not allowed, "cpu")
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
