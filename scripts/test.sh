@@ -10,4 +10,4 @@ cd "$root" || exit 2
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -m ruff check . && "$PYTHON" -m ruff format --check . &&
-    exec "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadgroup "$@"
+    exec "$PYTHON" -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadfile --no-loadscope-reorder "$@"

@@ -18,13 +18,6 @@ PRESET = "--config=config/stage_process.py:tiny"
 LORA = load_config([PRESET]).lora
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, and share its fixtures."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 MODELS = {"sd": TINY_SD, "sdxl": TINY_SDXL}
 
 

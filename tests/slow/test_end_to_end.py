@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_a_run_leaves_everything_the_readme_promises(undisturbed):
     folder = undisturbed / "run"
     keys = {
-        "stage", "rounds", "trained_steps", "samples_total", "nfe_total", "selected",
+        "stage", "rounds", "trained_steps", "samples_total", "nfe_total", "selected", "updates",
         "reward/shapes/mean", "reward/shapes/std", "advantage/std", "ratio/first_max_dev",
         "ratio/max_dev", "clip_fraction", "loss", "grad_norm", "lr",
     }  # fmt: skip
