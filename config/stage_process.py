@@ -104,6 +104,9 @@ def base() -> ConfigDict:
     r.denoise_guidance = 3.0
     r.inversion_guidance = 0.1
     r.eta = 0.0
+    # Steps that the inversion walks back, and the next round denoises again. Unset: all of them, to
+    # pure noise. No more than these (less interval.skip_last) can be trained then.
+    r.depth = placeholder(int)
     # "last": rounds before the last only reflect (released code). "all": every round is sampled
     # by the policy with sample.*, scored and trained (the paper's figure 2).
     r.train_rounds = "last"

@@ -20,6 +20,7 @@ from srrl.errors import UserError
 
 REGISTRY = {
     "shapes": "rewards.shapes:ShapesVerifier",
+    "judge": "rewards.judge:ShapesJudge",
     "vqascore": "rewards.vqascore:VQAScore",
     "imagereward": "rewards.imagereward:ImageReward",
     "clipscore": "rewards.clipscore:CLIPScore",

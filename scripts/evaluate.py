@@ -1,83 +1,157 @@
-"""What guidance and reflection do for a model at inference, paired over the same noise.
+"""Score checkpoints: prompt files x rewards x ways of sampling, at paired seeds, with intervals.
 
-    python scripts/evaluate.py                            the embedded base, before training
-    python scripts/evaluate.py --checkpoint runs/tiny     a trained run, or one of its checkpoints
-    python scripts/evaluate.py --config config/stage_process.py:sd14 --rounds 1 2 3 --guidance 5
+    python scripts/evaluate.py                                   the embedded base, K = 1, 2, 3
+    python scripts/evaluate.py --checkpoints base runs/tiny --rewards shapes judge
+    python scripts/evaluate.py --checkpoints runs/tiny --samplers plain best:n=3 zigzag \\
+        reflect:rounds=2 until:rounds=3,threshold=0.9 plain:steps=30 plain:guidance=8
+    accelerate launch scripts/evaluate.py --config config/stage_process.py:sd14 --num-prompts 32
 
-Prints the mean reward on the run's train and held-out prompts for a range of guidance scales at
-K = 1, and for a range of rounds K at the config's guidance, with 95% intervals of the paired
-differences to the first of each.
+Each combination of checkpoint, prompt file and sampler is a cell: the mean of each reward with its
+95% bootstrap interval over prompts, the paired difference to the baseline (the first cell unless
+--baseline names another), how different a prompt's pictures are, network evaluations and seconds a
+picture. Prints the table and writes it to --out as markdown, CSV and JSON with a plot and a grid.
+Stopped and started again it goes on where it was; under accelerate all processes share the prompts.
+
+Samplers: plain(steps, guidance), reflect(rounds, steps, guidance), best(n), zigzag(steps,
+inversion), until(rounds, threshold); best and until choose by the first reward.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from rewards import score_all
-from rewards.scoring import rewards_of
 from srrl.config import resolve
-from srrl.errors import one_line_errors
-from srrl.models.policy import Policy
-from srrl.models.weights import load_trained
-from srrl.prompts import check_files, load_prompts
-from srrl.rollout import RolloutSettings, rollout, rollout_settings
-from srrl.run.checkpoint import chosen_model
-from srrl.run.statistics import format_difference
+from srrl.errors import UserError, one_line_errors
+
+BASE = "base"
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="config/stage_process.py:tiny")
-    parser.add_argument("--checkpoint", type=Path, help="a run or checkpoint, with its config")
-    parser.add_argument("--model", help="another pipeline than the config's")
-    parser.add_argument("--seeds", type=int, default=5, help="images per prompt")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 5.0, 8.0])
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3])
-    args = parser.parse_args()
+    add, many = parser.add_argument, {"nargs": "+", "default": []}
+    add("--config", default="config/stage_process.py:tiny", help="of the base")
+    add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
+    add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
+    add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
+    add("--rewards", **many, help="by default the run's")
+    add("--samplers", **many, help="as above; by default K = 1, 2 and 3")
+    add("--rounds", type=int, **many, help="2 is short for reflect:rounds=2, 1 for plain")
+    add("--guidance", type=float, **many, help="8 is short for plain:guidance=8")
+    add("--images", type=int, default=4, help="of each prompt")
+    add("--first-seed", type=int, default=2_000_000)
+    add("--baseline", help='"CHECKPOINT SAMPLER"; by default the first cell')
+    add("--out", type=Path, default=Path("runs/evaluation"))
+    return parser.parse_args()
 
-    config, weights = chosen_model(args.checkpoint, args.config)
-    check_files(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = Policy.from_config(config, device=device, model=args.model)
-    load_trained(policy.pipe, config, weights)
-    prompts = sorted(
-        load_prompts(resolve(config.prompts.train)) + load_prompts(resolve(config.prompts.heldout))
-    )
-    rewards = rewards_of(config, device)
-    conditioning = policy.encode(prompts)
 
-    def measure(settings: RolloutSettings, rounds: int) -> torch.Tensor:
-        scores = []
-        for seed in range(args.seeds):
-            images = rollout(
-                policy, conditioning, settings, rounds=rounds, trained_steps=0,
-                seed=seed, stage=0, slots=list(range(len(prompts))),
-            ).images[-len(prompts) :]  # fmt: skip
-            scores.append(sum(score_all(rewards, images, prompts).values()))
-        return torch.cat(scores)
+def wanted_samplers(args: argparse.Namespace) -> list[str]:
+    named = [f"plain:guidance={g:g}" for g in args.guidance]
+    named += ["plain" if k == 1 else f"reflect:rounds={k}" for k in args.rounds]
+    return list(dict.fromkeys([*args.samplers, *named])) or [
+        "plain",
+        "reflect:rounds=2",
+        "reflect:rounds=3",
+    ]
 
-    settings = rollout_settings(config, branches=1)
-    n = len(prompts) * args.seeds
-    print(f"{weights or args.model or config.pretrained.model}, {config.sample.num_steps} steps, "
-          f"eta {settings.eta}, n = {n}")  # fmt: skip
-    first = None
-    for guidance in args.guidance:
-        scores = measure(replace(settings, guidance_scale=guidance), 1)
-        first = scores if first is None else first
-        print(f"guidance {guidance:4.1f}  mean {scores.mean():.3f}  "
-              f"against guidance {args.guidance[0]}: {format_difference(first, scores)}",
-              flush=True)  # fmt: skip
-    first = None
-    for rounds in args.rounds:
-        scores = measure(settings, rounds)
-        first = scores if first is None else first
-        print(f"rounds K = {rounds}  mean {scores.mean():.3f}  "
-              f"against K = {args.rounds[0]}: {format_difference(first, scores)}",
-              flush=True)  # fmt: skip
+
+def main() -> None:
+    args = arguments()
+    for name in ("images", "num_prompts"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+
+    import json
+
+    from accelerate import Accelerator
+
+    from rewards import check_names, check_prompts
+    from rewards.scoring import rewards_of
+    from srrl.assess.cells import Cell, Result, digest, finished, run_cell
+    from srrl.assess.report import lines_of, text_table, write_report
+    from srrl.assess.samplers import parse_sampler
+    from srrl.models.policy import Policy
+    from srrl.models.weights import load_trained
+    from srrl.prompts import evenly, load_prompts
+    from srrl.rollout import rollout_settings
+    from srrl.run.checkpoint import chosen_model
+    from srrl.run.tracking import Clock
+
+    samplers = [parse_sampler(text) for text in wanted_samplers(args)]
+    check_names(args.rewards)
+    named = args.checkpoints or [BASE]
+    real = [Path(c) for c in named if c != BASE]
+    chosen = {c: chosen_model(None if c == BASE else Path(c), args.config) for c in named}
+    if real and BASE in chosen:  # the base that they were trained from
+        chosen[BASE] = (chosen_model(real[0], args.config)[0], None)
+    config = next(iter(chosen.values()))[0]
+    files = args.prompts or [config.prompts.train, config.prompts.heldout]
+    prompts = {file: load_prompts(resolve(file)) for file in files}
+    if args.num_prompts:
+        prompts = {file: evenly(texts, args.num_prompts) for file, texts in prompts.items()}
+    accelerator = Accelerator()
+    if args.rewards:
+        with config.unlocked():
+            config.reward.models = dict.fromkeys(args.rewards, 1.0)
+    rewards = rewards_of(config, accelerator.device)
+    for file, texts in prompts.items():
+        check_prompts(rewards, texts, file)
+    chooser = args.rewards[0] if args.rewards else next(iter(rewards))
+    embedding = next((r.embed for name, r in rewards.items()
+                      if hasattr(r, "embed") and name != chooser), None)  # fmt: skip
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            print(text, flush=True)
+
+    def cell_of(checkpoint: str, file: str, text: str) -> Cell:
+        c, weights = chosen[checkpoint]
+        kept = {"sample": c.sample.to_dict(), "reflect": c.reflect.to_dict(),
+                "model": c.pretrained.model, "rewards": list(rewards)}  # fmt: skip
+        return Cell(checkpoint, digest(weights), file, text, args.images, args.first_seed,
+                    len(prompts[file]), json.dumps(kept, sort_keys=True, default=str))  # fmt: skip
+
+    grid = [(c, f, s) for c in named for f in files for s in samplers]
+    cells = {(c, f, s.text): cell_of(c, f, s.text) for c, f, s in grid}
+    args.out.mkdir(parents=True, exist_ok=True)
+    done = finished(args.out)
+    accelerator.wait_for_everyone()
+    left = [(c, f, s) for c, f, s in grid if cells[c, f, s.text].key not in done]
+    say(f"{len(grid)} cells, {len(grid) - len(left)} done; {args.images} images of each prompt")
+    clock = Clock(sum(s.weight * len(prompts[f]) * args.images for _, f, s in left))
+    loaded, policy = None, None
+    for number, (checkpoint, file, sampler) in enumerate(left, 1):
+        c, weights = chosen[checkpoint]
+        if loaded != checkpoint:
+            del policy
+            policy, loaded = Policy.from_config(c, device=accelerator.device), checkpoint
+            load_trained(policy.pipe, c, weights)
+        at = f"cell {number}/{len(left)}, {checkpoint}, {Path(file).stem}, {sampler.text}"
+        work = sampler.weight * len(prompts[file])
+
+        def tick(seed: int, at: str = at, work: float = work) -> None:
+            clock.advance(work)
+            say(f"{at}: seed {seed}/{args.images}  ETA {clock.eta()}")
+
+        cell = cells[checkpoint, file, sampler.text]
+        result = run_cell(
+            cell, sampler, policy, rollout_settings(c, branches=1), prompts[file], rewards,
+            accelerator, chooser=chooser, embedding=embedding, pictures=args.out / "pictures",
+            tick=tick,
+        )  # fmt: skip
+        line = result.line()
+        done[cell.key] = Result.of(line)  # as a later start will read it
+        if accelerator.is_main_process:
+            with open(args.out / "cells.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+    if accelerator.is_main_process:
+        results = [done[cell.key] for cell in cells.values()]
+        baseline = tuple(args.baseline.split(maxsplit=1)) if args.baseline else None
+        if baseline and baseline not in {(r.cell.checkpoint, r.cell.sampler) for r in results}:
+            raise UserError(f"--baseline {args.baseline!r}: no such cell: give CHECKPOINT SAMPLER")
+        lines = lines_of(results, baseline)
+        print(text_table(lines))
+        print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines))}")
 
 
 if __name__ == "__main__":

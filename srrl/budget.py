@@ -30,8 +30,9 @@ def evaluations(guidance: float) -> int:
 
 
 def plan_for(c: ConfigDict, stage: int) -> StagePlan:
-    """The plan of a stage under the config."""
-    return stage_plan(
+    """The plan of a stage under the config. Where a reflection walks back only reflect.depth steps,
+    no more than those are there to train."""
+    plan = stage_plan(
         stage,
         per_cycle=c.stages.per_cycle,
         left=c.interval.left,
@@ -39,6 +40,11 @@ def plan_for(c: ConfigDict, stage: int) -> StagePlan:
         rounds=c.reflect.rounds,
         max_rounds=c.reflect.max_rounds,
         trained_steps=c.interval.steps,
+    )
+    if c.reflect.depth is None or plan.rounds == 1:
+        return plan
+    return replace(
+        plan, trained_steps=min(plan.trained_steps, c.reflect.depth - c.interval.skip_last)
     )
 
 
@@ -70,15 +76,19 @@ def rollout_calls(
 ) -> list[Calls]:
     """The network calls of one rollout (srrl.rollout.rollout) of `prompts` prompts."""
     steps, again, w = c.sample.num_steps, rounds - 1, c.sample.guidance_scale
+    depth = c.reflect.depth or steps
     own = trained_steps + c.interval.skip_last if trained_steps else 0
     spread, back = prompts * branches, c.reflect.inversion_guidance
-    last = [Calls("sample", prompts, steps - own, w), Calls("sample", spread, own, w)]
     if c.reflect.train_rounds == "all":
-        rest = [Calls("reflect", spread, again * steps, back),
-                Calls("sample", spread, again * steps, w)]  # fmt: skip
+        branched = steps
+        rest = [Calls("reflect", spread, again * depth, back),
+                Calls("sample", spread, again * depth, w)]  # fmt: skip
     else:
-        rest = [Calls("reflect", prompts, again * steps, c.reflect.denoise_guidance),
-                Calls("reflect", prompts, again * steps, back)]  # fmt: skip
+        branched = depth if again else steps
+        reflected = steps + (again - 1) * depth if again else 0
+        rest = [Calls("reflect", prompts, reflected, c.reflect.denoise_guidance),
+                Calls("reflect", prompts, again * depth, back)]  # fmt: skip
+    last = [Calls("sample", prompts, branched - own, w), Calls("sample", spread, own, w)]
     return [x for x in (*rest, *last) if x.samples * x.times]
 
 
@@ -126,8 +136,9 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     sample   g(w) P (T - b + G b), where the branches' steps b are m + skip_last
     update   g(w) m for each time that a trajectory is trained (trained_passes)
 
-    With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and only the P G (K-1) T
-    g(inversion) of walking back is reflection.
+    That is for reflections over all steps. With reflect.depth D the inversions and the rounds after
+    the first have D steps. With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and
+    only the P G (K-1) T g(inversion) of walking back is reflection.
     """
     calls = stage_calls(c, plan)
     by_phase = {phase: sum(x.evaluations for x in calls if x.phase == phase)

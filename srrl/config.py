@@ -69,6 +69,11 @@ def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
     return config
 
 
+def load_study(source: str) -> ConfigDict:
+    """The study of `config/study.py:NAME`. Raises UserError for an unknown file or name."""
+    return _preset(source)
+
+
 def _preset(source: str) -> ConfigDict:
     path, _, preset = source.partition(":")
     file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
@@ -193,6 +198,9 @@ def check_config(c: ConfigDict) -> None:
         require(
             1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps-skip_last={steps}"
         )
+    least = c.interval.skip_last + 1
+    require(c.reflect.depth is None or least <= c.reflect.depth <= c.sample.num_steps,
+            "reflect.depth", f"skip_last+1={least} to num_steps={c.sample.num_steps}")  # fmt: skip
     require(c.sample.resolution is None or c.sample.resolution >= 8, "sample.resolution",
             "at least 8, or unset")  # fmt: skip
     require(c.interval.left >= 1, "interval.left", "at least 1")

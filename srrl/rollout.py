@@ -33,6 +33,7 @@ class RolloutSettings:
     reflect_eta: float
     train_rounds: str  # "last": only round K is policy; "all": every round is
     skip_last: int  # steps after the trained interval
+    depth: int | None = None  # steps that a reflection walks back; None: all of them
 
 
 def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSettings:
@@ -46,6 +47,7 @@ def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSetti
         reflect_eta=c.reflect.eta,
         train_rounds=c.reflect.train_rounds,
         skip_last=c.interval.skip_last,
+        depth=c.reflect.depth,
     )
 
 
@@ -135,9 +137,13 @@ def denoise_steps(
 
 
 @torch.no_grad()
-def invert_steps(policy: Policy, x: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
-    """Condition-guided DDIM inversion of x_0 [B, C, h, w] back to x_T."""
-    for i in reversed(range(policy.schedule.num_steps)):
+def invert_steps(
+    policy: Policy, x: Tensor, conditioning: Conditioning, guidance: float, depth: int | None = None
+) -> Tensor:
+    """Condition-guided DDIM inversion of x_0 [B, C, h, w] back to x_T, or over the last `depth`
+    steps of a denoising only."""
+    total = policy.schedule.num_steps
+    for i in reversed(range(total - (depth or total), total)):
         step = torch.full((len(x),), i, device=x.device)
         a_t, a_s, _ = policy.schedule.coefficients(step, 0.0)
         predicted = policy.noise(x, step, a_s, conditioning, guidance)
@@ -169,7 +175,9 @@ def rollout(
     device, shape = policy.device, policy.latent_shape
     total, branches = policy.schedule.num_steps, settings.branches
     diverge = total - settings.skip_last - trained_steps if trained_steps else total
-    shared_range, own_range = range(diverge), range(diverge, total)
+    later = total - (settings.depth or total)  # where rounds after the first begin
+    if rounds > 1 and diverge < later:
+        raise ValueError(f"{trained_steps} trained steps begin before the reflection's depth")
     every_round = settings.train_rounds == "all"
     slot = torch.tensor(slots).repeat_interleave(branches)
     branch = torch.arange(branches).repeat(len(slots))
@@ -192,18 +200,19 @@ def rollout(
         """x_0^k of a round that only reflects."""
         own = noise(rounds - k, "steps", per_branch=False)
         guidance, eta = settings.denoise_guidance, settings.reflect_eta
-        steps = range(total)
+        steps = range(later if k > 1 else 0, total)
         return denoise_steps(policy, x, conditioning, steps, guidance, eta, own)[0][-1]
 
     def sample(x: Tensor, k: int) -> tuple[Rollout, Tensor]:
         """Round k from x [P or P * G, C, h, w], branching before the trained steps; and x_0^k."""
         guidance, eta = settings.guidance_scale, settings.eta
-        taken = range(total)
+        taken = range(later if k > 1 else 0, total)
         with timed("sample"):
             if len(x) == len(slots):
                 own = noise(rounds - k, "steps", per_branch=False)
-                shared = denoise_steps(policy, x, conditioning, shared_range, guidance, eta, own)
-                x, taken = shared[0][-1][spread], own_range
+                together = range(taken.start, diverge)
+                shared = denoise_steps(policy, x, conditioning, together, guidance, eta, own)
+                x, taken = shared[0][-1][spread], range(diverge, total)
             own = noise(rounds - k, "steps", per_branch=True)
             cond = conditioning.rows(spread)
             latents, log_probs = denoise_steps(policy, x, cond, taken, guidance, eta, own)
@@ -232,7 +241,7 @@ def rollout(
             if keep_reflected:
                 reflected.append(decode(x0))
         with timed("reflect"):
-            x = invert_steps(policy, x0, cond, settings.inversion_guidance)
+            x = invert_steps(policy, x0, cond, settings.inversion_guidance, settings.depth)
     sampled.append(sample(x, rounds)[0])
     result = Rollout.cat(sampled) if every_round else sampled[0]
     result.reflected = reflected

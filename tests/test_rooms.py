@@ -11,7 +11,7 @@ from srrl.config import REPOSITORY
 # order is its own business, but no two modules import each other.
 LEVELS = [
     ["scripts"],
-    ["srrl.measure"],
+    ["srrl.measure", "srrl.assess"],
     ["srrl.trainer"],
     ["srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.run"],
     ["srrl.models"],

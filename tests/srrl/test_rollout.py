@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from srrl.budget import rollout_calls
+from srrl.config import load_config
 from srrl.ddim import denoise_mean, log_prob
 from srrl.rollout import Rollout, RolloutSettings, denoise_steps, generator, invert_steps, rollout
-from tests.conftest import PROMPTS, load_policy
+from tests.conftest import PRESET, PROMPTS, load_policy
 
 BASE = {
     "branches": 3,
@@ -33,8 +35,10 @@ def roll(policy, slots=(0, 1, 2, 3), rounds=2, m=4, **changes) -> Rollout:
     )
 
 
-@pytest.mark.parametrize("train_rounds", ["last", "all"])
-@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize(
+    ("train_rounds", "rounds"),
+    [("last", 1), ("last", 3), ("all", 1), pytest.param("all", 3, marks=pytest.mark.slow)],
+)
 def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, rounds):
     settings = {"rounds": rounds, "train_rounds": train_rounds, "m": 10, "skip_last": 0}
     together = roll(policy, **settings)
@@ -130,3 +134,35 @@ def test_all_mode_gives_a_trajectory_for_every_round_and_renoises_each_samples_o
 def test_no_graph_is_kept(lora_policy):
     result = roll(lora_policy, slots=[0])
     assert not result.latents.requires_grad and not result.log_probs.requires_grad
+
+
+def test_a_reflection_of_some_depth_walks_back_and_samples_again_so_many_steps(policy):
+    """Three rounds by hand: all steps, then the last 7 of 10 twice."""
+    result = roll(policy, slots=[0], rounds=3, m=5, skip_last=2, branches=2, depth=7)
+    conditioning = policy.encode(PROMPTS[:1])
+    x = torch.randn(1, *policy.latent_shape, generator=generator(5, 7, 0, 2**16, 0, "start"))
+    for k in (1, 2):
+        steps = range(0 if k == 1 else 3, 10)
+        x0 = denoise_steps(policy, x, conditioning, steps, 5.0, 0.0)[0][-1]
+        x = invert_steps(policy, x0, conditioning, 0.1, 7)
+    for branch in (0, 1):  # both diverge right where the round begins
+        torch.testing.assert_close(result.latents[branch, 0], x[0], atol=1e-5, rtol=1e-5)
+    assert result.latents.shape[1] == 6
+    with pytest.raises(ValueError, match="depth"):
+        roll(policy, slots=[0], rounds=2, m=8, skip_last=2, depth=7)
+
+
+def test_a_depth_of_all_steps_is_none(policy):
+    whole, given = (roll(policy, rounds=2, m=4, depth=depth) for depth in (None, 10))
+    assert torch.equal(whole.latents, given.latents)
+
+
+@pytest.mark.parametrize("train_rounds", ["last", "all"])
+@pytest.mark.parametrize("depth", [None, 7])
+def test_the_count_is_the_formulas(policy, train_rounds, depth):
+    flags = [f"--config.reflect.train_rounds={train_rounds}", "--config.branch.count=3"]
+    config = load_config([PRESET, *flags, *([f"--config.reflect.depth={depth}"] if depth else [])])
+    before = policy.nfe
+    roll(policy, rounds=3, m=3, skip_last=4, train_rounds=train_rounds, depth=depth)
+    calls = rollout_calls(config, 4, 3, 3, 3)
+    assert policy.nfe - before == sum(x.evaluations for x in calls)

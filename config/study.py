@@ -1,0 +1,94 @@
+"""The study "does reflection pay?": its arms, seeds and budgets, for scripts/study.py.
+
+    --config config/study.py:tiny     the embedded models, on a laptop
+    --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
+
+An arm is a way to train: presets and values over the study's own, as in config/stage_process.py.
+The reference arm has `stages` stages. With the budget "images" every arm has as many stages as give
+the reference's number of images; with "evaluations" as many as take its network evaluations.
+"""
+
+from ml_collections import ConfigDict
+
+
+def tiny() -> ConfigDict:
+    c = ConfigDict()
+    # Runs and evaluations are below it; the document's tables and plots are written anew.
+    c.output_dir = "runs/study"
+    c.report = "docs/RESULTS.md"
+    # What all arms share: a preset of config/stage_process.py and values over it.
+    c.preset = "tiny"
+    c.overrides = ("eval.every=0", "pictures.every=1000", "checkpoint.keep_every=0")
+    c.seeds = (300, 301, 302, 303, 304)
+    c.budgets = ("images", "evaluations")
+    c.reference, c.stages = "K1", 16
+    # K of "growing" arms goes up to this, in stages of equal number.
+    c.max_rounds = 3
+    c.arms = {
+        "K1": {"label": "K = 1 (B2-DiffuRL)", "preset": "b2diffurl", "values": ()},
+        "ddpo": {"label": "DDPO", "preset": "ddpo", "values": ()},
+        "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2",)},
+        "K3": {"label": "SRRL, K = 3", "preset": "", "values": ("reflect.rounds=3",)},
+        "grow": {"label": "SRRL, K grows", "preset": "", "values": ()},
+        "all2": {
+            "label": "SRRL, process rewards, K = 2",
+            "preset": "srrl_paper",
+            "values": ("reflect.rounds=2",),
+        },
+    }
+    # How each trained policy is judged: the rewards, the first of which it was trained on, ways of
+    # sampling, and images of each of so many prompts of each split.
+    c.rewards = ("shapes", "judge")
+    c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3")
+    c.num_prompts, c.images = 64, 4
+    # Runs at once, with so many threads each.
+    c.parallel, c.threads = 2, 1
+    return c
+
+
+def sweep() -> ConfigDict:
+    """Where may training through a reflection pay? One thing changed at a time, at K = 2 and equal
+    evaluations, two seeds: guidances of the reflection, its depth, its eta, who is rewarded."""
+    c = tiny()
+    c.output_dir, c.report = "runs/sweep", "docs/SWEEP.md"
+    c.seeds, c.budgets = (300, 301), ("evaluations",)
+    changes = {
+        "K1": ("K = 1", "reflect.rounds=1"),
+        "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
+        "gap3": ("denoise at 3", "reflect.rounds=2", "reflect.denoise_guidance=3"),
+        "gap8": ("denoise at 8", "reflect.rounds=2", "reflect.denoise_guidance=8"),
+        "inv0": ("invert at 0", "reflect.rounds=2", "reflect.inversion_guidance=0"),
+        "inv1": ("invert at 1", "reflect.rounds=2", "reflect.inversion_guidance=1"),
+        "inv3": ("invert at 3", "reflect.rounds=2", "reflect.inversion_guidance=3"),
+        "depth9": ("9 of 10 steps back", "reflect.rounds=2", "reflect.depth=9"),
+        "depth7": ("7 of 10 steps back", "reflect.rounds=2", "reflect.depth=7"),
+        "eta1": ("reflect at eta 1", "reflect.rounds=2", "reflect.eta=1"),
+        "all": ("process rewards", "reflect.rounds=2", "reflect.train_rounds=all"),
+        "shared": ("all rounds, the last one's reward", "reflect.rounds=2",
+                   "reflect.train_rounds=all", "reward.rounds=last"),
+    }  # fmt: skip
+    with c.unlocked():
+        c.arms = {
+            name: {"label": label, "preset": "", "values": tuple(values)}
+            for name, (label, *values) in changes.items()
+        }
+    return c
+
+
+def sd14() -> ConfigDict:
+    c = tiny()
+    c.output_dir, c.report = "runs/study_sd14", "runs/study_sd14/RESULTS.md"
+    c.preset, c.stages, c.max_rounds = "sd14", 50, 10
+    c.overrides = ("eval.every=0", "checkpoint.keep_every=0")
+    c.rewards = ("vqascore", "imagereward", "clipscore")
+    c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=5")
+    c.num_prompts, c.images = 32, 4
+    c.parallel, c.threads = 1, 0
+    return c
+
+
+PRESETS = {"tiny": tiny, "sweep": sweep, "sd14": sd14}
+
+
+def get_config(name: str) -> ConfigDict:
+    return PRESETS[name]()

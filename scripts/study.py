@@ -1,0 +1,150 @@
+"""Does reflection pay? Train the arms, judge them, and write the document's tables and plots.
+
+    python scripts/study.py                                    the embedded models
+    python scripts/study.py --budget-minutes 100               stop cleanly after that
+    python scripts/study.py --config config/study.py:sd14      Stable Diffusion, on GPUs
+    python scripts/study.py --report                           only write what there is so far
+
+Runs are processes of their own, resumable, several at once; the same command goes on where it was
+stopped. Arms, seeds and budgets are in config/study.py.
+"""
+
+import argparse
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from srrl.config import REPOSITORY, load_study
+from srrl.errors import UserError, one_line_errors
+
+STOPPED = -1
+
+
+class Pool:
+    """Runs commands in so many processes at once, until a time."""
+
+    def __init__(self, parallel: int, threads: int, deadline: float):
+        self.parallel, self.deadline, self.active = parallel, deadline, set()
+        self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        if threads:
+            self.environment["OMP_NUM_THREADS"] = str(threads)
+
+    def command(self, command: list[str], log: Path) -> int:
+        """Run one; its output goes to the log. STOPPED if the time was over."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if time.monotonic() > self.deadline:
+            return STOPPED
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=self.environment, cwd=REPOSITORY
+            )
+        self.active.add(process)
+        try:
+            while process.poll() is None:
+                if time.monotonic() > self.deadline:
+                    process.send_signal(signal.SIGTERM)
+                    process.wait()
+                    return STOPPED
+                time.sleep(0.5)
+        finally:
+            self.active.discard(process)
+        return process.returncode
+
+    def all(self, jobs: list, work) -> None:
+        """work(job) for all jobs, `parallel` at once, in their order."""
+        left: queue.SimpleQueue = queue.SimpleQueue()
+        for job in jobs:
+            left.put(job)
+
+        def worker() -> None:
+            while time.monotonic() < self.deadline:
+                try:
+                    job = left.get_nowait()
+                except queue.Empty:
+                    return
+                work(job)
+
+        workers = [threading.Thread(target=worker) for _ in range(self.parallel)]
+        for thread in workers:
+            thread.start()
+        for thread in workers:
+            thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="config/study.py:tiny")
+    parser.add_argument("--budget-minutes", type=float)
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    study = load_study(args.config)
+    if args.budget_minutes is not None and args.budget_minutes <= 0:
+        raise UserError(f"--budget-minutes {args.budget_minutes}: above 0")
+
+    from srrl.assess.arms import (
+        evaluate_command,
+        expected,
+        is_judged,
+        is_trained,
+        runs_of,
+        train_command,
+    )
+    from srrl.assess.results import write_results
+    from srrl.run.tracking import Clock
+
+    runs = runs_of(study)
+    base = Path(study.output_dir) / "base"
+    start = time.monotonic()
+    deadline = start + 60 * (args.budget_minutes or 1e9)
+    pool = Pool(study.parallel, study.threads, deadline)
+    failed: list[str] = []
+    if not args.report:
+        work = {run: expected(study, run.arm, run.stages, "evaluations") for run in runs}
+        left = [r for r in runs if not (is_trained(r) and is_judged(study, r.folder / "judged"))]
+        clock = Clock(sum(work[r] for r in left))
+        print(
+            f"{len(runs)} runs, {len(runs) - len(left)} done, {study.parallel} at once", flush=True
+        )
+
+        def make(run) -> None:
+            log = run.folder / "output.log"
+            if not is_trained(run):
+                code = pool.command(train_command(study, run), log)
+                if code == STOPPED:
+                    return
+                if code:
+                    failed.append(f"{run.name}: see {log}")
+                    return
+            judged = run.folder / "judged"
+            code = 0 if is_judged(study, judged) else pool.command(
+                evaluate_command(study, str(run.folder), judged), log
+            )  # fmt: skip
+            if code == STOPPED:
+                return
+            if code:
+                failed.append(f"{run.name}: see {log}")
+                return
+            clock.advance(work[run])
+            print(f"{run.name}: done  ETA {clock.eta()}", flush=True)
+
+        try:
+            if not is_judged(study, base):
+                pool.command(evaluate_command(study, "base", base), base / "output.log")
+            pool.all(left, make)
+        finally:
+            for process in list(pool.active):
+                process.send_signal(signal.SIGTERM)
+    print(write_results(study, runs, base))
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed[:3])}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

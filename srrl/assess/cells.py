@@ -1,0 +1,179 @@
+"""Cells: one checkpoint, prompt file and sampler, drawn and scored at paired seeds.
+
+A finished cell is one line of cells.jsonl, so an evaluation that was stopped goes on with the next.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rewards import Reward, score_all
+from srrl.assess.samplers import Sampler, Task
+from srrl.models.policy import Policy
+from srrl.models.weights import LORA_FILE, UNET_FILE
+from srrl.rollout import RolloutSettings
+from srrl.run.distributed import own_part, share, total_of
+from srrl.run.pictures import to_pil
+
+SHOWN = 6  # prompts whose pictures of the first seed are kept, for the grid
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell draws. weights: a digest of the checkpoint's file, "" for the base."""
+
+    checkpoint: str
+    weights: str
+    prompts: str
+    sampler: str
+    images: int  # of each prompt
+    first_seed: int
+    count: int  # prompts
+    settings: str  # the sampling of the config, as JSON
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Prompts, checkpoint and sampler: where the cell stands in the table."""
+        return self.prompts, self.checkpoint, self.sampler
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell's outcome.
+
+    scores       for each reward float32 [prompts, images]
+    diversity    float32 [prompts]: mean distance between a prompt's pictures in the embedding
+    evaluations  network evaluations a picture; seconds: of all processes' time, a picture
+    """
+
+    cell: Cell
+    scores: dict[str, Tensor]
+    diversity: Tensor | None
+    evaluations: float
+    seconds: float
+
+    def line(self) -> dict:
+        return {
+            "key": self.cell.key,
+            **asdict(self.cell),
+            "evaluations": self.evaluations,
+            "seconds": round(self.seconds, 4),
+            "diversity": None if self.diversity is None else rounded(self.diversity),
+            "scores": {name: [rounded(row) for row in rows] for name, rows in self.scores.items()},
+        }
+
+    @classmethod
+    def of(cls, line: Mapping) -> "Result":
+        cell = Cell(**{name: line[name] for name in Cell.__dataclass_fields__})
+        diversity = None if line["diversity"] is None else torch.tensor(line["diversity"])
+        scores = {name: torch.tensor(rows) for name, rows in line["scores"].items()}
+        return cls(cell, scores, diversity, line["evaluations"], line["seconds"])
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [round(v, 6) for v in values.tolist()]
+
+
+def digest(folder: Path | None) -> str:
+    """Of a checkpoint's weights; "" for none."""
+    if folder is None:
+        return ""
+    file = next(f for f in (folder / LORA_FILE, folder / UNET_FILE) if f.exists())
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def finished(folder: Path) -> dict[str, Result]:
+    """The cells that are done, by key; a torn last line is not one."""
+    done, file = {}, folder / "cells.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            read = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        done[read["key"]] = Result.of(read)
+    return done
+
+
+def run_cell(
+    cell: Cell,
+    sampler: Sampler,
+    policy: Policy,
+    settings: RolloutSettings,
+    prompts: list[str],
+    rewards: Mapping[str, Reward],
+    accelerator: Accelerator,
+    *,
+    chooser: str,
+    embedding: Callable[[Tensor], Tensor] | None = None,
+    pictures: Path | None = None,
+    tick: Callable[[int], None] = lambda seed: None,
+) -> Result:
+    """Draw and score a cell; the prompts are spread over the processes.
+
+    chooser: the reward by which a sampler chooses; embedding: images uint8 [B, 3, H, W] -> [B, D];
+    pictures: where the first prompts' first pictures go; `tick` is called with
+    each seed's number when it is done.
+    """
+    own = list(own_part(accelerator, len(prompts)))
+    mine, places = [prompts[i] for i in own], torch.tensor(own, dtype=torch.int64)
+    conditioning = policy.encode(mine) if mine else None
+    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
+    drawn: list[Tensor] = []
+    counted, start = policy.nfe, time.monotonic()
+
+    def judge(images: Tensor, of: list[str]) -> Tensor:
+        return score_all({chooser: rewards[chooser]}, images, of)[chooser]
+
+    for seed in range(cell.first_seed, cell.first_seed + cell.images):
+        judged = {name: torch.zeros(0) for name in rewards}
+        if mine:
+            images = sampler.draw(Task(policy, conditioning, settings, mine, own, seed, judge))
+            judged = score_all(rewards, images, mine)
+            if embedding:
+                drawn.append(embedding(images))
+            if pictures and seed == cell.first_seed:
+                keep(pictures, cell, images, own)
+        for name, values in judged.items():
+            scores[name].append(share(accelerator, values, places, len(prompts)))
+        tick(seed - cell.first_seed + 1)
+    number = len(prompts) * cell.images
+    seconds = total_of(accelerator, round(1000 * (time.monotonic() - start))) / 1000
+    spread = (
+        distances(torch.stack(drawn, 1)) if drawn and cell.images > 1 else torch.zeros(len(own))
+    )
+    used, policy.nfe = policy.nfe - counted, counted
+    return Result(
+        cell,
+        {name: torch.stack(rows, 1) for name, rows in scores.items()},
+        share(accelerator, spread, places, len(prompts)) if embedding and cell.images > 1 else None,
+        total_of(accelerator, used) / number,
+        seconds / number,
+    )
+
+
+def distances(embedded: Tensor) -> Tensor:
+    """The mean distance float32 [P] between the n pictures of each prompt, of [P, n, D]."""
+    n = embedded.shape[1]
+    return torch.cdist(embedded, embedded).sum((1, 2)) / (n * (n - 1))
+
+
+def picture_file(folder: Path, cell: Cell, place: int) -> Path:
+    return folder / f"{cell.key}_{place:03d}.png"
+
+
+def keep(folder: Path, cell: Cell, images: Tensor, own: list[int]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, image in zip(own, images, strict=True):
+        if place < SHOWN:
+            to_pil(image).save(picture_file(folder, cell, place))

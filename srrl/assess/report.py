@@ -1,0 +1,184 @@
+"""An evaluation's cells as a table (terminal, markdown, CSV, JSON), plots and a grid."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from srrl.assess.cells import SHOWN, Result, picture_file
+from srrl.run.pictures import Row, sheet
+from srrl.run.statistics import bootstrap
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean with its 95% interval over prompts."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def signed(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell and a reward: the score, and its paired difference to the baseline's."""
+
+    checkpoint: str
+    prompts: str
+    sampler: str
+    reward: str
+    n: int
+    score: Figure
+    difference: Figure | None
+    diversity: float | None
+    evaluations: float
+    seconds: float
+
+
+def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> list[Line]:
+    """The table's lines; baseline: checkpoint and sampler that the others are compared with on the
+    same prompts (the first cell's, if None)."""
+    first = results[0].cell
+    checkpoint, sampler = baseline or (first.checkpoint, first.sampler)
+    lines = []
+    for result in results:
+        cell = result.cell
+        wanted = (cell.prompts, checkpoint, sampler)
+        base = next((r for r in results if r.cell.place == wanted), None)
+        for reward, scores in result.scores.items():
+            difference = None
+            if base and base is not result:
+                paired = (scores.double() - base.scores[reward].double()).mean(1)
+                difference = Figure(*bootstrap(paired))
+            spread = None if result.diversity is None else result.diversity.mean().item()
+            lines.append(
+                Line(
+                    cell.checkpoint, Path(cell.prompts).stem, cell.sampler, reward,
+                    scores.numel(), Figure(*bootstrap(scores.double().mean(1))), difference,
+                    spread, result.evaluations, result.seconds,
+                )
+            )  # fmt: skip
+    return lines
+
+
+HEADER = ("checkpoint", "prompts", "sampler", "reward", "n", "mean [95%]", "difference [95%]",
+          "diversity", "evaluations", "seconds")  # fmt: skip
+
+
+def cells_of(line: Line) -> list[str]:
+    return [
+        line.checkpoint, line.prompts, line.sampler, line.reward, str(line.n), str(line.score),
+        line.difference.signed() if line.difference else "",
+        "" if line.diversity is None else f"{line.diversity:.3f}",
+        f"{line.evaluations:.0f}", f"{line.seconds:.3f}",
+    ]  # fmt: skip
+
+
+def text_table(lines: list[Line]) -> str:
+    """For the terminal."""
+    rows = [list(HEADER), *(cells_of(line) for line in lines)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def markdown_table(lines: list[Line]) -> str:
+    rows = [HEADER, ["---"] * len(HEADER), *(cells_of(line) for line in lines)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def write_report(folder: Path, results: list[Result], lines: list[Line]) -> list[str]:
+    """table.md, table.csv, table.json, scores.png and grid.png; returns their names."""
+    (folder / "table.md").write_text(markdown_table(lines), encoding="utf-8")
+    plain = [
+        {
+            "checkpoint": x.checkpoint, "prompts": x.prompts, "sampler": x.sampler,
+            "reward": x.reward, "n": x.n, "mean": x.score.mean, "low": x.score.low,
+            "high": x.score.high,
+            **({f"difference_{k}": v for k, v in vars(x.difference).items()} if x.difference
+               else {f"difference_{k}": None for k in ("mean", "low", "high")}),
+            "diversity": x.diversity, "evaluations": x.evaluations, "seconds": x.seconds,
+        }
+        for x in lines
+    ]  # fmt: skip
+    (folder / "table.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    with open(folder / "table.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, plain[0])
+        writer.writeheader()
+        writer.writerows(plain)
+    plot(folder / "scores.png", lines)
+    names = ["table.md", "table.csv", "table.json", "scores.png"]
+    return [*names, "grid.png"] if grid(folder, results) else names
+
+
+def plot(path: Path, lines: list[Line]) -> None:
+    """For each reward: scores against evaluations a picture, and bars with their intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    rewards = list(dict.fromkeys(line.reward for line in lines))
+    groups = list(dict.fromkeys((line.checkpoint, line.prompts) for line in lines))
+    figure = Canvas(figsize=(13, 4.2 * len(rewards)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for (cost, bars), reward in zip(
+        figure.subplots(len(rewards), 2, squeeze=False), rewards, strict=True
+    ):
+        names, at = [], 0
+        for k, group in enumerate(groups):
+            own = [x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group]
+            own.sort(key=lambda x: x.evaluations)
+            means = np.array([x.score.mean for x in own])
+            spread = np.abs(np.array([[x.score.low, x.score.high] for x in own]).T - means)
+            colour, label = f"C{k % 10}", ", ".join(group)
+            cost.errorbar([x.evaluations for x in own], means, spread, marker="o", linestyle="none",
+                          capsize=3, color=colour, label=label)  # fmt: skip
+            for x in own:
+                cost.annotate(x.sampler, (x.evaluations, x.score.mean), fontsize=7,
+                              xytext=(5, 3), textcoords="offset points")  # fmt: skip
+            places = np.arange(at, at + len(own))
+            bars.bar(places, means, yerr=spread, capsize=3, color=colour, alpha=0.8, label=label)
+            names += [x.sampler for x in own]
+            at += len(own) + 1
+            names.append("")
+        cost.set(title=f"{reward} against cost", xlabel="network evaluations a picture",
+                 ylabel="mean (95% over prompts)")  # fmt: skip
+        bars.set(title=reward)
+        bars.set_xticks([i for i, n in enumerate(names) if n], [n for n in names if n],
+                        rotation=60, ha="right", fontsize=7)  # fmt: skip
+        cost.legend(fontsize=7)
+        for axes in (cost, bars):
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def grid(folder: Path, results: list[Result]) -> bool:
+    """grid.png: the first prompts' pictures at the first seed, a column for each cell."""
+    rows, pictures = [], folder / "pictures"
+    for prompts in dict.fromkeys(r.cell.prompts for r in results):
+        cells = [r for r in results if r.cell.prompts == prompts]
+        for place in range(SHOWN):
+            files = [picture_file(pictures, r.cell, place) for r in cells]
+            if not all(file.exists() for file in files):
+                continue
+            images = [
+                torch.from_numpy(np.asarray(Image.open(f).convert("RGB")).copy()).permute(2, 0, 1)
+                for f in files
+            ]
+            captions = [r.cell.sampler if place == 0 else "" for r in cells]
+            rows.append(Row(f"{Path(prompts).stem}, prompt {place + 1}", images, captions))
+    if rows:
+        sheet(rows, "the same seed in each column").save(folder / "grid.png")
+    return bool(rows)

@@ -1,0 +1,214 @@
+"""Ways to draw a picture at test time, to be compared at equal network evaluations.
+
+Each takes a Task and keywords and returns the pictures uint8 [P, 3, H, W] of its P prompts; what it
+costs is what the policy counted. All begin at the same noise for the same seed, so pictures pair.
+A sampler is named as in "reflect:rounds=3" or "best:n=4": the function's name and its keywords.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from srrl.ddim import denoise_mean, invert, make_schedule
+from srrl.errors import UserError
+from srrl.models.policy import Conditioning, Policy
+from srrl.rollout import (
+    SHARED_BRANCH,
+    Noise,
+    RolloutSettings,
+    denoise_steps,
+    generator,
+    invert_steps,
+    rollout,
+)
+
+Judge = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prompts -> float32 [B]
+
+
+@dataclass(frozen=True)
+class Task:
+    """P prompts to draw with a policy at one seed.
+
+    settings: how the policy samples (one branch); slots: the prompts' numbers, which with the seed
+    decide the noise; judge: what best and until choose by.
+    """
+
+    policy: Policy
+    conditioning: Conditioning
+    settings: RolloutSettings
+    prompts: list[str]
+    slots: list[int]
+    seed: int
+    judge: Judge
+
+    def noise(self, purpose: str, to_go: int = 0) -> Noise:
+        """The noise that rollout draws for this seed, of the start or of a round's steps."""
+        keys = [(self.seed, 0, slot, SHARED_BRANCH, to_go, purpose) for slot in self.slots]
+        return Noise([generator(*key) for key in keys], self.policy.latent_shape, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def part(self, rows: list[int]) -> "Task":
+        """The same for some of the prompts."""
+        places = torch.tensor(rows, device=self.device)
+        return replace(
+            self,
+            conditioning=self.conditioning.rows(places),
+            prompts=[self.prompts[i] for i in rows],
+            slots=[self.slots[i] for i in rows],
+        )
+
+
+@contextmanager
+def num_steps(policy: Policy, steps: int | None, eta: float) -> Iterator[None]:
+    """Let a policy take so many denoising steps for a while."""
+    kept = policy.schedule
+    if steps:
+        made = make_schedule(policy.pipe.scheduler.config, steps, eta)
+        policy.schedule = made.to(policy.device)
+    try:
+        yield
+    finally:
+        policy.schedule = kept
+
+
+def plain(task: Task, steps: int | None = None, guidance: float | None = None) -> Tensor:
+    """One denoising, maybe of more steps or at another guidance scale."""
+    return reflect(task, rounds=1, steps=steps, guidance=guidance)
+
+
+def reflect(
+    task: Task,
+    rounds: int = 2,
+    depth: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Tensor:
+    """K rounds: denoise, invert (maybe only `depth` steps), denoise again (SRRL, arXiv
+    2505.22407)."""
+    if depth:
+        task = replace(task, settings=replace(task.settings, depth=depth))
+    return _rolled(task, rounds, 0, steps, guidance)
+
+
+def _rolled(
+    task: Task, rounds: int, stage: int, steps: int | None = None, guidance: float | None = None
+) -> Tensor:
+    settings = task.settings
+    if guidance is not None:
+        settings = replace(settings, guidance_scale=guidance)
+    with num_steps(task.policy, steps, settings.eta):
+        return rollout(
+            task.policy, task.conditioning, settings, rounds=rounds, trained_steps=0,
+            seed=task.seed, stage=stage, slots=task.slots,
+        ).images[-len(task.slots) :]  # fmt: skip
+
+
+def best(task: Task, n: int = 2) -> Tensor:
+    """The best of n independent pictures by the judge; the first of them is plain's."""
+    images, scores = None, None
+    for i in range(n):
+        drawn = _rolled(task, 1, i)
+        judged = task.judge(drawn, task.prompts)
+        if images is None:
+            images, scores = drawn, judged
+            continue
+        better = judged > scores
+        images = torch.where(better.to(drawn.device)[:, None, None, None], drawn, images)
+        scores = torch.where(better, judged, scores)
+    return images
+
+
+@torch.no_grad()
+def zigzag(task: Task, steps: int | None = None, inversion: float | None = None) -> Tensor:
+    """Z-Sampling (arXiv 2412.10891): in each of the first `steps` steps (all of them), denoise,
+    invert at the weak guidance `inversion` (the reflection's), and denoise again."""
+    policy, s = task.policy, task.settings
+    total = policy.schedule.num_steps
+    weak = s.inversion_guidance if inversion is None else inversion
+    x, noise = task.noise("start").draw(), task.noise("steps")
+    for i in range(total):
+        step = torch.full((len(x),), i, device=x.device)
+        if i < (total if steps is None else steps):
+            a_t, a_s, sigma = policy.schedule.coefficients(step, 0.0)
+            ahead = policy.noise(x, step, a_t, task.conditioning, s.guidance_scale)
+            down = denoise_mean(x, ahead, a_t, a_s, sigma)
+            back = policy.noise(down, step, a_s, task.conditioning, weak)
+            x = invert(down, back, a_s, a_t)
+        taken = denoise_steps(
+            policy, x, task.conditioning, range(i, i + 1), s.guidance_scale, s.eta, noise
+        )
+        x = taken[0][-1]
+    return policy.decode(x)
+
+
+@torch.no_grad()
+def until(task: Task, rounds: int = 3, threshold: float = 0.9) -> Tensor:
+    """Sample; where the judge gives less than the threshold, invert and sample again, up to K
+    rounds. The best picture by the judge of those that were drawn; the first is plain's."""
+    policy, s = task.policy, task.settings
+    total = range(policy.schedule.num_steps)
+    images, scores = None, torch.zeros(len(task.slots))
+    rows, x = list(range(len(task.slots))), task.noise("start").draw()
+    for k in range(rounds):
+        now = task.part(rows)
+        noise = now.noise("steps", to_go=k)
+        taken = denoise_steps(policy, x, now.conditioning, total, s.guidance_scale, s.eta, noise)
+        x0 = taken[0][-1]
+        drawn = policy.decode(x0)
+        judged = task.judge(drawn, now.prompts)
+        if images is None:
+            images, scores = drawn.clone(), judged.clone()
+        for place, row in enumerate(rows):
+            if judged[place] > scores[row]:
+                images[row], scores[row] = drawn[place], judged[place]
+        left = [place for place, row in enumerate(rows) if scores[row] < threshold]
+        if not left or k == rounds - 1:
+            break
+        going = now.part(left)
+        x = invert_steps(policy, x0[left], going.conditioning, s.inversion_guidance)
+        rows = [rows[place] for place in left]
+    return images
+
+
+SAMPLERS = {f.__name__: f for f in (plain, reflect, best, zigzag, until)}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler and its keywords; `text` is how it is named."""
+
+    text: str
+    draw: Callable[[Task], Tensor]
+    weight: float  # about how many plain samplings it costs, for the time left
+
+
+def parse_sampler(text: str) -> Sampler:
+    """The sampler of a text like "reflect:rounds=3,guidance=8". Raises UserError."""
+    name, _, given = text.partition(":")
+    if name not in SAMPLERS:
+        raise UserError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
+    known = dict(list(inspect.signature(SAMPLERS[name]).parameters.items())[1:])
+    keywords = {}
+    for pair in filter(None, given.split(",")):
+        key, _, value = pair.partition("=")
+        if key not in known:
+            raise UserError(f"sampler {text!r}: {name} takes {', '.join(known)}, not {key!r}")
+        whole = "int" in str(known[key].annotation)
+        try:
+            keywords[key] = int(value) if whole else float(value)
+        except ValueError:
+            kind = "a whole number" if whole else "a number"
+            raise UserError(f"sampler {text!r}: {key} must be {kind}, not {value!r}") from None
+        if keywords[key] < (1 if whole else 0):
+            raise UserError(f"sampler {text!r}: {key}={value} is too small")
+    defaults = {k: p.default for k, p in known.items()} | keywords
+    weight = float(defaults.get("n", 2 * defaults.get("rounds", 1) - 1))
+    weight = 3.0 if name == "zigzag" else weight
+    return Sampler(text, lambda task: SAMPLERS[name](task, **keywords), weight)

@@ -1,0 +1,62 @@
+"""scripts/study.py on two small arms: stopped, gone on with, and its document."""
+
+import json
+import statistics
+import sys
+
+import pytest
+
+from srrl.assess.arms import expected, runs_of
+from srrl.config import load_study
+from tests.slow.commands import run
+
+pytestmark = pytest.mark.slow
+SMALL = """
+from config.study import tiny
+
+def small():
+    c = tiny()
+    c.output_dir, c.report = {folder!r}, {folder!r} + "/RESULTS.md"
+    c.overrides = ("eval.every=0", "sample.batch_size=3", "branch.count=3", "tracker=none")
+    c.seeds, c.stages, c.max_rounds = (300, 301), 2, 2
+    with c.unlocked():
+        c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
+    c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 3, 2
+    return c
+
+PRESETS = {{"small": small}}
+
+def get_config(name):
+    return PRESETS[name]()
+"""
+
+
+def test_arms_meet_their_budgets():
+    study = load_study("config/study.py:tiny")
+    for budget in study.budgets:
+        wanted = expected(study, study.reference, study.stages, budget)
+        for one in (r for r in runs_of(study) if r.seed == 300 and r.budget == budget):
+            assert expected(study, one.arm, one.stages, budget) == pytest.approx(wanted, rel=0.08)
+
+
+def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
+    (tmp_path / "study.py").write_text(SMALL.format(folder=str(tmp_path / "out")))
+    command = [sys.executable, "scripts/study.py", "--config", f"{tmp_path}/study.py:small"]
+    first = run(*command, "--budget-minutes", "0.4", PYTHONPATH=".")
+    assert "runs, 0 done" in first.stdout
+    run(*command, PYTHONPATH=".")
+    out = tmp_path / "out"
+    text = (out / "RESULTS.md").read_text()
+    assert (out / "images" / "study.png").stat().st_size > 10_000
+    for name in ("K1_images", "K2_images", "K2_evaluations"):
+        means = []
+        for seed in (300, 301):
+            lines = (out / f"{name}_{seed}" / "judged" / "cells.jsonl").read_text().splitlines()
+            cell = next(c for c in map(json.loads, lines)
+                        if "heldout" in c["prompts"] and c["sampler"] == "plain")  # fmt: skip
+            means.append(statistics.fmean(v for row in cell["scores"]["shapes"] for v in row))
+        half = 12.706 * statistics.stdev(means) / 2**0.5
+        assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text
+    (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
+    assert "3 of 3" not in run(*command, "--report", PYTHONPATH=".").stdout
+    assert (out / "RESULTS.md").read_text() == "Prose.\n" + text

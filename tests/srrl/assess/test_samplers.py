@@ -1,0 +1,149 @@
+"""Samplers begin alike, cost what they say, and are what they are called."""
+
+import pytest
+import torch
+
+from rewards.shapes import ShapesVerifier
+from srrl.assess.samplers import SAMPLERS, Task, parse_sampler
+from srrl.config import load_config
+from srrl.ddim import make_schedule
+from srrl.errors import UserError
+from srrl.rollout import rollout, rollout_settings
+from tests.conftest import PRESET, PROMPTS, load_policy
+
+SETTINGS = rollout_settings(load_config([PRESET]), branches=1)
+JUDGE = ShapesVerifier().score
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return load_policy("sd", num_steps=4)
+
+
+def drawn(policy, text: str, seed: int = 3, judge=JUDGE) -> tuple[torch.Tensor, float]:
+    """Pictures of a sampler, and the network evaluations of each."""
+    task = Task(policy, policy.encode(PROMPTS), SETTINGS, PROMPTS, [0, 1, 2, 3], seed, judge)
+    before = policy.nfe
+    images = parse_sampler(text).draw(task)
+    return images, (policy.nfe - before) / len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "evaluations"),
+    [
+        ("plain:steps=6", 12),
+        ("plain:guidance=1", 4),
+        ("reflect:rounds=3", 40),
+        ("reflect:rounds=3,depth=3", 32),
+        ("best:n=3", 24),
+        ("zigzag", 24),
+        ("zigzag:steps=2", 16),
+        ("until:rounds=2,threshold=2", 24),
+        ("until:rounds=3,threshold=0", 8),
+    ],
+)
+def test_each_costs_what_it_says(sd, text, evaluations):
+    images, cost = drawn(sd, text)
+    assert images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8
+    assert cost == evaluations
+
+
+@pytest.mark.parametrize(
+    "text", ["reflect:rounds=1", "best:n=1", "until:rounds=1", "plain:steps=4"]
+)
+def test_without_what_makes_it_special_each_is_plain(sd, text):
+    assert torch.equal(drawn(sd, text)[0], drawn(sd, "plain")[0])
+
+
+def test_plain_is_the_evaluation_of_training(sd):
+    images = rollout(
+        sd, sd.encode(PROMPTS), SETTINGS, rounds=1, trained_steps=0, seed=3, stage=0,
+        slots=[0, 1, 2, 3],
+    ).images  # fmt: skip
+    assert torch.equal(images, drawn(sd, "plain")[0])
+
+
+def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
+    def reds(images, prompts):
+        return images[:, 0].float().mean((1, 2))
+
+    def attempt(i):
+        return rollout(sd, sd.encode(PROMPTS), SETTINGS, rounds=1, trained_steps=0, seed=3, stage=i,
+                       slots=[0, 1, 2, 3]).images  # fmt: skip
+
+    alone = [attempt(i) for i in range(3)]
+    assert torch.equal(alone[0], drawn(sd, "plain")[0])
+    scores = torch.stack([reds(images, PROMPTS) for images in alone])
+    chosen = drawn(sd, "best:n=3", judge=reds)[0]
+    for p, place in enumerate(scores.argmax(0).tolist()):
+        assert torch.equal(chosen[p], alone[place][p])
+    assert len(set(scores.argmax(0).tolist())) > 1
+
+
+def test_until_goes_on_only_where_the_judge_is_not_content(sd):
+    first = drawn(sd, "plain")[0]
+    content = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    def judge(images, prompts):
+        known = [next((i for i in range(4) if torch.equal(first[i], x)), None) for x in images]
+        return torch.tensor([0.1 if i is None else float(content[i]) for i in known])
+
+    images, cost = drawn(sd, "until:rounds=2,threshold=0.5", judge=judge)
+    assert cost == 8 + 2 / 4 * 16
+    same = [torch.equal(images[i], first[i]) for i in range(4)]
+    assert same == [True, False, True, False]
+
+
+def test_another_number_of_steps_is_that_schedule_and_leaves_the_policys_own(sd):
+    images = drawn(sd, "plain:steps=6")[0]
+    other = load_policy("sd", num_steps=6)
+    assert torch.equal(images, drawn(other, "plain")[0])
+    own = make_schedule(sd.pipe.scheduler.config, 4, 1.0)
+    assert torch.equal(sd.schedule.timesteps, own.timesteps)
+
+
+def test_zigzag_is_the_paper_step_by_step(sd):
+    """Denoise, invert, denoise (arXiv 2412.10891, algorithm 1), by diffusers' own schedulers."""
+    from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+    from srrl.assess.samplers import plain, zigzag
+
+    policy = sd
+    config = dict(policy.pipe.scheduler.config) | {"clip_sample": False}
+    down, up = (cls.from_config(config) for cls in (DDIMScheduler, DDIMInverseScheduler))
+    down.set_timesteps(4)
+    up.set_timesteps(4)
+    settings = SETTINGS.__class__(**{**vars(SETTINGS), "eta": 0.0})
+    cond = policy.encode(PROMPTS)
+    task = Task(policy, cond, settings, PROMPTS, [0, 1, 2, 3], 3, JUDGE)
+    x = task.noise("start").draw()
+
+    @torch.no_grad()
+    def guided(x, t, w):
+        text = policy.pipe.unet(x, t, cond.text).sample
+        empty = policy.pipe.unet(x, t, cond.empty).sample
+        return empty + w * (text - empty)
+
+    for t in down.timesteps:
+        ahead = down.step(guided(x, t, 5.0), t, x).prev_sample
+        x = up.step(guided(ahead, t, 0.1), t, ahead).prev_sample
+        x = down.step(guided(x, t, 5.0), t, x).prev_sample
+    ours = zigzag(task)
+    assert torch.equal(zigzag(task, steps=0), plain(task))
+    assert (ours.int() - policy.decode(x).int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("magic", "known are plain, reflect, best, zigzag, until"),
+        ("best:k=3", "best takes n, not 'k'"),
+        ("best:n=many", "n must be a whole number"),
+        ("best:n=0", "n=0 is too small"),
+        ("plain:guidance=x", "guidance must be a number"),
+    ],
+)
+def test_a_wrong_name_is_one_line(text, said):
+    with pytest.raises(UserError, match=said):
+        parse_sampler(text)
+    assert set(SAMPLERS) == {"plain", "reflect", "best", "zigzag", "until"}
