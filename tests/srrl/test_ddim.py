@@ -106,6 +106,7 @@ def test_log_prob_equals_the_normal_distribution_averaged():
     assert log_prob(x.half(), mean.half(), sigma.half()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_inversion_returns_to_the_start_with_an_error_that_falls_as_steps_grow():
     """Denoise and invert at equal guidance: measured, not only compared with the scheduler."""
     errors = []

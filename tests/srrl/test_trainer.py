@@ -160,7 +160,11 @@ def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
 
 
-@pytest.mark.parametrize("presets", ["tiny+ddpo", "tiny+b2diffurl", "tiny+srrl_paper"])
+@pytest.mark.parametrize(
+    "presets",
+    ["tiny+b2diffurl", *(pytest.param(f"tiny+{p}", marks=pytest.mark.slow)
+                         for p in ("ddpo", "srrl_paper"))],
+)  # fmt: skip
 def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_path, presets):
     overrides = [a for a in small_run(tmp_path) if not a.startswith("--config.branch")]
     if presets == "tiny+ddpo":
@@ -226,6 +230,7 @@ def evaluated(folder) -> list[tuple]:
     return [(x["stage"], x["split"], x["scores"]) for x in map(json.loads, lines)]
 
 
+@pytest.mark.slow
 def test_a_run_starts_where_another_ended_and_resumes_without_it(tmp_path):
     source = make_trainer(tmp_path / "a", "--config.train.learning_rate=3e-2")
     source.run()

@@ -126,6 +126,7 @@ def card_with(limit: float) -> Card:
     return Card("a card", (limit * (1 + SLACK) + CONTEXT) / GIB, 100, 10)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_made_to_fit_or_said(tiny):
     peak, fixed = tiny.bill().peak[1], max(usage.fixed for usage in tiny.usages())
     assert switches(tiny, card_with(peak + 1)) == {}
