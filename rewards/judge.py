@@ -7,8 +7,8 @@ they learned is to draw or to please it. Its embedding measures how different pi
 import torch
 from torch import Tensor
 
-from srrl.shapes.judge import load_judge, pixels_of, read_parts
-from srrl.shapes.scenes import parse
+from srrl.shapes.judge import load_judge, read_parts
+from srrl.shapes.scenes import parse, pixels_of
 
 
 class ShapesJudge:

@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from srrl.shapes.scenes import (
@@ -30,9 +29,9 @@ from srrl.shapes.scenes import (
     RADIUS,
     RELATIONS,
     SHAPES,
-    SIZE,
     coverage,
     parse,
+    pixels_of,
 )
 
 _COLOUR_SPREAD = 0.14  # RGB distance at which a pixel half leaves its colour
@@ -99,10 +98,7 @@ class ShapesVerifier:
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores float32 [B] in [0, 1] of images uint8 [B, 3, H, W] against their prompts."""
         scenes = [parse(prompt) for prompt in prompts]
-        pixels = images.cpu().float() / 255
-        if pixels.shape[-2:] != (SIZE, SIZE):
-            pixels = F.interpolate(pixels, (SIZE, SIZE), mode="area")
-        assigned = _assign(pixels)
+        assigned = _assign(pixels_of(images))
         rows = torch.arange(len(scenes))
         colours = list(COLOURS)
         objects, centres, stray = [], [], 1 - assigned[:, len(colours)]

@@ -113,18 +113,11 @@ def main() -> None:
         )
 
         def make(run) -> None:
-            log = run.folder / "output.log"
+            log, judged, code = run.folder / "output.log", run.folder / "judged", 0
             if not is_trained(run):
                 code = pool.command(train_command(study, run), log)
-                if code == STOPPED:
-                    return
-                if code:
-                    failed.append(f"{run.name}: see {log}")
-                    return
-            judged = run.folder / "judged"
-            code = 0 if is_judged(study, judged) else pool.command(
-                evaluate_command(study, str(run.folder), judged), log
-            )  # fmt: skip
+            if not code and not is_judged(study, judged):
+                code = pool.command(evaluate_command(study, str(run.folder), judged), log)
             if code == STOPPED:
                 return
             if code:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from srrl.shapes.scenes import COLOURS, RELATIONS, SHAPES, SIZE, Scene
+from srrl.shapes.scenes import COLOURS, RELATIONS, SHAPES, SIZE, Scene, pixels_of
 
 JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
 # What can be said of a colour: that it is not there, that it is one of the shapes, or neither.
@@ -64,14 +64,6 @@ def pair_of(scene: Scene) -> tuple[int, int]:
     if first > second:
         return PAIRS.index((first, second)), relation
     return PAIRS.index((second, first)), relation ^ 1  # left and right, above and below change
-
-
-def pixels_of(images: Tensor) -> Tensor:
-    """float32 [B, 3, 32, 32] in [0, 1] of uint8 [B, 3, H, W]."""
-    pixels = images.cpu().float() / 255
-    if pixels.shape[-2:] != (SIZE, SIZE):
-        pixels = F.interpolate(pixels, (SIZE, SIZE), mode="area")
-    return pixels
 
 
 @torch.no_grad()

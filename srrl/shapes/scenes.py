@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SIZE = 32
@@ -96,6 +97,14 @@ def coverage(shape: str, centre: Tensor, radius: Tensor, size: int = SIZE) -> Te
         slanted = math.sqrt(3) / 2 * x.abs() - y / 2
         distance = torch.maximum(y, slanted) - inradius
     return (0.5 - distance).clamp(0, 1)
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """float32 [B, 3, 32, 32] in [0, 1] of uint8 [B, 3, H, W]."""
+    pixels = images.cpu().float() / 255
+    if pixels.shape[-2:] != (SIZE, SIZE):
+        pixels = F.interpolate(pixels, (SIZE, SIZE), mode="area")
+    return pixels
 
 
 def render(scenes: list[Scene], generator: torch.Generator) -> Tensor:

@@ -58,5 +58,5 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
         half = 12.706 * statistics.stdev(means) / 2**0.5
         assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
-    assert "3 of 3" not in run(*command, "--report", PYTHONPATH=".").stdout
+    assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
