@@ -40,7 +40,7 @@ def tiny() -> ConfigDict:
     # sampling, and images of each of so many prompts of each split.
     c.rewards = ("shapes", "judge")
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3")
-    c.num_prompts, c.images = 64, 4
+    c.num_prompts, c.images = 64, 2
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1
     return c
@@ -52,6 +52,7 @@ def sweep() -> ConfigDict:
     c = tiny()
     c.output_dir, c.report = "runs/sweep", "docs/SWEEP.md"
     c.seeds, c.budgets = (300, 301), ("evaluations",)
+    c.samplers, c.images = ("plain", "reflect:rounds=2"), 2
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
@@ -60,8 +61,11 @@ def sweep() -> ConfigDict:
         "inv0": ("invert at 0", "reflect.rounds=2", "reflect.inversion_guidance=0"),
         "inv1": ("invert at 1", "reflect.rounds=2", "reflect.inversion_guidance=1"),
         "inv3": ("invert at 3", "reflect.rounds=2", "reflect.inversion_guidance=3"),
-        "depth9": ("9 of 10 steps back", "reflect.rounds=2", "reflect.depth=9"),
-        "depth7": ("7 of 10 steps back", "reflect.rounds=2", "reflect.depth=7"),
+        "m3": ("train 3 steps, not 6", "reflect.rounds=2", "interval.steps=3"),
+        "depth9": ("9 of 10 steps back, train 5", "reflect.rounds=2", "reflect.depth=9",
+                   "interval.steps=5"),
+        "depth7": ("7 of 10 steps back, train 3", "reflect.rounds=2", "reflect.depth=7",
+                   "interval.steps=3"),
         "eta1": ("reflect at eta 1", "reflect.rounds=2", "reflect.eta=1"),
         "all": ("process rewards", "reflect.rounds=2", "reflect.train_rounds=all"),
         "shared": ("all rounds, the last one's reward", "reflect.rounds=2",

@@ -1,17 +1,17 @@
-"""Shapes that are not quite right, and what the verifier and its stricter outline say of them."""
+"""Shapes that are not quite right, and what the verifier says of them."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from rewards.shapes import STRICT, ShapesVerifier
+from rewards.shapes import ShapesVerifier
 from srrl.shapes.deform import deformed, spikes
-from srrl.shapes.scenes import SHAPES, all_scenes, coverage, render
+from srrl.shapes.scenes import SHAPES, coverage
 from tests.rewards.test_shapes import painted
 
 
-def spiked_scores(shape: str, width: float, height: float, outline) -> torch.Tensor:
+def spiked_scores(shape: str, width: float, height: float) -> torch.Tensor:
     """Of 200 pictures of a red shape with drawn-out corners above a clean blue circle."""
     n, generator = 200, torch.Generator().manual_seed(7)
     places = torch.tensor([[16.0, 8.0], [16.0, 24.0]])
@@ -19,25 +19,17 @@ def spiked_scores(shape: str, width: float, height: float, outline) -> torch.Ten
     radius = 4 + torch.rand(n, generator=generator)
     mask = deformed(shape, first, radius, spikes(shape, n, width, height))
     pictures = painted(mask, coverage("circle", second, radius))
-    return ShapesVerifier(outline).score(pictures, [f"a red {shape} above a blue circle"] * n)
+    return ShapesVerifier().score(pictures, [f"a red {shape} above a blue circle"] * n)
 
 
 @pytest.mark.parametrize("shape", ["square", "triangle"])
 @pytest.mark.parametrize("width", [0.3, 0.4, 0.5])
-def test_under_the_strict_outline_spiked_corners_cost_score_and_longer_ones_more(shape, width):
-    scores = [spiked_scores(shape, width, height, STRICT) for height in (1e-3, 1.0, 2.0, 3.0)]
+def test_spiked_corners_cost_score_and_longer_ones_more(shape, width):
+    scores = [spiked_scores(shape, width, height) for height in (1e-3, 1.0, 2.0, 3.0)]
     clean, _, light, strong = (s.mean() for s in scores)
     assert clean > 0.97 and light < clean - 0.1 and strong < clean - 0.25
     assert all((later.mean() < earlier.mean()) for earlier, later in pairwise(scores))
     assert (scores[3] < scores[0] - 0.05).all()  # picture by picture
-
-
-def test_clean_renders_keep_their_score_under_the_strict_outline():
-    scenes = all_scenes()
-    for seed in range(3):
-        shown = (render(scenes, torch.Generator().manual_seed(seed)) * 255).round()
-        scores = ShapesVerifier(STRICT).score(shown.to(torch.uint8), [s.prompt for s in scenes])
-        assert scores.min() > 0.85 and scores.quantile(0.01) > 0.95 and scores.max() <= 1
 
 
 def test_an_outline_without_bumps_is_the_shape():
