@@ -1,6 +1,8 @@
 """The study "does reflection pay?": its arms, seeds and budgets, for scripts/study.py.
 
     --config config/study.py:tiny     the embedded models, on a laptop
+    --config config/study.py:sweep    one thing changed at a time, where training reflects
+    --config config/study.py:hard     prompts on which a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
 
 An arm is a way to train: presets and values over the study's own, as in config/stage_process.py.
@@ -41,6 +43,14 @@ def tiny() -> ConfigDict:
     c.rewards = ("shapes", "judge")
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3")
     c.num_prompts, c.images = 64, 2
+    # Further ways to sample from the reference arm's first run, images of every held-out prompt.
+    c.test_time = ConfigDict()
+    c.test_time.images = 4
+    c.test_time.samplers = (
+        "plain", "plain:guidance=8", "plain:steps=30", "plain:steps=50", "reflect:rounds=2",
+        "reflect:rounds=3", "reflect:rounds=2,guidance=8", "best:n=3", "best:n=5", "zigzag:steps=5",
+        "zigzag", "until:rounds=3,threshold=0.9", "until:rounds=5,threshold=0.9",
+    )  # fmt: skip
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1
     return c
@@ -52,7 +62,7 @@ def sweep() -> ConfigDict:
     c = tiny()
     c.output_dir, c.report = "runs/sweep", "docs/SWEEP.md"
     c.seeds, c.budgets = (300, 301), ("evaluations",)
-    c.samplers, c.images = ("plain", "reflect:rounds=2"), 2
+    c.samplers, c.images, c.test_time.samplers = ("plain", "reflect:rounds=2"), 2, ()
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
@@ -79,6 +89,23 @@ def sweep() -> ConfigDict:
     return c
 
 
+def hard() -> ConfigDict:
+    """Prompts on which a first try almost never succeeds, and a reward that says only whether."""
+    c = tiny()
+    c.output_dir, c.report = "runs/hard", "docs/HARD.md"
+    c.overrides += (
+        "prompts.train=config/prompts/shapes_hard_train.json",
+        "prompts.heldout=config/prompts/shapes_hard_heldout.json",
+        'reward.options={"shapes": {"success": 0.9}}',
+    )
+    c.budgets, c.images, c.test_time.samplers = ("evaluations",), 8, ()
+    with c.unlocked():
+        gap8 = {"label": "SRRL, K = 2, denoise at 8", "preset": "",
+                "values": ("reflect.rounds=2", "reflect.denoise_guidance=8")}  # fmt: skip
+        c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3")} | {"gap8": gap8}
+    return c
+
+
 def sd14() -> ConfigDict:
     c = tiny()
     c.output_dir, c.report = "runs/study_sd14", "runs/study_sd14/RESULTS.md"
@@ -87,11 +114,15 @@ def sd14() -> ConfigDict:
     c.rewards = ("vqascore", "imagereward", "clipscore")
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=5")
     c.num_prompts, c.images = 32, 4
+    c.test_time.samplers = (
+        "plain", "plain:guidance=8", "plain:steps=60", "plain:steps=100", "reflect:rounds=2",
+        "reflect:rounds=3", "best:n=3", "best:n=5", "zigzag:steps=10", "zigzag",
+    )  # fmt: skip
     c.parallel, c.threads = 1, 0
     return c
 
 
-PRESETS = {"tiny": tiny, "sweep": sweep, "sd14": sd14}
+PRESETS = {"tiny": tiny, "sweep": sweep, "hard": hard, "sd14": sd14}
 
 
 def get_config(name: str) -> ConfigDict:

@@ -85,10 +85,11 @@ class ShapesVerifier:
     """Reward `shapes`. Needs no weights and runs on the CPU.
 
     outline: the IoU with the named shape from which an outline counts, and at which it is full.
+    success: if given, the score is 1 from this one on and 0 below: a reward that says only whether.
     """
 
-    def __init__(self, outline: Sequence[float] = OUTLINE):
-        self.outline = outline
+    def __init__(self, outline: Sequence[float] = OUTLINE, success: float | None = None):
+        self.outline, self.success = outline, success
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raise ValueError for the first prompt outside the grammar."""
@@ -119,4 +120,5 @@ class ShapesVerifier:
         relation = torch.sigmoid((along - across - 2) / 1.5)
         purity = ((_CLUTTERED - stray.sum((1, 2))) / (_CLUTTERED - _CLEAN)).clamp(0, 1)
         together = relation * (objects[0] * objects[1]).sqrt()
-        return purity * (objects[0] + objects[1] + 6 * together) / 8
+        scores = purity * (objects[0] + objects[1] + 6 * together) / 8
+        return scores if self.success is None else (scores >= self.success).float()

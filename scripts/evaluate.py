@@ -12,7 +12,8 @@ Each combination of checkpoint, prompt file and sampler is a cell: the mean of e
 picture. Prints the table and writes it to --out as markdown, CSV and JSON with a plot and a grid.
 Stopped and started again it goes on where it was; under accelerate all processes share the prompts.
 
-Samplers: plain(steps, guidance), reflect(rounds, steps, guidance), best(n), zigzag(steps,
+Samplers: plain(steps, guidance), reflect(rounds, depth, steps, guidance, denoise,
+inversion, eta), best(n), zigzag(steps,
 inversion), until(rounds, threshold); best and until choose by the first reward.
 """
 
@@ -25,12 +26,14 @@ from srrl.errors import UserError, one_line_errors
 BASE = "base"
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and --config.KEY=VALUE for the base."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, many = parser.add_argument, {"nargs": "+", "default": []}
-    add("--config", default="config/stage_process.py:tiny", help="of the base")
+    add("--config", default="config/stage_process.py:tiny",
+        help="of the base; --config.KEY=VALUE changes it")  # fmt: skip
     add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
     add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
     add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
@@ -42,7 +45,7 @@ def arguments() -> argparse.Namespace:
     add("--first-seed", type=int, default=2_000_000)
     add("--baseline", help='"CHECKPOINT SAMPLER"; by default the first cell')
     add("--out", type=Path, default=Path("runs/evaluation"))
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 def wanted_samplers(args: argparse.Namespace) -> list[str]:
@@ -56,7 +59,7 @@ def wanted_samplers(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    args = arguments()
+    args, overrides = arguments()
     for name in ("images", "num_prompts"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
@@ -81,7 +84,11 @@ def main() -> None:
     check_names(args.rewards)
     named = args.checkpoints or [BASE]
     real = [Path(c) for c in named if c != BASE]
-    chosen = {c: chosen_model(None if c == BASE else Path(c), args.config) for c in named}
+    if overrides and real:
+        raise UserError(f"{overrides[0]}: only for the base; a run has its own config")
+    chosen = {
+        c: chosen_model(None if c == BASE else Path(c), args.config, overrides) for c in named
+    }
     if real and BASE in chosen:  # the base that they were trained from
         chosen[BASE] = (chosen_model(real[0], args.config)[0], None)
     config = next(iter(chosen.values()))[0]

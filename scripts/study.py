@@ -87,55 +87,49 @@ def main() -> None:
     if args.budget_minutes is not None and args.budget_minutes <= 0:
         raise UserError(f"--budget-minutes {args.budget_minutes}: above 0")
 
-    from srrl.assess.arms import (
-        evaluate_command,
-        expected,
-        is_judged,
-        is_trained,
-        runs_of,
-        train_command,
-    )
+    from srrl.assess.arms import evaluations, expected, is_trained, runs_of, train_command
     from srrl.assess.results import write_results
     from srrl.run.tracking import Clock
 
     runs = runs_of(study)
-    base = Path(study.output_dir) / "base"
-    start = time.monotonic()
-    deadline = start + 60 * (args.budget_minutes or 1e9)
+    jobs = [None, *runs]  # None: the model before training, which is only evaluated
+    deadline = time.monotonic() + 60 * (args.budget_minutes or 1e9)
     pool = Pool(study.parallel, study.threads, deadline)
     failed: list[str] = []
+
+    def todo(run) -> list[list[str]]:
+        training = [] if run is None or is_trained(run) else [train_command(study, run)]
+        return training + [e.command(study) for e in evaluations(study, run) if not e.done()]
+
     if not args.report:
+        left = [run for run in jobs if todo(run)]
         work = {run: expected(study, run.arm, run.stages, "evaluations") for run in runs}
-        left = [r for r in runs if not (is_trained(r) and is_judged(study, r.folder / "judged"))]
-        clock = Clock(sum(work[r] for r in left))
-        print(
-            f"{len(runs)} runs, {len(runs) - len(left)} done, {study.parallel} at once", flush=True
-        )
+        work[None] = 0.0
+        clock = Clock(sum(work[run] for run in left))
+        done = len(runs) - sum(run is not None for run in left)
+        print(f"{len(runs)} runs, {done} done, {study.parallel} at once", flush=True)
 
         def make(run) -> None:
-            log, judged, code = run.folder / "output.log", run.folder / "judged", 0
-            if not is_trained(run):
-                code = pool.command(train_command(study, run), log)
-            if not code and not is_judged(study, judged):
-                code = pool.command(evaluate_command(study, str(run.folder), judged), log)
-            if code == STOPPED:
-                return
-            if code:
-                failed.append(f"{run.name}: see {log}")
-                return
+            name = run.name if run else "base"
+            log = Path(study.output_dir) / name / "output.log"
+            for command in todo(run):
+                code = pool.command(command, log)
+                if code == STOPPED:
+                    return
+                if code:
+                    failed.append(f"{name}: see {log}")
+                    return
             clock.advance(work[run])
-            print(f"{run.name}: done  ETA {clock.eta()}", flush=True)
+            print(f"{name}: done  ETA {clock.eta()}", flush=True)
 
         try:
-            if not is_judged(study, base):
-                pool.command(evaluate_command(study, "base", base), base / "output.log")
             pool.all(left, make)
         finally:
             for process in list(pool.active):
                 process.send_signal(signal.SIGTERM)
-    print(write_results(study, runs, base))
+    print(write_results(study, runs))
     if failed:
-        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed[:3])}")
+        raise UserError(f"{len(failed)} of {len(jobs)} failed: {'; '.join(failed[:3])}")
 
 
 if __name__ == "__main__":

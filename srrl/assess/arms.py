@@ -1,12 +1,12 @@
 """A study's runs: which there are, what each costs, and the commands that make and judge it."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from srrl.assess.cells import Result, finished
 from srrl.budget import expected_selected, plan_for, stage_cost, trained_passes
 from srrl.config import REPOSITORY, load_config
 from srrl.run.pictures import read_jsonl
@@ -29,18 +29,23 @@ class Run:
         return self.folder.name
 
 
+def shared_flags(study: ConfigDict, preset: str = "") -> list[str]:
+    """What all arms are told; `preset` goes over the study's own."""
+    presets = "+".join(filter(None, (study.preset, preset)))
+    values = (FLAG + value for value in study.overrides)
+    return [f"--config=config/stage_process.py:{presets}", *values]
+
+
 def arm_flags(study: ConfigDict, arm: str, stages: int) -> list[str]:
     """train.py's flags of an arm that has so many stages, but for its seed and folder."""
     given = study.arms[arm]
-    preset = "+".join(filter(None, (study.preset, given.preset)))
     values = [
-        *study.overrides,
         f"stages.total={stages}",
         f"stages.per_cycle={-(-stages // study.max_rounds)}",
         f"reflect.max_rounds={study.max_rounds}",
         *given["values"],
     ]
-    return [f"--config=config/stage_process.py:{preset}", *(FLAG + value for value in values)]
+    return [*shared_flags(study, given.preset), *(FLAG + value for value in values)]
 
 
 def expected(study: ConfigDict, arm: str, stages: int, budget: str) -> float:
@@ -87,13 +92,60 @@ def train_command(study: ConfigDict, run: Run) -> list[str]:
     ]  # fmt: skip
 
 
-def evaluate_command(study: ConfigDict, checkpoint: str, out: Path) -> list[str]:
-    return [
-        sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"),
-        "--config", f"config/stage_process.py:{study.preset}", "--checkpoints", checkpoint,
-        "--rewards", *study.rewards, "--samplers", *study.samplers,
-        "--images", str(study.images), "--num-prompts", str(study.num_prompts), "--out", str(out),
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluate.py is asked of a run (None: the model before training), and where it writes."""
+
+    run: Run | None
+    folder: Path
+    samplers: tuple[str, ...]
+    prompts: tuple[str, ...]  # files
+    images: int  # of each prompt
+    flags: tuple[str, ...] = ()
+
+    def command(self, study: ConfigDict) -> list[str]:
+        of = ["--checkpoints", str(self.run.folder)] if self.run else shared_flags(study)
+        return [
+            sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), *of, "--rewards",
+            *study.rewards, "--samplers", *self.samplers, "--prompts", *self.prompts,
+            "--images", str(self.images), *self.flags, "--out", str(self.folder),
+        ]  # fmt: skip
+
+    def results(self) -> list[Result]:
+        """The cells that were asked for, as far as they are there."""
+        asked = (r for r in finished(self.folder).values()
+                 if r.cell.sampler in self.samplers and r.cell.prompts in self.prompts
+                 and r.cell.images == self.images)  # fmt: skip
+        return list({r.cell.place: r for r in asked}.values())
+
+    def done(self) -> bool:
+        return len(self.results()) == len(self.prompts) * len(self.samplers)
+
+
+def prompt_files(study: ConfigDict) -> tuple[str, str]:
+    """Of the train and of the held-out prompts."""
+    prompts = load_config(shared_flags(study)).prompts
+    return prompts.train, prompts.heldout
+
+
+def judging(study: ConfigDict, run: Run | None) -> Evaluation:
+    """What every run is judged by."""
+    folder = run.folder / "judged" if run else Path(study.output_dir) / "base"
+    files, flags = prompt_files(study), ("--num-prompts", str(study.num_prompts))
+    return Evaluation(run, folder, study.samplers, files, study.images, flags)
+
+
+def at_test_time(study: ConfigDict, run: Run | None) -> Evaluation | None:
+    """The further ways to sample from the reference's first run, on held-out prompts."""
+    first = (study.reference, study.budgets[0], study.seeds[0])
+    if not study.test_time.samplers or not run or (run.arm, run.budget, run.seed) != first:
+        return None
+    wanted, folder = study.test_time, run.folder / "test_time"
+    return Evaluation(run, folder, wanted.samplers, prompt_files(study)[1:], wanted.images)
+
+
+def evaluations(study: ConfigDict, run: Run | None) -> list[Evaluation]:
+    return [e for e in (judging(study, run), at_test_time(study, run)) if e]
 
 
 def spent(run: Run) -> int:
@@ -107,11 +159,4 @@ def is_trained(run: Run) -> bool:
         bool(lines)
         and lines[-1]["stage"] + 1 == run.stages
         and bool(list(run.folder.glob(f"checkpoints/stage_{run.stages:04d}/*")))
-    )
-
-
-def is_judged(study: ConfigDict, folder: Path) -> bool:
-    table = folder / "table.json"
-    return table.exists() and len({x["sampler"] for x in json.loads(table.read_text())}) == len(
-        study.samplers
     )

@@ -6,21 +6,27 @@ anew.
 
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from srrl.assess.arms import Run, is_judged, is_trained, spent
-from srrl.assess.cells import Result, finished
+from srrl.assess.arms import Run, at_test_time, is_trained, judging, spent
+from srrl.assess.cells import Result
+from srrl.assess.report import lines_of
+from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
 from srrl.errors import UserError
+from srrl.run.pictures import read_jsonl
 
 # Student's t at 97.5% for n values.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # fmt: skip
-SKELETON = "# Results\n\n<!-- begin matrix -->\n<!-- end matrix -->\n"
+SKELETON = "# Results\n" + "".join(
+    f"\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in ("matrix", "signal", "test time")
+)
 
 
 @dataclass(frozen=True)
@@ -38,25 +44,29 @@ class Judged:
         return None
 
 
-def over_seeds(values: list[float]) -> str:
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95% interval of the mean of values; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    return STUDENT.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def over_seeds(values: Sequence[float], digits: int = 3) -> str:
     """The mean of values and, for two and more, the half-width of its 95% interval."""
     if not values:
         return ""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = STUDENT.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} +- {half:.3f}"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} +- {half_width(values):.{digits}f}"
 
 
-def signed(values: list[float]) -> str:
+def signed(values: Sequence[float]) -> str:
     text = over_seeds(values)
     return text and ("+" if statistics.fmean(values) >= 0 else "") + text
 
 
 def judged_runs(study: ConfigDict, runs: list[Run]) -> list[Judged]:
-    done = [r for r in runs if is_trained(r) and is_judged(study, r.folder / "judged")]
-    return [Judged(run, list(finished(run.folder / "judged").values())) for run in done]
+    done = [run for run in runs if is_trained(run) and judging(study, run).done()]
+    return [Judged(run, judging(study, run).results()) for run in done]
 
 
 def heading(sampler: str) -> str:
@@ -96,32 +106,66 @@ def matrix(study: ConfigDict, base: Judged, judged: list[Judged], split: str, re
     return text
 
 
+def signal(study: ConfigDict, judged: list[Judged]) -> str:
+    """What training had to learn from. A group is the branches of a prompt in a stage and round; it
+    is mixed where their scores lie more than 0.5 apart."""
+    text = "| trained | mean score | mixed groups | selected a 1,000 evaluations |\n"
+    text += "|---|---|---|---|\n"
+    for budget in study.budgets:
+        for arm in study.arms:
+            rows = [learned_from(study, j.run) for j in judged
+                    if (j.run.arm, j.run.budget) == (arm, budget)]  # fmt: skip
+            if rows:
+                score, mixed, selected = zip(*rows, strict=True)
+                text += (f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
+                         f"{over_seeds(mixed)} | {over_seeds(selected, 2)} |\n")  # fmt: skip
+    return text
+
+
+def learned_from(study: ConfigDict, run: Run) -> tuple[float, float, float]:
+    """A run's mean score, share of mixed groups (0 where a group is one picture), and trajectories
+    selected a 1,000 network evaluations."""
+    lines = read_jsonl(run.folder / "samples.jsonl")
+    groups: dict[tuple, list[float]] = {}
+    for line in lines:
+        key = (line["stage"], line["slot"], line["round"])
+        groups.setdefault(key, []).append(line["scores"][study.rewards[0]])
+    mixed = statistics.fmean(max(g) - min(g) > 0.5 for g in groups.values())
+    chosen = sum(line["selected"] for line in lines)
+    return (statistics.fmean(s for g in groups.values() for s in g), mixed,
+            1000 * chosen / spent(run))  # fmt: skip
+
+
 def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> None:
-    """For each reward, held-out: score at each sampling K, a line for each arm and budget."""
+    """Held-out prompts: a panel for each way of sampling, a line for each arm and budget with its
+    mean and interval over seeds by each reward."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5 * len(study.rewards), 4.6), layout="constrained")
+    rows = {}
+    for budget in study.budgets:
+        for arm in study.arms:
+            own = [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
+            if own:
+                rows[f"{study.arms[arm].label}, equal {budget}"] = own
+    figure = Figure(figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(rows)),
+                    layout="constrained")  # fmt: skip
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(study.rewards), squeeze=False)[0]
-    for axes, reward in zip(panels, study.rewards, strict=True):
-        places = np.arange(len(study.samplers))
-        untrained = [base.mean("heldout", s, reward) for s in study.samplers]
-        axes.plot(places, untrained, "k:", label="not trained")
-        for k, arm in enumerate(study.arms):
-            for budget, style in zip(study.budgets, ("-o", "--s"), strict=False):
-                own = [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
-                if not own:
-                    continue
-                means = [statistics.fmean(j.mean("heldout", s, reward) for j in own)
-                         for s in study.samplers]  # fmt: skip
-                label = f"{study.arms[arm].label}, equal {budget}"
-                axes.plot(places, means, style, color=f"C{k}", label=label)
-        axes.set_xticks(places, [heading(s) for s in study.samplers])
-        axes.set(title=f"{reward}, held-out prompts", xlabel="sampled with", ylabel="mean")
+    panels = figure.subplots(1, len(study.samplers), sharey=True, sharex=True, squeeze=False)[0]
+    places = np.arange(len(rows))[::-1]
+    for axes, sampler in zip(panels, study.samplers, strict=True):
+        for k, reward in enumerate(study.rewards):
+            values = [[j.mean("heldout", sampler, reward) for j in own] for own in rows.values()]
+            means = [statistics.fmean(v) for v in values]
+            halves = [half_width(v) for v in values]
+            axes.errorbar(means, places + 0.12 - 0.24 * k, xerr=halves, fmt="os"[k % 2],
+                          color=f"C{k}", markersize=4, label=reward)  # fmt: skip
+            axes.axvline(base.mean("heldout", sampler, reward), color=f"C{k}", linestyle=":")
+        axes.set_yticks(places, list(rows))
+        axes.set(title=f"sampled with {heading(sampler)}", xlabel="mean score")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[-1].legend(fontsize=8, loc="lower right", title="dotted: not trained", title_fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -135,11 +179,36 @@ def replace_between(text: str, name: str, new: str) -> str:
     return re.sub(pattern, lambda _: f"{begin}\n{new}{end}", text, flags=re.DOTALL)
 
 
-def write_results(study: ConfigDict, runs: list[Run], base_folder: Path) -> str:
-    """Write the document and its plot; says what was written."""
-    if not is_judged(study, base_folder):
-        return f"nothing to write yet: {base_folder} is not evaluated"
-    base = Judged(None, list(finished(base_folder).values()))
+def test_time(study: ConfigDict, runs: list[Run], picture: Path) -> str:
+    """The ways to sample from one trained policy, cheapest first, against the first of them."""
+    found = [e for run in runs if (e := at_test_time(study, run)) and e.done()]
+    if not found:
+        return ""
+    lines = lines_of(found[0].results())
+    against_cost(picture, lines)
+    text = f"n = {lines[0].n} pictures a line, of {found[0].run.name}.\n\n"
+    titles = [title for r in study.rewards for title in (r, "difference")]
+    text += f"| sampler | evaluations | {' | '.join(titles)} | diversity |\n"
+    text += "|---|---|" + "---|" * len(titles) + "---|\n"
+    samplers = sorted({(line.evaluations, line.sampler) for line in lines})
+    for evaluations, sampler in samplers:
+        own = {line.reward: line for line in lines if line.sampler == sampler}
+        cells = []
+        for reward in study.rewards:
+            gained = own[reward].difference
+            cells += [str(own[reward].score), gained.signed() if gained else ""]
+        spread = own[study.rewards[0]].diversity
+        cells.append("" if spread is None else f"{spread:.1f}")
+        text += f"| `{sampler}` | {evaluations:.0f} | {' | '.join(cells)} |\n"
+    return text + f"\n![score against cost](images/{picture.name})\n"
+
+
+def write_results(study: ConfigDict, runs: list[Run]) -> str:
+    """Write the document and its plots; says what was written."""
+    untrained = judging(study, None)
+    if not untrained.done():
+        return f"nothing to write yet: {untrained.folder} is not evaluated"
+    base = Judged(None, untrained.results())
     judged = judged_runs(study, runs)
     report = REPOSITORY / study.report
     text = report.read_text(encoding="utf-8") if report.exists() else SKELETON
@@ -148,9 +217,14 @@ def write_results(study: ConfigDict, runs: list[Run], base_folder: Path) -> str:
         for split in ("heldout", "train"):
             tables += f"\n**{reward}, {split} prompts**\n\n"
             tables += matrix(study, base, judged, split, reward)
-    picture = report.parent / "images" / "study.png"
+    picture = report.parent / "images" / f"{report.stem.lower()}.png"
     plot(study, base, judged, picture)
     tables += f"\n![every arm at every K](images/{picture.name})\n"
+    text = replace_between(text, "matrix", tables)
+    text = replace_between(text, "signal", "\n" + signal(study, judged))
+    if study.test_time.samplers:
+        shown = picture.with_name(f"{picture.stem}_test_time.png")
+        text = replace_between(text, "test time", "\n" + test_time(study, runs, shown))
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(replace_between(text, "matrix", tables), encoding="utf-8")
+    report.write_text(text, encoding="utf-8")
     return f"{len(judged)} of {len(runs)} runs in {study.report}"

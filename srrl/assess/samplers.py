@@ -80,7 +80,7 @@ def num_steps(policy: Policy, steps: int | None, eta: float) -> Iterator[None]:
 
 def plain(task: Task, steps: int | None = None, guidance: float | None = None) -> Tensor:
     """One denoising, maybe of more steps or at another guidance scale."""
-    return reflect(task, rounds=1, steps=steps, guidance=guidance)
+    return _rolled(task, 1, steps=steps, guidance_scale=guidance)
 
 
 def reflect(
@@ -89,20 +89,25 @@ def reflect(
     depth: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    denoise: float | None = None,
+    inversion: float | None = None,
+    eta: float | None = None,
 ) -> Tensor:
-    """K rounds: denoise, invert (maybe only `depth` steps), denoise again (SRRL, arXiv
-    2505.22407)."""
-    if depth:
-        task = replace(task, settings=replace(task.settings, depth=depth))
-    return _rolled(task, rounds, 0, steps, guidance)
+    """K rounds: denoise, invert (maybe only `depth` steps), denoise again (SRRL, arXiv 2505.22407).
+
+    guidance: of the last round; denoise, inversion, eta: guidances and eta of the reflecting ones.
+    """
+    return _rolled(
+        task, rounds, steps=steps, guidance_scale=guidance, denoise_guidance=denoise,
+        inversion_guidance=inversion, reflect_eta=eta, depth=depth,
+    )  # fmt: skip
 
 
 def _rolled(
-    task: Task, rounds: int, stage: int, steps: int | None = None, guidance: float | None = None
+    task: Task, rounds: int, stage: int = 0, steps: int | None = None, **changed: float | None
 ) -> Tensor:
-    settings = task.settings
-    if guidance is not None:
-        settings = replace(settings, guidance_scale=guidance)
+    given = {name: value for name, value in changed.items() if value is not None}
+    settings = replace(task.settings, **given)
     with num_steps(task.policy, steps, settings.eta):
         return rollout(
             task.policy, task.conditioning, settings, rounds=rounds, trained_steps=0,

@@ -8,6 +8,7 @@ on resume, so a run that was killed ends with the lines of one that was not.
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,13 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     return stages[-1], given / "config.json"
 
 
-def chosen_model(given: Path | None, preset: str) -> tuple[ConfigDict, Path | None]:
-    """The config and weights' folder of a run or checkpoint, or a preset's config and None."""
+def chosen_model(
+    given: Path | None, preset: str, overrides: Sequence[str] = ()
+) -> tuple[ConfigDict, Path | None]:
+    """The config and weights' folder of a run or checkpoint; or a preset's config with
+    --config.KEY=VALUE over it, and None."""
     if given is None:
-        return load_config([f"--config={preset}"]), None
+        return load_config([f"--config={preset}", *overrides]), None
     weights, saved = find_checkpoint(given)
     return load_saved(saved), weights
 

@@ -57,6 +57,14 @@ def test_swapping_the_two_things_and_the_relation_is_the_same_picture(pictures):
     torch.testing.assert_close(score(pictures, swapped), score(pictures, SCENES))
 
 
+def test_with_success_it_says_only_whether(pictures):
+    wrong = [other_shape(s) if i % 2 else s for i, s in enumerate(SCENES)]
+    prompts = [s.prompt for s in wrong]
+    said = ShapesVerifier(success=0.9).score(pictures, prompts)
+    assert said.unique().tolist() == [0, 1]
+    assert torch.equal(said == 1, score(pictures, wrong) >= 0.9)
+
+
 def test_blank_and_noise_score_nothing():
     prompts = [s.prompt for s in SCENES[:8]]
     noise = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ def small():
     with c.unlocked():
         c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
     c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 3, 2
+    c.test_time.samplers, c.test_time.images = ("plain", "best:n=2"), 1
     return c
 
 PRESETS = {{"small": small}}
@@ -47,7 +48,7 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
     run(*command, PYTHONPATH=".")
     out = tmp_path / "out"
     text = (out / "RESULTS.md").read_text()
-    assert (out / "images" / "study.png").stat().st_size > 10_000
+    assert (out / "images" / "results.png").stat().st_size > 10_000
     for name in ("K1_images", "K2_images", "K2_evaluations"):
         means = []
         for seed in (300, 301):

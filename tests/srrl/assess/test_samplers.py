@@ -35,6 +35,8 @@ def drawn(policy, text: str, seed: int = 3, judge=JUDGE) -> tuple[torch.Tensor, 
         ("plain:guidance=1", 4),
         ("reflect:rounds=3", 40),
         ("reflect:rounds=3,depth=3", 32),
+        ("reflect:rounds=2,inversion=0", 20),
+        ("reflect:rounds=2,denoise=1,eta=1", 20),
         ("best:n=3", 24),
         ("zigzag", 24),
         ("zigzag:steps=2", 16),
@@ -53,6 +55,15 @@ def test_each_costs_what_it_says(sd, text, evaluations):
 )
 def test_without_what_makes_it_special_each_is_plain(sd, text):
     assert torch.equal(drawn(sd, text)[0], drawn(sd, "plain")[0])
+
+
+def test_a_reflection_takes_the_configs_settings_unless_it_is_given_others(sd):
+    s = SETTINGS
+    own = f"denoise={s.denoise_guidance},inversion={s.inversion_guidance},eta={s.reflect_eta}"
+    reflected = drawn(sd, "reflect:rounds=2")[0]
+    assert torch.equal(reflected, drawn(sd, f"reflect:rounds=2,{own}")[0])
+    for other in ("denoise=8", "inversion=1", "eta=1", "guidance=8"):
+        assert not torch.equal(reflected, drawn(sd, f"reflect:rounds=2,{other}")[0]), other
 
 
 def test_plain_is_the_evaluation_of_training(sd):
