@@ -78,8 +78,14 @@ def sweep() -> ConfigDict:
                    "interval.steps=3"),
         "eta1": ("reflect at eta 1", "reflect.rounds=2", "reflect.eta=1"),
         "all": ("process rewards", "reflect.rounds=2", "reflect.train_rounds=all"),
-        "shared": ("all rounds, the last one's reward", "reflect.rounds=2",
-                   "reflect.train_rounds=all", "reward.rounds=last"),
+        "all3": ("process rewards, K = 3", "reflect.rounds=3", "reflect.train_rounds=all"),
+        "all_few": ("process rewards, 24 prompts a stage", "reflect.rounds=2",
+                    "reflect.train_rounds=all", "sample.batch_size=24"),
+        "all_inv0": ("process rewards, invert at 0", "reflect.rounds=2",
+                     "reflect.train_rounds=all", "reflect.inversion_guidance=0"),
+        "all_last": ("all rounds, the last one's reward", "reflect.rounds=2",
+                     "reflect.train_rounds=all", "reward.rounds=last"),
+        "K1_many": ("K = 1, 96 prompts a stage", "reflect.rounds=1", "sample.batch_size=96"),
     }  # fmt: skip
     with c.unlocked():
         c.arms = {
