@@ -62,7 +62,8 @@ def sweep() -> ConfigDict:
     c = tiny()
     c.output_dir, c.report = "runs/sweep", "docs/SWEEP.md"
     c.seeds, c.budgets = (300, 301), ("evaluations",)
-    c.samplers, c.images, c.test_time.samplers = ("plain", "reflect:rounds=2"), 2, ()
+    c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=2,eta=1")
+    c.images, c.test_time.samplers = 2, ()
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
