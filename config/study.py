@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 def tiny() -> ConfigDict:
     c = ConfigDict()
-    # Runs and evaluations are below it; the document's tables and plots are written anew.
-    c.output_dir = "runs/study"
-    c.report = "docs/RESULTS.md"
+    # Runs and evaluations are below it. In the document the tables between the marks of this name,
+    # of these splits ("heldout", "train" or "all"), and its plots are written anew.
+    c.name, c.output_dir = "study", "runs/study"
+    c.report, c.splits = "docs/RESULTS.md", ("heldout", "train")
     # What all arms share: a preset of config/stage_process.py and values over it.
     c.preset = "tiny"
     c.overrides = ("eval.every=0", "pictures.every=1000", "checkpoint.keep_every=0")
@@ -38,6 +39,8 @@ def tiny() -> ConfigDict:
             "values": ("reflect.rounds=2",),
         },
     }
+    # Every arm is also compared with these, seed by seed.
+    c.against = ("ddpo",)
     # How each trained policy is judged: the rewards, the first of which it was trained on, ways of
     # sampling, and images of each of so many prompts of each split.
     c.rewards = ("shapes", "judge")
@@ -60,10 +63,10 @@ def sweep() -> ConfigDict:
     """Where may training through a reflection pay? One thing changed at a time, at K = 2 and equal
     evaluations, two seeds: guidances of the reflection, its depth, its eta, who is rewarded."""
     c = tiny()
-    c.output_dir, c.report = "runs/sweep", "docs/SWEEP.md"
+    c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
     c.seeds, c.budgets = (300, 301), ("evaluations",)
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=2,eta=1")
-    c.images, c.test_time.samplers = 2, ()
+    c.images, c.test_time.samplers, c.against = 2, (), ()
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
@@ -100,13 +103,13 @@ def sweep() -> ConfigDict:
 def hard() -> ConfigDict:
     """Prompts on which a first try almost never succeeds, and a reward that says only whether."""
     c = tiny()
-    c.output_dir, c.report = "runs/hard", "docs/HARD.md"
+    c.name, c.output_dir, c.splits = "hard", "runs/hard", ("heldout", "train")
     c.overrides += (
         "prompts.train=config/prompts/shapes_hard_train.json",
         "prompts.heldout=config/prompts/shapes_hard_heldout.json",
         'reward.options={"shapes": {"success": 0.9}}',
     )
-    c.budgets, c.images, c.test_time.samplers = ("evaluations",), 8, ()
+    c.budgets, c.images, c.test_time.samplers, c.against = ("evaluations",), 8, (), ()
     with c.unlocked():
         gap8 = {"label": "SRRL, K = 2, denoise at 8", "preset": "",
                 "values": ("reflect.rounds=2", "reflect.denoise_guidance=8")}  # fmt: skip

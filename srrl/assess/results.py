@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from ml_collections import ConfigDict
 
 from srrl.assess.arms import Run, at_test_time, is_trained, judging, spent
@@ -18,15 +19,12 @@ from srrl.assess.cells import Result
 from srrl.assess.report import lines_of
 from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
-from srrl.errors import UserError
 from srrl.run.pictures import read_jsonl
 
+SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
 # Student's t at 97.5% for n values.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
            10: 2.262}  # fmt: skip
-SKELETON = "# Results\n" + "".join(
-    f"\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in ("matrix", "signal", "test time")
-)
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,14 @@ class Judged:
     results: list[Result]
 
     def mean(self, split: str, sampler: str, reward: str) -> float | None:
-        for result in self.results:
-            if (Path(result.cell.prompts).stem.endswith(split)
-                    and result.cell.sampler == sampler and reward in result.scores):  # fmt: skip
-                return result.scores[reward].double().mean().item()
-        return None
+        """Over the prompts of the split "train" or "heldout", or of "all"."""
+        found = [
+            result.scores[reward].double().flatten()
+            for result in self.results
+            if split in ("all", Path(result.cell.prompts).stem.rpartition("_")[2])
+            and result.cell.sampler == sampler and reward in result.scores
+        ]  # fmt: skip
+        return torch.cat(found).mean().item() if found else None
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -70,7 +71,41 @@ def judged_runs(study: ConfigDict, runs: list[Run]) -> list[Judged]:
 
 
 def heading(sampler: str) -> str:
-    return "K = 1" if sampler == "plain" else f"K = {sampler.rpartition('=')[2]}"
+    """K = 1, 2, 3 for what the arms differ in; another sampler's own name."""
+    if sampler == "plain":
+        return "K = 1"
+    rounds, *more = sampler.removeprefix("reflect:rounds=").split(",")
+    return f"K = {', '.join([rounds, *more])}" if rounds.isdigit() else sampler
+
+
+def runs_at(judged: list[Judged], arm: str, budget: str) -> list[Judged]:
+    return [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
+
+
+def gains(own: list[Judged], others: list[Judged], what: tuple[str, str, str]) -> list[float]:
+    """Differences of a split's, sampler's and reward's means, seed by seed."""
+    other = {j.run.seed: j.mean(*what) for j in others}
+    return [j.mean(*what) - other[j.run.seed] for j in own if j.run.seed in other]
+
+
+def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
+    """Held-out prompts, at equal evaluations: the arms against each of `against`, seed by seed."""
+    budget = study.budgets[-1]
+    arms = {arm: runs_at(judged, arm, budget) or runs_at(judged, arm, study.budgets[0])
+            for arm in study.arms}  # fmt: skip
+    text = ""
+    for reward in study.rewards:
+        text += f"\n**{reward}, held-out prompts, equal {budget}**\n\n"
+        text += f"| difference | {' | '.join(heading(s) for s in study.samplers)} |\n"
+        text += "|---|" + "---|" * len(study.samplers) + "\n"
+        for other in study.against:
+            for arm in study.arms:
+                cells = [signed(gains(arms[arm], arms[other], ("heldout", s, reward)))
+                         for s in study.samplers]  # fmt: skip
+                if arm != other and all(cells):
+                    label, base = study.arms[arm].label, study.arms[other].label
+                    text += f"| {label}, less {base} | {' | '.join(cells)} |\n"
+    return text
 
 
 def matrix(study: ConfigDict, base: Judged, judged: list[Judged], split: str, reward: str) -> str:
@@ -80,21 +115,17 @@ def matrix(study: ConfigDict, base: Judged, judged: list[Judged], split: str, re
     text += "|---|---|---|---|" + "---|" * len(columns) + "\n"
     row = [f"{base.mean(split, s, reward):.3f}" for s in study.samplers]
     text += f"| not at all | | | | {' | '.join(row)} |\n"
-    reference = {j.run.seed: j for j in judged if j.run.arm == study.reference}
+    reference = [j for j in judged if j.run.arm == study.reference]
     for budget in study.budgets:
         for arm in study.arms:
-            own = [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
+            own = runs_at(judged, arm, budget)
             if not own:
                 continue
             cells = []
             for sampler in study.samplers:
-                values = [j.mean(split, sampler, reward) for j in own]
-                cell = over_seeds(values)
-                pairs = [j for j in own if arm != study.reference and j.run.seed in reference]
-                if pairs:
-                    gained = [j.mean(split, sampler, reward)
-                              - reference[j.run.seed].mean(split, sampler, reward)
-                              for j in pairs]  # fmt: skip
+                cell = over_seeds([j.mean(split, sampler, reward) for j in own])
+                gained = gains(own, reference, (split, sampler, reward))
+                if gained and arm != study.reference:
                     cell += f" ({signed(gained)})"
                 cells.append(cell)
             cost = round(statistics.fmean(spent(j.run) for j in own), -3)
@@ -113,8 +144,7 @@ def signal(study: ConfigDict, judged: list[Judged]) -> str:
     text += "|---|---|---|---|\n"
     for budget in study.budgets:
         for arm in study.arms:
-            rows = [learned_from(study, j.run) for j in judged
-                    if (j.run.arm, j.run.budget) == (arm, budget)]  # fmt: skip
+            rows = [learned_from(study, j.run) for j in runs_at(judged, arm, budget)]
             if rows:
                 score, mixed, selected = zip(*rows, strict=True)
                 text += (f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
@@ -137,7 +167,7 @@ def learned_from(study: ConfigDict, run: Run) -> tuple[float, float, float]:
 
 
 def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> None:
-    """Held-out prompts: a panel for each way of sampling, a line for each arm and budget with its
+    """The first split: a panel for each way of sampling, a line for each arm and budget with its
     mean and interval over seeds by each reward."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -145,7 +175,7 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
     rows = {}
     for budget in study.budgets:
         for arm in study.arms:
-            own = [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
+            own = runs_at(judged, arm, budget)
             if own:
                 rows[f"{study.arms[arm].label}, equal {budget}"] = own
     figure = Figure(figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(rows)),
@@ -155,12 +185,14 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
     places = np.arange(len(rows))[::-1]
     for axes, sampler in zip(panels, study.samplers, strict=True):
         for k, reward in enumerate(study.rewards):
-            values = [[j.mean("heldout", sampler, reward) for j in own] for own in rows.values()]
+            values = [
+                [j.mean(study.splits[0], sampler, reward) for j in own] for own in rows.values()
+            ]
             means = [statistics.fmean(v) for v in values]
             halves = [half_width(v) for v in values]
             axes.errorbar(means, places + 0.12 - 0.24 * k, xerr=halves, fmt="os"[k % 2],
                           color=f"C{k}", markersize=4, label=reward)  # fmt: skip
-            axes.axvline(base.mean("heldout", sampler, reward), color=f"C{k}", linestyle=":")
+            axes.axvline(base.mean(study.splits[0], sampler, reward), color=f"C{k}", linestyle=":")
         axes.set_yticks(places, list(rows))
         axes.set(title=f"sampled with {heading(sampler)}", xlabel="mean score")
         axes.grid(alpha=0.3)
@@ -170,11 +202,11 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
     figure.savefig(path, dpi=110)
 
 
-def replace_between(text: str, name: str, new: str) -> str:
-    """The text with what stands between the marks of a name replaced. Raises UserError without."""
+def put_between(text: str, name: str, new: str) -> str:
+    """The text with `new` between the marks of a name, which are put at its end if it has none."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if begin not in text or end not in text:
-        raise UserError(f"the report has no marks {begin} ... {end}: put them where it belongs")
+        text += f"\n{begin}\n{end}\n"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     return re.sub(pattern, lambda _: f"{begin}\n{new}{end}", text, flags=re.DOTALL)
 
@@ -211,20 +243,22 @@ def write_results(study: ConfigDict, runs: list[Run]) -> str:
     base = Judged(None, untrained.results())
     judged = judged_runs(study, runs)
     report = REPOSITORY / study.report
-    text = report.read_text(encoding="utf-8") if report.exists() else SKELETON
+    text = report.read_text(encoding="utf-8") if report.exists() else "# Results\n"
     tables = ""
     for reward in study.rewards:
-        for split in ("heldout", "train"):
-            tables += f"\n**{reward}, {split} prompts**\n\n"
+        for split in study.splits:
+            tables += f"\n**{reward}, {SPLITS[split]} prompts**\n\n"
             tables += matrix(study, base, judged, split, reward)
-    picture = report.parent / "images" / f"{report.stem.lower()}.png"
+    picture = report.parent / "images" / f"{study.name}.png"
     plot(study, base, judged, picture)
     tables += f"\n![every arm at every K](images/{picture.name})\n"
-    text = replace_between(text, "matrix", tables)
-    text = replace_between(text, "signal", "\n" + signal(study, judged))
+    text = put_between(text, f"{study.name} matrix", tables)
+    if study.against:
+        text = put_between(text, f"{study.name} comparisons", comparisons(study, judged))
+    text = put_between(text, f"{study.name} signal", "\n" + signal(study, judged))
     if study.test_time.samplers:
-        shown = picture.with_name(f"{picture.stem}_test_time.png")
-        text = replace_between(text, "test time", "\n" + test_time(study, runs, shown))
+        shown = picture.with_name(f"{study.name}_test_time.png")
+        text = put_between(text, f"{study.name} test time", "\n" + test_time(study, runs, shown))
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(text, encoding="utf-8")
     return f"{len(judged)} of {len(runs)} runs in {study.report}"

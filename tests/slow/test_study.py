@@ -18,7 +18,7 @@ def small():
     c = tiny()
     c.output_dir, c.report = {folder!r}, {folder!r} + "/RESULTS.md"
     c.overrides = ("eval.every=0", "sample.batch_size=3", "branch.count=3", "tracker=none")
-    c.seeds, c.stages, c.max_rounds = (300, 301), 2, 2
+    c.seeds, c.stages, c.max_rounds, c.against = (300, 301), 2, 2, ("K1",)
     with c.unlocked():
         c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
     c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 3, 2
@@ -48,7 +48,8 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
     run(*command, PYTHONPATH=".")
     out = tmp_path / "out"
     text = (out / "RESULTS.md").read_text()
-    assert (out / "images" / "results.png").stat().st_size > 10_000
+    assert (out / "images" / "study.png").stat().st_size > 10_000
+    found = {}
     for name in ("K1_images", "K2_images", "K2_evaluations"):
         means = []
         for seed in (300, 301):
@@ -58,6 +59,10 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
             means.append(statistics.fmean(v for row in cell["scores"]["shapes"] for v in row))
         half = 12.706 * statistics.stdev(means) / 2**0.5
         assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text
+        found[name] = means
+    gained = [k2 - k1 for k2, k1 in zip(found["K2_evaluations"], found["K1_images"], strict=True)]
+    half = 12.706 * statistics.stdev(gained) / 2**0.5
+    assert f"{statistics.fmean(gained):+.3f} +- {half:.3f}" in text.partition("less K = 1")[2]
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
     assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
