@@ -192,7 +192,8 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
             halves = [half_width(v) for v in values]
             axes.errorbar(means, places + 0.12 - 0.24 * k, xerr=halves, fmt="os"[k % 2],
                           color=f"C{k}", markersize=4, label=reward)  # fmt: skip
-            axes.axvline(base.mean(*what), color=f"C{k}", linestyle=":")
+            untrained = base.mean(study.splits[0], sampler, reward)
+            axes.axvline(untrained, color=f"C{k}", linestyle=":")
         axes.set_yticks(places, list(rows))
         axes.set(title=f"sampled with {heading(sampler)}", xlabel="mean score")
         axes.grid(alpha=0.3)
