@@ -51,8 +51,10 @@ def tiny() -> ConfigDict:
     c.test_time.images = 4
     c.test_time.samplers = (
         "plain", "plain:guidance=8", "plain:steps=30", "plain:steps=50", "reflect:rounds=2",
-        "reflect:rounds=3", "reflect:rounds=2,guidance=8", "best:n=3", "best:n=5", "zigzag:steps=5",
-        "zigzag", "until:rounds=3,threshold=0.9", "until:rounds=5,threshold=0.9",
+        "reflect:rounds=3", "reflect:rounds=2,guidance=8", "reflect:rounds=2,eta=0",
+        "reflect:rounds=2,denoise=5", "reflect:rounds=2,inversion=0", "reflect:rounds=2,depth=6",
+        "best:n=3", "best:n=5", "zigzag:steps=5", "zigzag", "until:rounds=3,threshold=0.9",
+        "until:rounds=5,threshold=0.9",
     )  # fmt: skip
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1
@@ -65,22 +67,21 @@ def sweep() -> ConfigDict:
     c = tiny()
     c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
     c.seeds, c.budgets = (300, 301), ("evaluations",)
-    c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=2,eta=1")
-    c.images, c.test_time.samplers, c.against = 2, (), ()
+    c.samplers, c.images = ("plain", "reflect:rounds=2"), 2
+    c.test_time.samplers, c.against = (), ()
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
+        "K1_many": ("K = 1, 96 prompts a stage", "reflect.rounds=1", "sample.batch_size=96"),
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
+        "eta0": ("reflect at eta 0", "reflect.rounds=2", "reflect.eta=0"),
         "gap3": ("denoise at 3", "reflect.rounds=2", "reflect.denoise_guidance=3"),
-        "gap8": ("denoise at 8", "reflect.rounds=2", "reflect.denoise_guidance=8"),
+        "gap5": ("denoise at 5", "reflect.rounds=2", "reflect.denoise_guidance=5"),
         "inv0": ("invert at 0", "reflect.rounds=2", "reflect.inversion_guidance=0"),
         "inv1": ("invert at 1", "reflect.rounds=2", "reflect.inversion_guidance=1"),
         "inv3": ("invert at 3", "reflect.rounds=2", "reflect.inversion_guidance=3"),
-        "m3": ("train 3 steps, not 6", "reflect.rounds=2", "interval.steps=3"),
-        "depth9": ("9 of 10 steps back, train 5", "reflect.rounds=2", "reflect.depth=9",
-                   "interval.steps=5"),
-        "depth7": ("7 of 10 steps back, train 3", "reflect.rounds=2", "reflect.depth=7",
-                   "interval.steps=3"),
-        "eta1": ("reflect at eta 1", "reflect.rounds=2", "reflect.eta=1"),
+        "m4": ("train 4 steps, not 6", "reflect.rounds=2", "interval.steps=4"),
+        "depth8": ("8 of 10 steps back, train 4", "reflect.rounds=2", "reflect.depth=8",
+                   "interval.steps=4"),
         "all": ("process rewards", "reflect.rounds=2", "reflect.train_rounds=all"),
         "all3": ("process rewards, K = 3, 24 prompts a stage", "reflect.rounds=3",
                  "reflect.train_rounds=all", "sample.batch_size=24"),
@@ -90,7 +91,6 @@ def sweep() -> ConfigDict:
                      "reflect.train_rounds=all", "reflect.inversion_guidance=0"),
         "all_last": ("all rounds, the last one's reward", "reflect.rounds=2",
                      "reflect.train_rounds=all", "reward.rounds=last"),
-        "K1_many": ("K = 1, 96 prompts a stage", "reflect.rounds=1", "sample.batch_size=96"),
     }  # fmt: skip
     with c.unlocked():
         c.arms = {
@@ -111,9 +111,7 @@ def hard() -> ConfigDict:
     )
     c.budgets, c.images, c.test_time.samplers, c.against = ("evaluations",), 8, (), ()
     with c.unlocked():
-        gap8 = {"label": "SRRL, K = 2, denoise at 8", "preset": "",
-                "values": ("reflect.rounds=2", "reflect.denoise_guidance=8")}  # fmt: skip
-        c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3")} | {"gap8": gap8}
+        c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3", "all2")}
     return c
 
 
