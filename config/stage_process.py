@@ -199,8 +199,8 @@ def base() -> ConfigDict:
     e.seeds = 4
     # The first of these seeds; they are apart from the run's own randomness.
     e.first_seed = 1_000_000
-    # K of the evaluation; sampling otherwise as in sample.*.
-    e.rounds = 1
+    # The evaluation's numbers of rounds K, each judged; sampling otherwise as in sample.*.
+    e.rounds = (1,)
 
     c.checkpoint = k = ConfigDict()
     # Save every so many stages, and at the end. A killed run resumes from the newest.

@@ -50,11 +50,11 @@ def tiny() -> ConfigDict:
     c.test_time = ConfigDict()
     c.test_time.images = 4
     c.test_time.samplers = (
-        "plain", "plain:guidance=8", "plain:steps=30", "plain:steps=50", "reflect:rounds=2",
-        "reflect:rounds=3", "reflect:rounds=2,guidance=8", "reflect:rounds=2,eta=0",
-        "reflect:rounds=2,denoise=5", "reflect:rounds=2,inversion=0", "reflect:rounds=2,depth=6",
-        "best:n=3", "best:n=5", "zigzag:steps=5", "zigzag", "until:rounds=3,threshold=0.9",
-        "until:rounds=5,threshold=0.9",
+        "plain", "plain:guidance=8", "plain:guidance=12", "plain:steps=30", "plain:steps=50",
+        "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=2,guidance=8",
+        "reflect:rounds=2,eta=0", "reflect:rounds=2,denoise=5", "reflect:rounds=2,inversion=0",
+        "reflect:rounds=2,depth=6", "best:n=3", "best:n=5", "zigzag:steps=5", "zigzag",
+        "until:rounds=3,threshold=0.9", "until:rounds=5,threshold=0.9",
     )  # fmt: skip
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1

@@ -20,6 +20,8 @@ inversion), until(rounds, threshold); best and until choose by the first reward.
 import argparse
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from srrl.config import resolve
 from srrl.errors import UserError, one_line_errors
 
@@ -58,6 +60,33 @@ def wanted_samplers(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def models_of(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """For each checkpoint its config and the folder of its weights (None for the base)."""
+    from srrl.run.checkpoint import chosen_model
+
+    named = args.checkpoints or [BASE]
+    real = [Path(c) for c in named if c != BASE]
+    if overrides and real:
+        raise UserError(f"{overrides[0]}: only for the base; a run has its own config")
+    models = {
+        c: chosen_model(None if c == BASE else Path(c), args.config, overrides) for c in named
+    }
+    if real and BASE in models:  # the base that they were trained from
+        models[BASE] = (chosen_model(real[0], args.config)[0], None)
+    return models
+
+
+def prompts_of(args: argparse.Namespace, config: ConfigDict) -> dict[str, list[str]]:
+    """The prompts of each file."""
+    from srrl.prompts import evenly, load_prompts
+
+    files = args.prompts or [config.prompts.train, config.prompts.heldout]
+    prompts = {file: load_prompts(resolve(file)) for file in files}
+    if args.num_prompts:
+        prompts = {file: evenly(texts, args.num_prompts) for file, texts in prompts.items()}
+    return prompts
+
+
 def main() -> None:
     args, overrides = arguments()
     for name in ("images", "num_prompts"):
@@ -75,27 +104,17 @@ def main() -> None:
     from srrl.assess.samplers import parse_sampler
     from srrl.models.policy import Policy
     from srrl.models.weights import load_trained
-    from srrl.prompts import evenly, load_prompts
     from srrl.rollout import rollout_settings
-    from srrl.run.checkpoint import chosen_model
     from srrl.run.tracking import Clock
 
     samplers = [parse_sampler(text) for text in wanted_samplers(args)]
     check_names(args.rewards)
-    named = args.checkpoints or [BASE]
-    real = [Path(c) for c in named if c != BASE]
-    if overrides and real:
-        raise UserError(f"{overrides[0]}: only for the base; a run has its own config")
-    chosen = {
-        c: chosen_model(None if c == BASE else Path(c), args.config, overrides) for c in named
-    }
-    if real and BASE in chosen:  # the base that they were trained from
-        chosen[BASE] = (chosen_model(real[0], args.config)[0], None)
-    config = next(iter(chosen.values()))[0]
-    files = args.prompts or [config.prompts.train, config.prompts.heldout]
-    prompts = {file: load_prompts(resolve(file)) for file in files}
-    if args.num_prompts:
-        prompts = {file: evenly(texts, args.num_prompts) for file, texts in prompts.items()}
+    models = models_of(args, overrides)
+    config = next(iter(models.values()))[0]
+    prompts = prompts_of(args, config)
+    baseline = tuple(args.baseline.split(maxsplit=1)) if args.baseline else None
+    if baseline and baseline not in {(c, s.text) for c in models for s in samplers}:
+        raise UserError(f"--baseline {args.baseline!r}: no such cell: give CHECKPOINT SAMPLER")
     accelerator = Accelerator()
     if args.rewards:
         with config.unlocked():
@@ -112,37 +131,35 @@ def main() -> None:
             print(text, flush=True)
 
     def cell_of(checkpoint: str, file: str, text: str) -> Cell:
-        c, weights = chosen[checkpoint]
+        c, weights = models[checkpoint]
         kept = {"sample": c.sample.to_dict(), "reflect": c.reflect.to_dict(),
-                "model": c.pretrained.model, "rewards": list(rewards)}  # fmt: skip
+                "model": c.pretrained.model, "rewards": list(rewards),
+                "options": c.reward.options.to_dict()}  # fmt: skip
         return Cell(checkpoint, digest(weights), file, text, args.images, args.first_seed,
                     len(prompts[file]), json.dumps(kept, sort_keys=True, default=str))  # fmt: skip
 
-    grid = [(c, f, s) for c in named for f in files for s in samplers]
-    cells = {(c, f, s.text): cell_of(c, f, s.text) for c, f, s in grid}
+    jobs = [(cell_of(c, f, s.text), s) for c in models for f in prompts for s in samplers]
     args.out.mkdir(parents=True, exist_ok=True)
     done = finished(args.out)
     accelerator.wait_for_everyone()
-    left = [(c, f, s) for c, f, s in grid if cells[c, f, s.text].key not in done]
-    say(f"{len(grid)} cells, {len(grid) - len(left)} done; {args.images} images of each prompt")
-    clock = Clock(sum(s.weight * len(prompts[f]) * args.images for _, f, s in left))
+    left = [(cell, sampler) for cell, sampler in jobs if cell.key not in done]
+    say(f"{len(jobs)} cells, {len(jobs) - len(left)} done; {args.images} images of each prompt")
+    clock = Clock(sum(sampler.weight * cell.count * cell.images for cell, sampler in left))
     loaded, policy = None, None
-    for number, (checkpoint, file, sampler) in enumerate(left, 1):
-        c, weights = chosen[checkpoint]
-        if loaded != checkpoint:
+    for number, (cell, sampler) in enumerate(left, 1):
+        c, weights = models[cell.checkpoint]
+        if loaded != cell.checkpoint:
             del policy
-            policy, loaded = Policy.from_config(c, device=accelerator.device), checkpoint
+            policy, loaded = Policy.from_config(c, device=accelerator.device), cell.checkpoint
             load_trained(policy.pipe, c, weights)
-        at = f"cell {number}/{len(left)}, {checkpoint}, {Path(file).stem}, {sampler.text}"
-        work = sampler.weight * len(prompts[file])
+        at = f"cell {number}/{len(left)}, {loaded}, {Path(cell.prompts).stem}, {sampler.text}"
 
-        def tick(seed: int, at: str = at, work: float = work) -> None:
+        def tick(seed: int, at: str = at, work: float = sampler.weight * cell.count) -> None:
             clock.advance(work)
             say(f"{at}: seed {seed}/{args.images}  ETA {clock.eta()}")
 
-        cell = cells[checkpoint, file, sampler.text]
         result = run_cell(
-            cell, sampler, policy, rollout_settings(c, branches=1), prompts[file], rewards,
+            cell, sampler, policy, rollout_settings(c, branches=1), prompts[cell.prompts], rewards,
             accelerator, chooser=chooser, embedding=embedding, pictures=args.out / "pictures",
             tick=tick,
         )  # fmt: skip
@@ -152,10 +169,7 @@ def main() -> None:
             with open(args.out / "cells.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
     if accelerator.is_main_process:
-        results = [done[cell.key] for cell in cells.values()]
-        baseline = tuple(args.baseline.split(maxsplit=1)) if args.baseline else None
-        if baseline and baseline not in {(r.cell.checkpoint, r.cell.sampler) for r in results}:
-            raise UserError(f"--baseline {args.baseline!r}: no such cell: give CHECKPOINT SAMPLER")
+        results = [done[cell.key] for cell, _ in jobs]
         lines = lines_of(results, baseline)
         print(text_table(lines))
         print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines))}")

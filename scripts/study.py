@@ -14,6 +14,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ class Pool:
     """Runs commands in so many processes at once, until a time."""
 
     def __init__(self, parallel: int, threads: int, deadline: float):
-        self.parallel, self.deadline, self.active = parallel, deadline, set()
+        self.parallel, self.deadline = parallel, deadline
         self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         if threads:
             self.environment["OMP_NUM_THREADS"] = str(threads)
@@ -42,16 +43,12 @@ class Pool:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=self.environment, cwd=REPOSITORY
             )
-        self.active.add(process)
-        try:
-            while process.poll() is None:
-                if time.monotonic() > self.deadline:
-                    process.send_signal(signal.SIGTERM)
-                    process.wait()
-                    return STOPPED
-                time.sleep(0.5)
-        finally:
-            self.active.discard(process)
+        while process.poll() is None:
+            if time.monotonic() > self.deadline:
+                process.terminate()
+                process.wait()
+                return STOPPED
+            time.sleep(0.5)
         return process.returncode
 
     def all(self, jobs: list, work) -> None:
@@ -95,6 +92,7 @@ def main() -> None:
     jobs = [None, *runs]  # None: the model before training, which is only evaluated
     deadline = time.monotonic() + 60 * (args.budget_minutes or 1e9)
     pool = Pool(study.parallel, study.threads, deadline)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     failed: list[str] = []
 
     def todo(run) -> list[list[str]]:
@@ -124,9 +122,8 @@ def main() -> None:
 
         try:
             pool.all(left, make)
-        finally:
-            for process in list(pool.active):
-                process.send_signal(signal.SIGTERM)
+        finally:  # also when interrupted: the workers end their processes and return
+            pool.deadline = 0.0
     print(write_results(study, runs))
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} failed: {'; '.join(failed[:3])}")

@@ -161,15 +161,15 @@ def trained_passes(c: ConfigDict, selected: int) -> int:
 def evaluation_calls(c: ConfigDict, num_prompts: int) -> list[Calls]:
     """The network calls of evaluating `num_prompts` prompts once (srrl.evaluation.evaluate)."""
     prompts = min(c.eval.num_prompts, num_prompts)
-    calls = rollout_calls(c, prompts, c.eval.rounds, trained_steps=0, branches=1)
-    return [replace(x, times=c.eval.seeds * x.times) for x in calls]
+    calls = (rollout_calls(c, prompts, k, trained_steps=0, branches=1) for k in c.eval.rounds)
+    return [replace(x, times=c.eval.seeds * x.times) for of_k in calls for x in of_k]
 
 
 def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
     """The pictures decoded there."""
     prompts = min(c.eval.num_prompts, num_prompts)
-    calls = rollout_decodes(c, prompts, c.eval.rounds, branches=1, reflected=False)
-    return [replace(x, times=c.eval.seeds * x.times) for x in calls]
+    calls = (rollout_decodes(c, prompts, k, branches=1, reflected=False) for k in c.eval.rounds)
+    return [replace(x, times=c.eval.seeds * x.times) for of_k in calls for x in of_k]
 
 
 def evaluation_cost(c: ConfigDict, num_prompts: int) -> int:

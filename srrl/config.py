@@ -31,7 +31,6 @@ AT_LEAST_ONE = (
     "lora.alpha",
     "eval.num_prompts",
     "eval.seeds",
-    "eval.rounds",
     "checkpoint.every",
     "pictures.every",
     "pictures.prompts",
@@ -109,7 +108,8 @@ def load_saved(path: Path) -> ConfigDict:
             with config.unlocked():
                 owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
         else:
-            owner[leaf] = tuple(value) if isinstance(value, list) else value
+            many = isinstance(owner[leaf], tuple) and not isinstance(value, list)
+            owner[leaf] = (value,) if many else tuple(value) if isinstance(value, list) else value
     check_config(config)
     return config
 
@@ -157,7 +157,7 @@ def _parse(text: str, kind: type) -> Any:
     value = json.loads(text)
     if kind is ConfigDict:
         return value if isinstance(value, dict) else _refuse()
-    return tuple(value) if isinstance(value, list) else _refuse()
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _refuse() -> None:
@@ -179,6 +179,11 @@ def check_config(c: ConfigDict) -> None:
         require(values[key] >= 0, key, "at least 0")
     for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
         require(0 <= values[key] <= 100, key, "0 to 100")
+    for key, kind in (("eval.rounds", int), ("lora.target_modules", str)):
+        many = len(values[key]) == len(set(values[key])) > 0
+        require(many and all(type(v) is kind for v in values[key]), key,
+                f"at least one {kind.__name__}, each once")  # fmt: skip
+    require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
     require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
     require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
     require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
@@ -223,7 +228,6 @@ def check_config(c: ConfigDict) -> None:
             "at most pos_threshold")  # fmt: skip
     require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
     require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
-    require(len(c.lora.target_modules) > 0, "lora.target_modules", "at least one module name")
     models = c.reward.models.to_dict()
     numbers = all(isinstance(w, int | float) and w == w for w in models.values())
     require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')

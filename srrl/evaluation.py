@@ -20,8 +20,10 @@ def evaluate(
     prompts: list[str],
     c: ConfigDict,
     accelerator: Accelerator,
+    rounds: int,
 ) -> dict[str, Tensor]:
-    """Each reward's scores float32 [seeds * prompts] of the policy's images, seeds outermost.
+    """Each reward's scores float32 [seeds * prompts] of the policy's images of so many
+    rounds, seeds outermost.
 
     The prompts are eval.num_prompts evenly taken from the list, spread over the processes. Does
     not count in policy.nfe.
@@ -38,7 +40,7 @@ def evaluate(
                 policy,
                 policy.encode(mine),
                 rollout_settings(c, branches=1),
-                rounds=c.eval.rounds,
+                rounds=rounds,
                 trained_steps=0,
                 seed=seed,
                 stage=0,

@@ -253,8 +253,9 @@ class Trainer(StagedRun):
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}
 
-    def judge(self, prompts: list[str]) -> dict[str, Tensor]:
-        return evaluate(self.policy, self.rewards, prompts, self.config, self.accelerator)
+    def judge(self, prompts: list[str], rounds: int) -> dict[str, Tensor]:
+        given = self.policy, self.rewards, prompts, self.config, self.accelerator
+        return evaluate(*given, rounds)
 
     def stage_work(self, stage: int, selected: int | None = None) -> float:
         return stage_work(self.config, stage, selected)

@@ -137,7 +137,8 @@ class Biller:
             self.add_calls(phase, calls, times)
         for calls in evaluation_decodes(c, prompts):
             self.add_pictures(phase, calls, times)
-        self.add_scores(phase, times * c.eval.seeds * min(c.eval.num_prompts, prompts))
+        images = c.eval.seeds * len(c.eval.rounds) * min(c.eval.num_prompts, prompts)
+        self.add_scores(phase, times * images)
 
     @property
     def every_round(self) -> bool:

@@ -120,12 +120,13 @@ def curves(run: Path) -> None:
     reward.set(title="reward of sampled images", xlabel="stage", ylabel="mean")
     if names:
         reward.legend()
-    for split in ("train", "heldout"):
-        for name in dict.fromkeys(line["reward"] for line in evals):
-            lines = [e for e in evals if e["split"] == split and e["reward"] == name]
-            error = [1.96 * _standard_error(e["scores"]) for e in lines]
-            held.errorbar([e["stage"] for e in lines], [e["mean"] for e in lines], error,
-                          marker="o", capsize=3, label=f"{name}, {split} prompts")  # fmt: skip
+    kinds: dict[tuple, list[dict]] = {}
+    for line in evals:
+        kinds.setdefault((line["split"], line["reward"], line["rounds"]), []).append(line)
+    for (split, name, rounds), lines in kinds.items():
+        error = [1.96 * _standard_error(e["scores"]) for e in lines]
+        held.errorbar([e["stage"] for e in lines], [e["mean"] for e in lines], error, marker="o",
+                      capsize=3, label=f"{name}, {split} prompts, K = {rounds}")  # fmt: skip
     held.set(title="evaluation at fixed seeds (95% interval)", xlabel="stage", ylabel="mean")
     if evals:
         held.legend()

@@ -80,8 +80,8 @@ class StagedRun(ABC):
         """The prompts that the policy is judged on, by split."""
 
     @abstractmethod
-    def judge(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Each reward's scores [n] of the policy's pictures at fixed seeds."""
+    def judge(self, prompts: list[str], rounds: int) -> dict[str, Tensor]:
+        """Each reward's scores [n] of the policy's pictures of so many rounds at fixed seeds."""
 
     @abstractmethod
     def stage_work(self, stage: int, selected: int | None = None) -> float:
@@ -89,7 +89,7 @@ class StagedRun(ABC):
 
     @abstractmethod
     def judging_work(self, prompts: list[str]) -> float:
-        """The work of judging a split, in the same unit."""
+        """The work of judging a split with each K of eval.rounds, in the same unit."""
 
     # ------------------------------------------------------------------ the run
 
@@ -146,24 +146,29 @@ class StagedRun(ABC):
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""
         for split, prompts in self.splits().items():
-            for name, values in self.judge(prompts).items():
-                mean = values.double().mean().item()
-                self.tracker.evaluation(
-                    {
-                        "stage": self.progress.stage,
-                        "split": split,
-                        "rounds": self.config.eval.rounds,
-                        "reward": name,
-                        "n": len(values),
-                        "mean": mean,
-                        "scores": [round(v, 6) for v in values.tolist()],
-                    }
-                )
-                self.tracker.say(
-                    f"  evaluation after {self.progress.stage} stages, {split}: "
-                    f"{name} {mean:.3f} (n {len(values)})"
-                )
+            for rounds in self.config.eval.rounds:
+                for name, values in self.judge(prompts, rounds).items():
+                    self.note(split, rounds, name, values)
             self.clock.advance(self.judging_work(prompts))
+
+    def note(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
+        """Log a split's scores [n] by a reward."""
+        mean = values.double().mean().item()
+        self.tracker.evaluation(
+            {
+                "stage": self.progress.stage,
+                "split": split,
+                "rounds": rounds,
+                "reward": reward,
+                "n": len(values),
+                "mean": mean,
+                "scores": [round(v, 6) for v in values.tolist()],
+            }
+        )
+        self.tracker.say(
+            f"  evaluation after {self.progress.stage} stages, {split}, K {rounds}: "
+            f"{reward} {mean:.3f} (n {len(values)})"
+        )
 
     # ------------------------------------------------------------------ stop and go on
 

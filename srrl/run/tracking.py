@@ -47,7 +47,8 @@ class Tracker:
         """Append an evaluation's line to eval.jsonl and send its mean to the trackers."""
         if self.active:
             self._append("eval.jsonl", line)
-            name = f"eval/{line['split']}/{line['reward']}"
+            reflected = f"/K{line['rounds']}" if line["rounds"] > 1 else ""
+            name = f"eval/{line['split']}/{line['reward']}{reflected}"
             self.accelerator.log({name: line["mean"]}, step=line["stage"])
 
     def trajectories(
@@ -87,12 +88,14 @@ class Tracker:
         if not self.active:
             return
         evaluations = pictures.read_jsonl(self.folder / "eval.jsonl")
-        kinds = dict.fromkeys((e["split"], e["reward"]) for e in evaluations)
-        for split, reward in kinds:
-            lines = [e for e in evaluations if (e["split"], e["reward"]) == (split, reward)]
+        kinds: dict[tuple, list[dict]] = {}
+        for e in evaluations:
+            kinds.setdefault((e["split"], e["reward"], e["rounds"]), []).append(e)
+        for (split, reward, rounds), lines in kinds.items():
             first, last = (torch.tensor(e["scores"]) for e in (lines[0], lines[-1]))
             self.say(
-                f"{reward} on {split} prompts, stage {lines[0]['stage']} to {lines[-1]['stage']}: "
+                f"{reward} on {split} prompts, K {rounds}, stage {lines[0]['stage']} to "
+                f"{lines[-1]['stage']}: "
                 f"{lines[0]['mean']:.3f} to {lines[-1]['mean']:.3f}, paired "
                 f"{format_difference(first, last)} (95%, n {len(last)})"
             )
