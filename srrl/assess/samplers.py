@@ -95,16 +95,17 @@ def reflect(
 ) -> Tensor:
     """K rounds: denoise, invert (maybe only `depth` steps), denoise again (SRRL, arXiv 2505.22407).
 
-    guidance: of the last round; denoise, inversion, eta: guidances and eta of the reflecting ones.
+    guidance: of the last round; denoise, inversion, eta: guidances and eta of the reflecting ones,
+    the config's reflect.* if not given, however the policy was trained.
     """
     return _rolled(
         task, rounds, steps=steps, guidance_scale=guidance, denoise_guidance=denoise,
-        inversion_guidance=inversion, reflect_eta=eta, depth=depth,
+        inversion_guidance=inversion, reflect_eta=eta, depth=depth, train_rounds="last",
     )  # fmt: skip
 
 
 def _rolled(
-    task: Task, rounds: int, stage: int = 0, steps: int | None = None, **changed: float | None
+    task: Task, rounds: int, stage: int = 0, steps: int | None = None, **changed: float | str | None
 ) -> Tensor:
     given = {name: value for name, value in changed.items() if value is not None}
     settings = replace(task.settings, **given)

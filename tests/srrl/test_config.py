@@ -103,6 +103,9 @@ def test_overrides_take_the_type_of_the_key():
         (["--config.train.updates=half"], "train.updates='half'"),
         (["--config.train.positive_weight=-1"], "train.positive_weight=-1"),
         (["--config.eval.every=-1"], "eval.every=-1"),
+        (["--config.eval.rounds=[1, 0]"], "eval.rounds=(1, 0) is out of range: at least 1"),
+        (["--config.eval.rounds=[]"], "eval.rounds=() is out of range: at least one int"),
+        (["--config.eval.rounds=two"], "eval.rounds=two: expected JSON list"),
         (["--config.pretrained.lora=x", "--config.use_lora=false"], "pretrained.lora='x'"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from rewards import load_rewards
+from srrl.budget import evaluation_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
@@ -255,6 +256,22 @@ def test_evaluation_of_either_kind_can_be_turned_off(tmp_path):
     make_trainer(tmp_path / "b", "--config.eval.every=0", "--config.prompts.heldout=x").run()
     assert evaluated(tmp_path / "b") == []
     assert (tmp_path / "b" / "run" / "curves.png").exists()
+
+
+def test_every_k_of_the_evaluation_is_judged_as_if_alone(tmp_path):
+    def judged(name, rounds):
+        trainer = make_trainer(tmp_path / name, f"--config.eval.rounds={rounds}")
+        trainer.run()
+        file = tmp_path / name / "run" / "eval.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        cost = evaluation_cost(trainer.config, 64)
+        return cost, {(x["stage"], x["split"], x["rounds"]): x["scores"] for x in lines}
+
+    both_cost, both = judged("a", "[1, 2]")
+    alone = [judged("b", "1"), judged("c", "[2]")]
+    assert both == alone[0][1] | alone[1][1]
+    assert len(both) == 8 and both[0, "train", 1] != both[0, "train", 2]
+    assert both_cost == sum(cost for cost, _ in alone)
 
 
 def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
