@@ -2,7 +2,7 @@
 
     --config config/study.py:tiny     the embedded models, on a laptop
     --config config/study.py:sweep    one thing changed at a time, where training reflects
-    --config config/study.py:hard     prompts on which a first try almost never succeeds
+    --config config/study.py:hard     where a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
 
 An arm is a way to train: presets and values over the study's own, as in config/stage_process.py.
@@ -101,15 +101,15 @@ def sweep() -> ConfigDict:
 
 
 def hard() -> ConfigDict:
-    """Prompts on which a first try almost never succeeds, and a reward that says only whether."""
+    """Where a first try almost never succeeds, and the reward says only whether: sampled at guidance
+    2, the untrained model draws 4 right pictures in 100 at K = 1 and 20 at K = 2."""
     c = tiny()
     c.name, c.output_dir, c.splits = "hard", "runs/hard", ("heldout", "train")
     c.overrides += (
-        "prompts.train=config/prompts/shapes_hard_train.json",
-        "prompts.heldout=config/prompts/shapes_hard_heldout.json",
+        "sample.guidance_scale=2",
         'reward.options={"shapes": {"success": 0.9}}',
     )
-    c.budgets, c.images, c.test_time.samplers, c.against = ("evaluations",), 8, (), ()
+    c.budgets, c.test_time.samplers, c.against = ("evaluations",), (), ()
     with c.unlocked():
         c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3", "all2")}
     return c

@@ -1,5 +1,6 @@
 """What is trained, a LoRA or the whole UNet: made, written and read in diffusers' own formats."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from diffusers.utils import (
 from ml_collections import ConfigDict
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -75,34 +76,68 @@ def trained_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     return get_model_state_dict(pipe.unet, options=WHOLE)
 
 
+def write_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file: the same bytes for the same tensors, with ordinary permissions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # save_file leaves it to its owner alone
+
+
+def lora_scale(pipe: DiffusionPipeline) -> float:
+    settings = pipe.unet.peft_config["default"]
+    return settings.lora_alpha / settings.r
+
+
+def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """A LoRA's state with its B times a factor."""
+    return {k: v * factor if "lora_B" in k else v for k, v in state.items()}
+
+
 def save_weights(pipe: DiffusionPipeline, folder: Path, state: dict[str, Tensor]) -> None:
     """Write trained_weights: the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the
-    UNet as `unet`, which `UNet2DConditionModel.from_pretrained` reads."""
+    UNet as `unet`, which `UNet2DConditionModel.from_pretrained` reads.
+
+    alpha / rank is in the LoRA's B, so that readers which know only weights, as every version of
+    diffusers does, apply the whole effect.
+    """
     if not has_lora(pipe):
+        write_tensors(state, folder / UNET_FILE)
         pipe.unet.save_config(folder / "unet")
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / UNET_FILE)
         return
-    pipe.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(state),
-        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
-    )
+    plain = convert_state_dict_to_diffusers(scaled(state, lora_scale(pipe)))
+    write_tensors({f"unet.{k}": v for k, v in plain.items()}, folder / LORA_FILE)
+
+
+def read_lora(pipe: DiffusionPipeline, file: Path) -> dict[str, Tensor]:
+    """The state of a LORA_FILE under peft's names. alpha / rank leaves its B again, but for files
+    of earlier versions, which have alpha in their header."""
+    with safe_open(file, "pt") as opened:
+        headed = "lora_adapter_metadata" in (opened.metadata() or {})
+    state = {k.removeprefix("unet."): v for k, v in load_file(file).items()}
+    state = convert_unet_state_dict_to_peft(state)
+    return state if headed else scaled(state, 1 / lora_scale(pipe))
+
+
+def put_weights(pipe: DiffusionPipeline, state: dict[str, Tensor]) -> bool:
+    """Set a LoRA's weights; says whether they are all there and fit."""
+    result = set_peft_model_state_dict(pipe.unet, state)
+    missing = any("lora_" in k for k in result.missing_keys)
+    return not (missing or result.unexpected_keys)
 
 
 def load_weights(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Read exactly what save_weights wrote into what make_trainable made."""
+    """Read what save_weights wrote into what make_trainable made: exactly, but for a rounding
+    where alpha / rank is not a power of two."""
     fits = True
     try:
         if has_lora(pipe):
-            state = {k.removeprefix("unet."): v for k, v in load_file(folder / LORA_FILE).items()}
-            state = convert_unet_state_dict_to_peft(state)
-            result = set_peft_model_state_dict(pipe.unet, state)
-            fits = not any("lora_" in k for k in result.missing_keys)
+            fits = put_weights(pipe, read_lora(pipe, folder / LORA_FILE))
         else:
             state = load_file(folder / UNET_FILE)
             result = set_model_state_dict(pipe.unet, state, options=WHOLE)
-            fits = not result.missing_keys
-        fits = fits and not result.unexpected_keys
+            fits = not (result.missing_keys or result.unexpected_keys)
     except RuntimeError:  # other shapes
         fits = False
     except (OSError, SafetensorError) as error:
@@ -135,4 +170,4 @@ def export_kohya(pipe: DiffusionPipeline, path: Path) -> None:
         {f"unet.{k}": v for k, v in get_peft_model_state_dict(pipe.unet).items()}
     )
     alphas = {k: torch.tensor(float(alpha)) for k in state if k.endswith(".alpha")}
-    save_file({k: v.contiguous() for k, v in (state | alphas).items()}, path)
+    write_tensors(state | alphas, path)

@@ -21,7 +21,14 @@ from torch import Tensor
 from srrl.advantages import ScoreHistory
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
-from srrl.models.weights import LORA_FILE, UNET_FILE, load_weights, save_weights
+from srrl.models.weights import (
+    LORA_FILE,
+    UNET_FILE,
+    has_lora,
+    load_weights,
+    put_weights,
+    save_weights,
+)
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -64,7 +71,8 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(pipe, temporary, weights)
-    torch.save(learner_state, temporary / OPTIMIZER_FILE)
+    resumed = {"learner": learner_state, "lora": weights if has_lora(pipe) else None}
+    torch.save(resumed, temporary / OPTIMIZER_FILE)
     state = {**asdict(progress), "history": history.entries}
     (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     for file in filter(Path.is_file, temporary.rglob("*")):
@@ -129,13 +137,15 @@ def load(
 ) -> tuple[Progress, dict[str, Any]]:
     """Restore weights and history; returns the progress and the learner's state."""
     load_weights(pipe, folder)
+    resumed = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
+    if resumed["lora"]:
+        put_weights(pipe, resumed["lora"])  # without the file's rounding
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     history.entries = {
         key: [(stage, scores) for stage, scores in entries]
         for key, entries in state.pop("history").items()
     }
-    learner_state = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-    return Progress(**state), learner_state
+    return Progress(**state), resumed["learner"]
 
 
 def check_same_run(run: Path, config: ConfigDict) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -44,6 +45,51 @@ def test_a_kohya_lora_comes_back_exactly_through_plain_diffusers(model, alpha, t
     assert [m.scaling[name] for m in pipe.unet.modules() if hasattr(m, "scaling")] == [
         s["default"] for s in scale
     ]
+
+
+def with_lora(alpha: int):
+    policy, settings = load_policy(), LORA.copy_and_resolve_references()
+    settings.alpha = alpha
+    add_lora(policy.pipe, settings, seed=0)
+    return policy
+
+
+@pytest.mark.parametrize("alpha", [4, 16, 3])
+def test_a_lora_comes_back_exactly_or_with_a_rounding(alpha, tmp_path):
+    policy, again = with_lora(alpha), with_lora(alpha)
+    randomise_lora(policy)
+    save_weights(policy.pipe, tmp_path, trained_weights(policy.pipe))
+    load_weights(again.pipe, tmp_path)
+    for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
+        assert torch.equal(ours, theirs) or alpha == 3
+        torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=0)
+
+
+def test_a_lora_of_earlier_versions_with_alpha_in_its_header_still_loads(tmp_path):
+    policy, again = with_lora(16), with_lora(16)
+    randomise_lora(policy)
+    state = trained_weights(policy.pipe)
+    policy.pipe.save_lora_weights(
+        tmp_path, unet_lora_layers=convert_state_dict_to_diffusers(state),
+        unet_lora_adapter_metadata=policy.pipe.unet.peft_config["default"].to_dict(),
+    )  # fmt: skip
+    load_weights(again.pipe, tmp_path)
+    for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_same_weights_give_the_same_bytes_for_anybody_to_read(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        policy = with_lora(16)
+        randomise_lora(policy)
+        save_weights(policy.pipe, tmp_path / name, trained_weights(policy.pipe))
+        export_kohya(policy.pipe, tmp_path / name / KOHYA_FILE)
+        files.append(sorted((tmp_path / name).iterdir()))
+    (tmp_path / "ordinary").touch()
+    for one, other in zip(*files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_a_whole_unet_comes_back_exactly_and_diffusers_reads_it(tmp_path):

@@ -32,8 +32,9 @@ def test_curves_are_drawn_from_the_logs(tmp_path):
         for n in range(9)
     ]  # fmt: skip
     evals = [
-        {"stage": s, "split": split, "reward": "shapes", "mean": 0.5, "scores": [0.4, 0.6]}
-        for s in (0, 9) for split in ("train", "heldout")
+        {"stage": s, "split": split, "rounds": k, "reward": "shapes", "mean": 0.5,
+         "scores": [0.4, 0.6]}
+        for s in (0, 9) for split in ("train", "heldout") for k in (1, 2)
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in metrics))
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(x) + "\n" for x in evals))
