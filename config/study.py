@@ -101,8 +101,8 @@ def sweep() -> ConfigDict:
 
 
 def hard() -> ConfigDict:
-    """Where a first try almost never succeeds, and the reward says only whether: sampled at guidance
-    2, the untrained model draws 4 right pictures in 100 at K = 1 and 20 at K = 2."""
+    """Where a first try almost never succeeds, and the reward says only whether: at guidance 2 the
+    untrained model draws 4 right pictures in 100 with K = 1 and 20 with K = 2."""
     c = tiny()
     c.name, c.output_dir, c.splits = "hard", "runs/hard", ("heldout", "train")
     c.overrides += (
