@@ -106,7 +106,7 @@ class Worker:
         try:
             self.process = subprocess.Popen(
                 self.command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True,
+                text=True, process_group=0,  # Ctrl-C is for the trainer; we end with it
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"reward.worker.python={self.command[0]!r}: {error}") from error

@@ -77,15 +77,23 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
         flag.startswith("--config_file") for flag in command
     )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: launchers answer it by tracebacks
     process = subprocess.Popen(
         command,
         env=environment,
         stderr=subprocess.PIPE if several else None,
         process_group=0,  # accelerate's launcher does not pass signals on to the trainer
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: os.killpg(process.pid, received))
     died: list[str] = []
+    stopped = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        """Once: let the trainers end. Again: at once."""
+        os.killpg(process.pid, signal.SIGKILL if stopped.is_set() else signal.SIGINT)
+        stopped.set()
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, lambda received, _: os.killpg(process.pid, received))
 
     def forward() -> None:
         """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
@@ -93,7 +101,7 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
             found = DIED.search(line)
             if found and not died:
                 died.append(death(int(found[1]), int(found[2])))
-            if not died and not LAUNCHER_NOISE.search(line):
+            if not (died or stopped.is_set() or LAUNCHER_NOISE.search(line)):
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
 
@@ -103,6 +111,8 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     code = process.wait()
     if several:
         reader.join(timeout=10)
+    if stopped.is_set():
+        return 128 + signal.SIGINT, "stopped"
     return code, died[0] if died else ""
 
 
@@ -136,8 +146,8 @@ def main(argv: list[str]) -> int:
         print(message, file=sys.stderr)
     elif code:
         run_folder = Path(config.output_dir) / config.run_name
-        how = how or "training ended early"
-        print(f"error: {how}: the same command resumes {run_folder}", file=sys.stderr)
+        how = how if how == "stopped" else f"error: {how or 'training ended early'}"
+        print(f"{how}: the same command resumes {run_folder}", file=sys.stderr)
     return 128 - code if code < 0 else code
 
 

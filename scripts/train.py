@@ -8,6 +8,8 @@ Every knob is explained in config/stage_process.py.
 """
 
 import os
+import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,15 @@ def usable_tracker(name: str) -> str | None:
             print("not logged in to wandb: logging to the run's folder only", flush=True)
             return None
     return None if name == "none" else name
+
+
+def wandb_settings(folder: Path) -> dict[str, Any]:
+    """For wandb.init: a run that goes on goes on there, too."""
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        file.write_text(f"{secrets.token_hex(8)}\n", encoding="utf-8")
+    known = file.read_text(encoding="utf-8").strip()
+    return {"name": folder.name, "dir": str(folder), "id": known, "resume": "allow"}
 
 
 def check_sharded(config: ConfigDict, processes: int) -> None:
@@ -84,7 +95,7 @@ def main(argv: list[str]) -> None:
     from srrl.models.policy import Policy
     from srrl.models.start import lora_file
     from srrl.models.weights import make_trainable
-    from srrl.run.checkpoint import check_same_run, newest
+    from srrl.run.checkpoint import check_same_run, lock, newest
     from srrl.run.tracking import Tracker
     from srrl.trainer import Trainer
 
@@ -118,6 +129,7 @@ def main(argv: list[str]) -> None:
             f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
             f"add --config.mixed_precision=no (slow for a full-size model)"
         )
+    locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
     rewards = rewards_of(config, accelerator.device)
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.pipe, config)
@@ -127,7 +139,7 @@ def main(argv: list[str]) -> None:
             config={
                 k: v if isinstance(v, int | float) else str(v) for k, v in flatten(config).items()
             },
-            init_kwargs={"wandb": {"name": config.run_name, "dir": str(folder)}},
+            init_kwargs={"wandb": wandb_settings(folder)},
         )
     tracker = Tracker(folder, accelerator)
     n = accelerator.num_processes
@@ -138,8 +150,11 @@ def main(argv: list[str]) -> None:
         tracker.say(plan_line(config, policy.pipe, accelerator))
     Trainer(config, policy, rewards, accelerator, tracker).run()
     accelerator.end_training()
+    if locked:
+        locked.close()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # launchers ignore it
     with one_line_errors():
         main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,17 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a UserError (or a full disk) into one line on stderr and exit code 2."""
+    """Turn a UserError (or a full disk) into one line on stderr and exit code 2, and Ctrl-C into
+    one line and 130."""
     try:
         yield
     except UserError as error:
         _stop(str(error))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not os.environ.get("SRRL_STATUS_FILE"):  # else scripts/launch.py says it
+            print("stopped", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not _is_full_disk(error):
             raise

@@ -5,13 +5,15 @@ whole: a checkpoint is written under another name, flushed, and renamed. Logs ar
 on resume, so a run that was killed ends with the lines of one that was not.
 """
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -30,6 +32,14 @@ from srrl.models.weights import (
     save_weights,
 )
 
+LOCK_FILE = ".lock"
+# What may change when a run goes on: it does not change its weights, beyond rounding.
+BATCHES = ("sample.num_batches_per_stage", "sample.batch_size")
+FREE = (
+    "output_dir", "tracker", "checkpoint.", "pictures.", "eval.", "allow_tf32",
+    "sample.micro_batch", "sample.decode_batch", "train.micro_batch",
+    "train.gradient_checkpointing", "reward.backend", "reward.device", "reward.worker.",
+)  # fmt: skip
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -148,27 +158,67 @@ def load(
     return Progress(**state), resumed["learner"]
 
 
-def check_same_run(run: Path, config: ConfigDict) -> None:
-    """Raise UserError if the folder holds a run of another config than this one.
+def saved_config(run: Path) -> dict[str, Any]:
+    """The flat config that a folder's run was last started with; empty if there is none."""
+    file = run / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    A longer stages.total continues a run whose learning rate does not depend on it; where and
-    how it is logged may change too.
+
+def check_same_run(run: Path, config: ConfigDict) -> None:
+    """Raise UserError if the folder holds a run that this config would change the results of.
+
+    What FREE names may differ, the split of a stage's prompts into batches, and stages.total from
+    the stages done on.
     """
-    try:
-        before = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    before = saved_config(run)
+    if not before:
         return
     now = json.loads(json.dumps(flatten(config)))
-    free = ("output_dir", "tracker", "checkpoint.", "pictures.")
-    if config.train.final_lr_fraction == 1:
+    free = FREE
+    if prompts_a_stage(before) == prompts_a_stage(now):
+        free += BATCHES
+    done = newest(run)
+    if now["stages.total"] >= (int(done.name.removeprefix("stage_")) if done else 0):
         free += ("stages.total",)
-    changed = [k for k in now if before.get(k) != now[k] and not k.startswith(free)]
+    changed = [k for k in now if k not in before or before[k] != now[k]]
+    changed = [k for k in changed if not k.startswith(free)]
     if changed:
-        key = changed[0]
-        raise UserError(
-            f"{run} holds a run with config.{key}={before.get(key)!r}, not {now[key]!r}: "
-            f"choose another --config.run_name, or delete the folder to start again"
+        named = (
+            f"config.{k}={before[k]!r}, not {now[k]!r}" if k in before else f"no config.{k}"
+            for k in changed
         )
+        raise UserError(
+            f"{run} holds a run with {'; '.join(named)}: choose another --config.run_name, or "
+            f"delete the folder to start again"
+        )
+
+
+def prompts_a_stage(flat: dict[str, Any]) -> int:
+    return flat["sample.num_batches_per_stage"] * flat["sample.batch_size"]
+
+
+def lock(run: Path) -> IO[str]:
+    """Keep other processes out of a run's folder as long as the returned file is open.
+
+    Raises UserError, naming the process and host, where one is in it. The system gives the lock
+    of a process that dies back, so there is none to clean up.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = open(run / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{run} is in use by {file.read().strip() or 'another process'}: wait for it, stop it, "
+            f"or choose another --config.run_name"
+        ) from None
+    except OSError:
+        return file  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def cut_log(path: Path, key: str, below: int) -> None:

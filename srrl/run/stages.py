@@ -161,6 +161,8 @@ class StagedRun(ABC):
                 "rounds": rounds,
                 "reward": reward,
                 "n": len(values),
+                "seeds": self.config.eval.seeds,
+                "first_seed": self.config.eval.first_seed,
                 "mean": mean,
                 "scores": [round(v, 6) for v in values.tolist()],
             }
@@ -190,10 +192,18 @@ class StagedRun(ABC):
             self.learner.load_state_dict(state)
         done = self.progress.stage
         self.encode_ahead(done)
+        planned = checkpoint.saved_config(self.folder).get("stages.total")
         self.tracker.start(self.config, done if newest else -1)
         self.clock = Clock(self.work_left(done, evaluate_now=newest is None))
         if newest:
             self.tracker.say(f"resuming {self.folder} after {done} stages")
+            total = self.config.stages.total
+            if planned not in (None, total):
+                rate = self.learner.learning_rate(done)
+                self.tracker.say(
+                    f"stages.total is {total} now, not {planned}: the learning rate goes on at "
+                    f"{rate:.2e} and follows the new total"
+                )
         else:
             if self.config.pretrained.lora:
                 start_from(self.policy.pipe, self.config.pretrained.lora)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -75,9 +76,10 @@ class Tracker:
             page.save(self.folder / "samples" / f"stage_{stage:04d}.png")
             for tracker in self.accelerator.trackers:
                 if tracker.name == "wandb":
-                    import wandb
-
-                    tracker.log_images({"samples": [wandb.Image(page)]}, step=stage)
+                    tracker.log_images({"samples": [page]}, step=stage)
+                else:
+                    pixels = np.asarray(page)[None]
+                    tracker.log_images({"samples": pixels}, step=stage, dataformats="NHWC")
 
     def curves(self) -> None:
         if self.active:
@@ -92,6 +94,8 @@ class Tracker:
         for e in evaluations:
             kinds.setdefault((e["split"], e["reward"], e["rounds"]), []).append(e)
         for (split, reward, rounds), lines in kinds.items():
+            same = [judged_images(e) == judged_images(lines[-1]) for e in lines]
+            lines = lines[same.index(True) :]  # those before eval.* changed do not pair
             first, last = (torch.tensor(e["scores"]) for e in (lines[0], lines[-1]))
             self.say(
                 f"{reward} on {split} prompts, K {rounds}, stage {lines[0]['stage']} to "
@@ -110,6 +114,11 @@ class Tracker:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+
+def judged_images(line: dict[str, Any]) -> tuple:
+    """Which pictures a line of eval.jsonl is about."""
+    return line["n"], line["seeds"], line["first_seed"]
 
 
 class Clock:

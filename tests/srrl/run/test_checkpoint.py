@@ -1,16 +1,20 @@
 """What stays on disk: atomic, prunable, safe to load, tied to its config."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from srrl.advantages import ScoreHistory
-from srrl.config import flatten, load_config
+from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
 from srrl.models.weights import trained_weights
 from srrl.run import checkpoint
-from srrl.run.checkpoint import Progress, check_same_run, cut_log
+from srrl.run.checkpoint import Progress, check_same_run, cut_log, lock
 from tests.conftest import PRESET, load_policy, randomise_lora
 
 
@@ -85,17 +89,50 @@ def test_logs_are_cut_back_and_a_torn_line_dropped(tmp_path):
     cut_log(tmp_path / "none.jsonl", "stage", below=3)
 
 
-def test_a_folder_of_another_config_is_refused_and_a_longer_run_is_not(tmp_path):
+def test_a_run_goes_on_with_what_does_not_change_its_weights(tmp_path):
     config = load_config([PRESET])
     check_same_run(tmp_path, config)
     (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
-    check_same_run(tmp_path, config)
-    check_same_run(tmp_path, load_config([PRESET, "--config.pictures.every=3"]))
-    with pytest.raises(UserError, match=r"stages\.total"):  # the learning rate depends on it
-        check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=99"]))
-    constant = [PRESET, "--config.train.final_lr_fraction=1"]
-    (tmp_path / "config.json").write_text(json.dumps(flatten(load_config(constant))))
-    check_same_run(tmp_path, load_config([*constant, "--config.stages.total=99"]))
-    (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
-    with pytest.raises(UserError, match=r"config\.seed=300, not 4"):
-        check_same_run(tmp_path, load_config([PRESET, "--config.seed=4"]))
+    batches = ["--config.sample.num_batches_per_stage=4", "--config.sample.batch_size=12"]
+    for flags in (
+        [], ["--config.pictures.every=3"], ["--config.eval.seeds=2", "--config.eval.rounds=[1,2]"],
+        ["--config.tracker=wandb"], ["--config.train.micro_batch=3"], batches,
+        ["--config.reward.backend=worker", "--config.reward.device=cuda:1"],
+        ["--config.stages.total=99"], ["--config.stages.total=9"],
+    ):  # fmt: skip
+        check_same_run(tmp_path, load_config([PRESET, *flags]))
+
+
+def test_a_folder_of_another_run_is_refused_by_all_that_differs(tmp_path):
+    before = flatten(load_config([PRESET]))
+    del before["train.positive_weight"]  # of an earlier version
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    changes = [PRESET, "--config.seed=4", "--config.sample.batch_size=3"]
+    with pytest.raises(UserError) as error:
+        check_same_run(tmp_path, load_config(changes))
+    for said in ("config.seed=300, not 4", "sample.batch_size=48, not 3", "no config.train.posi"):
+        assert said in str(error.value)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
+    save(tmp_path, load_policy(lora=True), {}, ScoreHistory(1), Progress(9))
+    (tmp_path / "config.json").write_text(json.dumps(flatten(load_config([PRESET]))))
+    check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=9"]))
+    with pytest.raises(UserError, match=r"stages.total=50, not 8"):
+        check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=8"]))
+
+
+def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from srrl.run.checkpoint import lock\n"
+        "kept = lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on {socket.gethostname()}"):
+        lock(tmp_path)
+    other.kill()  # no time to clean up
+    other.wait()
+    with lock(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
