@@ -2,20 +2,33 @@
 
 A reward is a class with
 
-    score(images: uint8 [B, 3, H, W], prompts: list[str]) -> float32 [B]     higher is better
+    score(images, prompts) -> B scores, higher is better
 
-and, if it can only judge some prompts, check_prompts(prompts), which raises ValueError for the
-others. `reward.models` takes registered names and "module:Class" for any other; the keywords of
-its constructor come from `reward.options`.
+- images: uint8 [B, 3, H, W], RGB, on the CPU; its own copy, to change as it likes. B is whatever
+  is at hand, one to hundreds: a network splits it by itself. prompts: B strings. No gradients.
+- The scores are a tensor, array or list of B finite numbers, on any device. A picture's score must
+  not depend on what else is in the batch, nor on what was scored before.
+- check_prompts(prompts), if it can only judge some: raises ValueError for the others.
+- Its constructor's keywords come from `reward.options`. `device` (as "cuda:0") and `dtype` ("fp32",
+  "fp16", "bf16") come from `reward.device` and `reward.dtype`, where it takes them.
+
+`reward.models` takes registered names, and "module:Class" or "path/to/file.py:Class" for any other;
+modules are also looked for in the working folder and beside train.sh.
 """
 
 import importlib
+import importlib.util
+import inspect
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rewards.faults import named_faults
 from srrl.errors import UserError
 
 REGISTRY = {
@@ -25,13 +38,14 @@ REGISTRY = {
     "imagereward": "rewards.imagereward:ImageReward",
     "clipscore": "rewards.clipscore:CLIPScore",
     "qwenvl": "rewards.qwenvl:QwenVLScore",
+    "api": "rewards.api:APIScore",
 }
 # The authors' own packages, for backend "original", in an environment of their own.
 ORIGINALS = {
     "vqascore": "rewards.originals:OriginalVQAScore",
     "imagereward": "rewards.originals:OriginalImageReward",
 }
-NETWORKS = ("vqascore", "imagereward", "clipscore", "qwenvl")  # they take device and dtype
+ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -47,7 +61,7 @@ def check_names(names: Iterable[str], registry: Mapping[str, str] = REGISTRY) ->
         if name not in registry and ":" not in name:
             raise UserError(
                 f"reward.models: unknown reward {name!r}: registered are {', '.join(registry)}; "
-                f"any other is given as 'module:Class'"
+                f"any other is given as 'module:Class' or 'path/to/file.py:Class'"
             )
 
 
@@ -59,49 +73,86 @@ def load_rewards(
     dtype: str = "fp32",
     registry: Mapping[str, str] = REGISTRY,
 ) -> dict[str, Reward]:
-    """Instances of the named rewards, with their options; networks also get device and dtype.
+    """Instances of the named rewards, with their options, and device and dtype if they take them.
 
-    Raises UserError for a name that cannot be imported or options that it does not take.
+    Raises UserError for a name that cannot be imported, options that it does not take, and errors
+    in its own code.
     """
     names = list(names)
     check_names(names, registry)
     rewards = {}
     for name in names:
-        module, _, attribute = registry.get(name, name).partition(":")
+        made = reward_class(name, registry.get(name, name))
         given = dict((options or {}).get(name, {}))
-        if name in NETWORKS:
-            given = {"device": device, "dtype": dtype, **given}
+        takes = inspect.signature(made).parameters
+        shared = any(p.kind is p.VAR_KEYWORD for p in takes.values()) and name in registry
+        for key, value in (("device", device), ("dtype", dtype)):
+            if key in takes or shared:
+                given.setdefault(key, value)
         try:
-            made = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"reward.models: cannot import {name!r}: {error}") from error
-        try:
-            rewards[name] = made(**given)
+            inspect.signature(made).bind(**given)
         except TypeError as error:
             raise UserError(f"reward.options of {name!r}: {error}") from error
+        with named_faults(name, "its constructor"):
+            rewards[name] = made(**given)
     return rewards
+
+
+def reward_class(name: str, place: str) -> type:
+    """The class at "module:Class" or "file.py:Class". Raises UserError."""
+    module, _, attribute = place.rpartition(":")
+    for folder in (os.getcwd(), str(ROOT)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        with named_faults(name, "being imported"):
+            made = getattr(imported(module), attribute, None)
+    except UserError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError | FileNotFoundError):
+            raise UserError(f"reward.models: cannot import {name!r}: {error.__cause__}") from error
+        raise
+    if not callable(made):
+        raise UserError(f"reward.models: cannot import {name!r}: {module} has no {attribute!r}")
+    if not callable(getattr(made, "score", None)):
+        raise UserError(f"reward.models: {name!r} has no method score(images, prompts)")
+    return made
+
+
+def imported(module: str) -> Any:
+    """A module by its name, or by its file's path (from here, or from beside train.sh)."""
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    file = Path(module) if Path(module).exists() else ROOT / module
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, loaded)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def check_prompts(rewards: Mapping[str, Reward], prompts: list[str], where: str) -> None:
     """Raise UserError for prompts from `where` that one of the rewards cannot judge."""
     for name, reward in rewards.items():
         if hasattr(reward, "check_prompts"):
-            try:
-                reward.check_prompts(prompts)
-            except ValueError as error:
-                raise UserError(f"{where}: reward {name!r} cannot judge it: {error}") from error
+            with named_faults(name, "check_prompts"):
+                try:
+                    reward.check_prompts(prompts)
+                except ValueError as error:
+                    raise UserError(f"{where}: reward {name!r} cannot judge it: {error}") from error
 
 
 def score_all(
     rewards: Mapping[str, Reward], images: Tensor, prompts: list[str]
 ) -> dict[str, Tensor]:
-    """Each reward's scores float32 [B] on the CPU; images uint8 [B, 3, H, W].
+    """Each reward's scores float32 [B] on the CPU; images uint8 [B, 3, H, W], on any device.
 
     Raises UserError, naming the reward and a prompt, for a wrong shape or a non-finite score.
     """
-    scores = {}
+    scores, images = {}, images.cpu()
     for name, reward in rewards.items():
-        values = torch.as_tensor(reward.score(images, prompts)).detach().float().cpu()
+        with torch.no_grad(), named_faults(name, "score"):
+            given = reward.score(images.clone(), list(prompts))
+            values = torch.as_tensor(given).detach().float().cpu()
         if values.shape != (len(prompts),):
             raise UserError(
                 f"reward {name!r} returned shape {list(values.shape)} for {len(prompts)} images "

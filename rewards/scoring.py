@@ -1,14 +1,17 @@
 """From the config to scores: which rewards, in which process, and beside the sampling."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from rewards import ORIGINALS, REGISTRY, Reward, check_names, load_rewards, score_all
+from rewards.faults import FOLDER
 from srrl.errors import UserError
 
 
@@ -18,6 +21,8 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     device: the trainer's, where reward.device does not say otherwise. Raises UserError.
     """
     r, device = c.reward, torch.device(c.reward.device or device)
+    run = Path(c.output_dir) / c.run_name
+    os.environ[FOLDER] = str(run if run.exists() else Path.cwd())
     names, options = list(r.models), r.options.to_dict()
     dtype = r.dtype if device.type == "cuda" else "fp32"
     unused = set(options) - set(names)

@@ -16,7 +16,10 @@ import socketserver
 import sys
 import threading
 
+import torch
+
 from rewards import ORIGINALS, REGISTRY, Reward, load_rewards, protocol
+from rewards.faults import named_faults
 from srrl.errors import UserError, one_line_errors
 
 TOKEN = "SRRL_WORKER_TOKEN"
@@ -59,9 +62,11 @@ class Handler(socketserver.BaseRequestHandler):
                 protocol.send(self.request, {})
                 return
             images = protocol.images_from_bytes(payload, header["shape"])
-            with self.server.busy:
-                scores = reward.score(images, prompts)
+            with self.server.busy, torch.no_grad(), named_faults(header["reward"], "score"):
+                scores = torch.as_tensor(reward.score(images, prompts)).float()
             shape = list(scores.shape)
+        except UserError as error:
+            protocol.send(self.request, {"error": str(error)})
         except Exception as error:
             protocol.send(self.request, {"error": f"{type(error).__name__}: {error}"})
         else:

@@ -231,6 +231,7 @@ def check_config(c: ConfigDict) -> None:
     models = c.reward.models.to_dict()
     numbers = all(isinstance(w, int | float) and w == w for w in models.values())
     require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
+    require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
     given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
     require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
 

@@ -1,5 +1,7 @@
 """What a reward may return, and which names are known."""
 
+import sys
+
 import pytest
 import torch
 
@@ -51,6 +53,79 @@ def test_a_users_reward_is_loaded_by_module_and_class():
     assert score_all({"b": rewards["tests.rewards.test_registry:Brightness"]}, IMAGES, PROMPTS)[
         "b"
     ].tolist() == [0, 0]
+
+
+MINE = """
+class Mine:
+    def __init__(self, scale=1.0, device="?", dtype="?"):
+        if scale < 0:
+            raise RuntimeError("scale below 0")
+        self.scale, self.device, self.dtype = scale, device, dtype
+
+    def score(self, images, prompts):
+        images.fill_(7)
+        return [self.scale / len(p.strip()) for p in prompts]
+
+
+class Plain:
+    def score(self, images, prompts):
+        weight = images.new_ones((), dtype=float).requires_grad_()
+        return weight * images.float().mean((1, 2, 3))
+
+
+class NoScore:
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A user's file in the folder that the user is in, with a space in its path."""
+    folder = tmp_path / "my rewards"
+    folder.mkdir()
+    (folder / "my_own_reward.py").write_text(MINE)
+    monkeypatch.chdir(folder)
+    yield folder
+    sys.modules.pop("my_own_reward", None)
+    sys.path[:] = [p for p in sys.path if p != str(folder)]
+
+
+@pytest.mark.parametrize("place", ["my_own_reward", "my_own_reward.py", "absolute"])
+def test_a_users_file_is_found_from_where_the_user_is(mine, place):
+    place = str(mine / "my_own_reward.py") if place == "absolute" else place
+    name = f"{place}:Mine"
+    (reward,) = load_rewards([name], {name: {"scale": 2.0}}, device="cpu", dtype="bf16").values()
+    assert (reward.scale, reward.device, reward.dtype) == (2.0, "cpu", "bf16")
+
+
+def test_each_reward_has_its_own_copy_and_no_gradients(mine):
+    names = ["my_own_reward:Mine", "my_own_reward:Plain"]
+    scores = score_all(load_rewards(names), IMAGES.clone(), PROMPTS)
+    assert scores[names[1]].tolist() == [0, 0] and not scores[names[1]].requires_grad
+
+
+def test_an_error_in_a_users_code_is_a_line_with_its_place_and_a_file_with_the_rest(mine):
+    name = "my_own_reward:Mine"
+    with pytest.raises(UserError, match=r"'my_own_reward:Mine' failed in its constructor: Runti.*"
+                       r"scale below 0 \(my_own_reward.py:5 in __init__"):  # fmt: skip
+        load_rewards([name], {name: {"scale": -1.0}})
+    with pytest.raises(UserError, match=r"failed in score: ZeroDivisionError: .*reward.py:10 in"):
+        score_all(load_rewards([name]), IMAGES, ["", " "])
+    kept = (mine / "reward_error.txt").read_text()
+    assert "Traceback" in kept and "return [self.scale / len(p.strip())" in kept
+    (mine / "broken_reward.py").write_text("import no_such_package")
+    with pytest.raises(UserError, match="cannot import 'broken_reward:X': No module named 'no_su"):
+        load_rewards(["broken_reward:X"])
+    (mine / "wrong_reward.py").write_text("1 / 0")
+    with pytest.raises(UserError, match="failed in being imported: ZeroDivisionError"):
+        load_rewards(["wrong_reward:X"])
+
+
+def test_what_is_no_reward_is_refused_at_once(mine):
+    with pytest.raises(UserError, match="'my_own_reward:NoScore' has no method score"):
+        load_rewards(["my_own_reward:NoScore"])
+    with pytest.raises(UserError, match=r"reward\.options of 'my_own_reward:Mine'.*'size'"):
+        load_rewards(["my_own_reward:Mine"], {"my_own_reward:Mine": {"size": 3}})
 
 
 @pytest.mark.parametrize("name", ["nope", "no_such_module:X", "rewards.shapes:Nope"])

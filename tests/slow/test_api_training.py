@@ -1,0 +1,39 @@
+"""Training on a judge behind HTTP that fails: the run goes on, or stops and resumes to its end."""
+
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import PRESET, small_run
+from tests.rewards.server import serving
+from tests.slow.commands import logged, lora, run
+
+pytestmark = pytest.mark.slow
+STAGES = 2
+
+
+def train(folder, url: str, check: int = 0):
+    options = f'{{"api": {{"url": "{url}", "timeout": 0.5, "attempts": 5}}}}'
+    return run(
+        sys.executable, "scripts/train.py", PRESET, *small_run(folder, STAGES),
+        '--config.reward.models={"api": 1.0}', f"--config.reward.options={options}", check=check,
+    )  # fmt: skip
+
+
+def test_faults_and_a_death_lead_to_the_same_end(tmp_path):
+    with serving() as server:
+        train(tmp_path / "calm", server.url)
+        port = server.server_address[1]
+    faults = [f for kind in ("503", "late", "garbage", "hang up", "429") for f in (kind, "", "")]
+    with serving([*faults, *faults, "die"], port) as server:
+        result = train(tmp_path / "rough", server.url, check=2)
+        assert server.faulted == 11
+    (line,) = result.stderr.strip().splitlines()
+    assert "reward 'api'" in line and "failed 5 times" in line and "resumes the run" in line
+    with serving(["503"], port) as server:
+        train(tmp_path / "rough", server.url)
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+        assert logged(tmp_path / "rough" / "run", name) == logged(tmp_path / "calm" / "run", name)
+    one, other = (lora(tmp_path / name / "run", STAGES) for name in ("rough", "calm"))
+    assert all(torch.equal(one[k], other[k]) for k in other)
