@@ -1,16 +1,19 @@
 """Draw pictures with a checkpoint, or with the untrained model, and show every round.
 
-    python scripts/sample.py --checkpoint runs/tiny --prompts "a blue circle above a red square"
-    python scripts/sample.py --checkpoint runs/tiny/checkpoints/stage_0010 \\
+    python scripts/sample.py --checkpoint runs/tiny --prompt "a blue circle above a red square"
+    python scripts/sample.py --checkpoint runs/tiny/checkpoints/stage_0010 --seeds 0-31 \\
         --prompts-file config/prompts/shapes_unconventional_heldout.json --limit 8 --rounds 3
-    python scripts/sample.py --config config/stage_process.py:tiny --prompts "..."   (no LoRA)
+    python scripts/sample.py --config config/stage_process.py:tiny --prompt "..."     (no LoRA)
+    python scripts/sample.py --config config/stage_process.py:sd14 --checkpoint lora.safetensors \\
+        --prompt "..." --negative-prompt "blurry" --no-score
 
     python scripts/sample.py --checkpoint runs/tiny --export kohya          (for ComfyUI, A1111)
 
-Writes to --out: grid.png (prompts by seeds), strip_NNN.png for each sample (its rounds
-x_0^1 ... x_0^K side by side with their scores), each final picture by itself as image_NNN.png, and
-samples.json. A seed's noise is that of torch.Generator().manual_seed(seed), so with --eta 0 and
---rounds 1 a plain diffusers pipeline with DDIMScheduler and load_lora_weights draws the same.
+Writes to --out: grid.png (prompts by seeds; several pages of many), strip_NNN.png for each sample
+(its rounds x_0^1 ... x_0^K side by side with their scores), each final picture by itself as
+image_NNN.png with what it was drawn from in its PNG text, and samples.json. A seed's noise is that
+of torch.Generator().manual_seed(seed), so with --eta 0 and --rounds 1 a plain diffusers pipeline
+with DDIMScheduler and load_lora_weights draws the same.
 """
 
 import argparse
@@ -18,48 +21,74 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from srrl.config import load_config
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_files, load_prompts
+
+# Most rows and columns of a page of the grid.
+PAGE_ROWS, PAGE_COLUMNS = 12, 16
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, help="a run's folder or one checkpoint")
-    parser.add_argument("--config", help="FILE.py:PRESET, for the model without a LoRA")
-    parser.add_argument("--prompts", nargs="+", help="prompts as they are")
-    parser.add_argument("--prompts-file", help="a JSON list of prompts")
-    parser.add_argument("--limit", type=int, help="only the first so many prompts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=2, help="K")
-    parser.add_argument("--eta", type=float, help="of the last round (the config's)")
-    parser.add_argument("--guidance-scale", type=float, help="of the last round (the config's)")
-    parser.add_argument("--num-steps", type=int, help="T (the config's)")
-    parser.add_argument("--out", type=Path, default=Path("outputs"))
-    parser.add_argument(
-        "--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it"
-    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="a run, one of its checkpoints, or a LoRA's file or folder")
+    add("--config", help="FILE.py:PRESET, for the model without a LoRA, or of a LoRA by itself")
+    add("--prompt", "--prompts", nargs="+", dest="prompts", help="prompts as they are")
+    add("--prompts-file", help="a JSON list of prompts, or a .txt with one a line")
+    add("--negative-prompt", default="", help="what guidance leads away from")
+    add("--limit", type=int, help="only the first so many prompts")
+    add("--seeds", nargs="+", default=["0-3"], help="numbers and ranges, as 0-31 40")
+    add("--rounds", type=int, default=2, help="K")
+    add("--eta", type=float, help="of the last round (the config's)")
+    add("--guidance-scale", type=float, help="of the last round (the config's)")
+    add("--num-steps", type=int, help="T (the config's)")
+    add("--batch-size", type=int, default=16, help="samples at once; does not change them")
+    add("--no-score", action="store_true", help="do not load the rewards")
+    add("--out", type=Path, default=Path("outputs"))
+    add("--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it")
     args = parser.parse_args()
-    if (args.checkpoint and args.config) or not (args.checkpoint or args.config):
-        raise UserError("give either --checkpoint or --config (the model without a LoRA)")
+    if not (args.checkpoint or args.config):
+        raise UserError("give --checkpoint, or --config (the model without a LoRA)")
     if args.export and not args.checkpoint:
         raise UserError(f"--export {args.export}: give the --checkpoint to export")
     if args.prompts and args.prompts_file:
-        raise UserError("give either --prompts or --prompts-file")
+        raise UserError("give either --prompt or --prompts-file")
     if not (args.prompts or args.prompts_file or args.export):
-        raise UserError("give --prompts or --prompts-file")
-    if min(args.seeds) < 0:
-        raise UserError(f"--seeds {min(args.seeds)} is out of range: at least 0")
-    if args.rounds < 1:
-        raise UserError(f"--rounds {args.rounds} is out of range: at least 1")
+        raise UserError("give --prompt or --prompts-file")
+    args.seeds = [seed for text in args.seeds for seed in seeds_of(text)]
+    for name in ("rounds", "batch_size", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+    if args.num_steps is not None and not 1 <= args.num_steps <= 1000:
+        raise UserError(f"--num-steps {args.num_steps} is out of range: 1 to 1000")
+    if args.eta is not None and not 0 <= args.eta <= 1:
+        raise UserError(f"--eta {args.eta} is out of range: 0 to 1")
     return args
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds of "7" or "0-31"."""
+    first, dash, last = text.partition("-")
+    if not (first.isdigit() and (last.isdigit() or not dash)):
+        raise UserError(f"--seeds {text}: expected a number of at least 0, or a range as 0-31")
+    found = range(int(first), int(last or first) + 1)
+    if not found:
+        raise UserError(f"--seeds {text}: the range is empty")
+    return list(found)
 
 
 def main() -> None:
     args = arguments()
     prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts or []
     prompts = prompts[: args.limit]
+    if prompts:
+        print(f"{len(prompts) * len(args.seeds)} samples: {len(prompts)} prompts x "
+              f"{len(args.seeds)} seeds, K = {args.rounds}, to {args.out}", flush=True)  # fmt: skip
+    if args.config:
+        load_config([f"--config={args.config}"])  # refused before anything heavy is imported
 
     from srrl.run.checkpoint import chosen_model
 
@@ -68,81 +97,115 @@ def main() -> None:
 
     import torch
 
-    from rewards import check_prompts, score_all
+    from rewards import check_prompts
     from rewards.scoring import rewards_of
     from srrl.models.policy import Policy
     from srrl.models.weights import KOHYA_FILE, export_kohya, load_trained
-    from srrl.rollout import rollout, rollout_settings
-    from srrl.run.pictures import Row, sheet, to_pil
+    from srrl.rollout import rollout_settings
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rewards = rewards_of(config, device) if prompts else {}
-    check_prompts(rewards, prompts, "--prompts")
+    rewards = rewards_of(config, device) if prompts and not args.no_score else {}
+    check_prompts(rewards, prompts, "--prompt")
     settings = rollout_settings(config, branches=1)
     if args.eta is not None:
         settings = replace(settings, eta=args.eta)
     if args.guidance_scale is not None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
     policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
+    policy.negative_prompt = args.negative_prompt
     load_trained(policy.pipe, config, weights)
 
     args.out.mkdir(parents=True, exist_ok=True)
     if args.export:
         export_kohya(policy.pipe, args.out / KOHYA_FILE)
         print(f"wrote {args.out / KOHYA_FILE}")
-    if not prompts:
-        return
+    if prompts:
+        name = str(weights or config.pretrained.model)
+        draw(args, policy, settings, rewards, prompts, name)
+
+
+def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None:
+    """Draw, score and write all samples, a batch at a time."""
+    import torch
+
+    from rewards import score_all
+    from srrl.rollout import rollout
+    from srrl.run.pictures import CELL, Row, labelled, save_with_text, sheet, thumbnail, to_pil
+    from srrl.run.tracking import Clock
+
+    clear(args.out)
     jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
-    start = torch.stack(
-        [
-            torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
-            for _, seed in jobs
-        ]
-    )
-    samples = rollout(
-        policy,
-        policy.encode([prompt for prompt, _ in jobs]),
-        settings,
-        rounds=args.rounds,
-        trained_steps=0,
-        seed=0,
-        stage=0,
-        slots=[seed for _, seed in jobs],
-        start=start,
-        keep_reflected=True,
-    )
-    by_round = [*samples.reflected, *samples.images.split(len(jobs))]  # each [jobs, 3, H, W]
-    scores = [score_all(rewards, images, [p for p, _ in jobs]) for images in by_round]
-
-    def caption(k: int, job: int) -> str:
-        return " ".join(f"{values[job]:.2f}" for values in scores[k].values())
-
-    records = []
-    for job, (prompt, seed) in enumerate(jobs):
-        captions = [f"round {k + 1}: {caption(k, job)}" for k in range(len(by_round))]
-        strip = Row(f"{prompt}, seed {seed}", [images[job] for images in by_round], captions)
-        sheet([strip]).save(args.out / f"strip_{job:03d}.png")
-        to_pil(by_round[-1][job]).save(args.out / f"image_{job:03d}.png")
-        rounds = [{name: values[job].item() for name, values in s.items()} for s in scores]
-        records.append({"prompt": prompt, "seed": seed, "scores": rounds})
-    rows = [
-        Row(
-            prompt,
-            [by_round[-1][i * len(args.seeds) + j] for j in range(len(args.seeds))],
-            [
-                f"seed {seed}: {caption(-1, i * len(args.seeds) + j)}"
-                for j, seed in enumerate(args.seeds)
-            ],
-        )
-        for i, prompt in enumerate(prompts)
-    ]
-    name = str(weights or config.pretrained.model)
-    sheet(rows, f"{name}, K = {args.rounds}").save(args.out / "grid.png")
+    clock = Clock(len(jobs))
+    records, small = [], []
+    for first in range(0, len(jobs), args.batch_size):
+        batch = jobs[first : first + args.batch_size]
+        texts = [prompt for prompt, _ in batch]
+        start = [torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+                 for _, seed in batch]  # fmt: skip
+        samples = rollout(
+            policy, policy.encode(texts), settings, rounds=args.rounds, trained_steps=0, seed=0,
+            stage=0, slots=[seed for _, seed in batch], start=torch.stack(start),
+            keep_reflected=True,
+        )  # fmt: skip
+        # each [batch, 3, H, W]; with train_rounds "all" every round is among the images
+        by_round = [*samples.reflected, *samples.images.split(len(batch))]
+        scores = [score_all(rewards, images, texts) for images in by_round]
+        for i, (prompt, seed) in enumerate(batch):
+            number = len(records)
+            rounds = [{reward: s[reward][i].item() for reward in s} for s in scores]
+            record = {
+                "prompt": prompt, "seed": seed, "scores": rounds,
+                "image": f"image_{number:03d}.png", "strip": f"strip_{number:03d}.png",
+            }  # fmt: skip
+            captions = [labelled(f"round {k}", values) for k, values in enumerate(rounds, 1)]
+            strip = Row(f"{prompt}, seed {seed}", [images[i] for images in by_round], captions)
+            sheet([strip]).save(args.out / record["strip"])
+            drawn_from = {
+                "prompt": prompt, "negative_prompt": args.negative_prompt, "seed": seed,
+                "rounds": args.rounds, "steps": policy.schedule.num_steps, "eta": settings.eta,
+                "guidance_scale": settings.guidance_scale, "checkpoint": name, "scores": rounds[-1],
+            }  # fmt: skip
+            final = by_round[-1][i]
+            save_with_text(to_pil(final), args.out / record["image"], drawn_from)
+            small.append(thumbnail(final, CELL))
+            records.append(record)
+        clock.advance(len(batch))
+        print(f"  {len(records)}/{len(jobs)} samples  ETA {clock.eta()}", flush=True)
     (args.out / "samples.json").write_text(json.dumps(records, indent=1) + "\n")
-    for name in rewards:
-        means = [f"{s[name].mean():.3f}" for s in scores]
-        print(f"{name}: mean of {len(jobs)} samples in round 1 ... K: {', '.join(means)}")
-    print(f"wrote {args.out}/grid.png, {len(jobs)} strips and images, samples.json")
+    pages = grid_pages(prompts, args.seeds, records, small)
+    for number, rows in enumerate(pages, 1):
+        place = f", page {number} of {len(pages)}" if len(pages) > 1 else ""
+        file = f"grid_{number:02d}.png" if len(pages) > 1 else "grid.png"
+        sheet(rows, f"{name}, K = {args.rounds}{place}").save(args.out / file)
+    for reward in rewards:
+        means = [sum(r["scores"][k][reward] for r in records) / len(records)
+                 for k in range(args.rounds)]  # fmt: skip
+        print(f"{reward}: mean of {len(jobs)} samples in round 1 ... K: "
+              f"{', '.join(f'{mean:.3f}' for mean in means)}")  # fmt: skip
+    shown = "grid.png" if len(pages) == 1 else f"{len(pages)} pages of grids"
+    print(f"wrote {args.out}: {shown}, {len(jobs)} strips and images, samples.json")
+
+
+def clear(folder: Path) -> None:
+    """Remove the pictures of an earlier call."""
+    if (folder / "samples.json").exists():
+        for pattern in ("image_*.png", "strip_*.png", "grid*.png"):
+            for file in folder.glob(pattern):
+                file.unlink()
+
+
+def grid_pages(prompts: list[str], seeds: list[int], records: list[dict], small: list) -> list:
+    """Pages of rows: a prompt's seeds side by side."""
+    from srrl.run.pictures import Row, labelled
+
+    rows = []
+    for p, prompt in enumerate(prompts):
+        for first in range(0, len(seeds), PAGE_COLUMNS):
+            places = [p * len(seeds) + j for j in range(first, len(seeds))][:PAGE_COLUMNS]
+            own = [records[i] for i in places]
+            captions = [labelled(f"seed {r['seed']}", r["scores"][-1]) for r in own]
+            rows.append(Row(prompt, [small[i] for i in places], captions))
+    return [rows[i : i + PAGE_ROWS] for i in range(0, len(rows), PAGE_ROWS)]
 
 
 if __name__ == "__main__":

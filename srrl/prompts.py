@@ -11,15 +11,20 @@ from srrl.errors import UserError
 
 
 def load_prompts(path: str | Path) -> list[str]:
-    """The prompts of a JSON list of strings. Raises UserError naming the file and the fault."""
+    """The prompts of a JSON list of strings, or of a .txt file with one a line.
+
+    Raises UserError naming the file and the fault.
+    """
     try:
-        prompts = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        lines = (line.strip() for line in text.splitlines())
+        prompts = [*filter(None, lines)] if Path(path).suffix == ".txt" else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"prompt file {str(path)!r} does not exist: check the path") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(
             f"prompt file {str(path)!r} cannot be read as JSON ({error}): "
-            f'it must be a list of strings, ["a prompt", ...]'
+            f'it must be a list of strings, ["a prompt", ...], or a .txt with one a line'
         ) from None
     if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
         raise UserError(f'prompt file {str(path)!r} must be a list of strings, ["a prompt", ...]')

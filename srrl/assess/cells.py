@@ -85,11 +85,12 @@ def rounded(values: Tensor) -> list[float]:
     return [round(v, 6) for v in values.tolist()]
 
 
-def digest(folder: Path | None) -> str:
-    """Of a checkpoint's weights; "" for none."""
-    if folder is None:
+def digest(weights: Path | None) -> str:
+    """Of a checkpoint's folder or a LoRA's file; "" for none."""
+    if weights is None:
         return ""
-    file = next(f for f in (folder / LORA_FILE, folder / UNET_FILE) if f.exists())
+    files = (weights, weights / LORA_FILE, weights / UNET_FILE)
+    file = next(f for f in files if f.is_file())
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 

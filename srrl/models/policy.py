@@ -88,6 +88,7 @@ class Policy:
         self.time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution])
         self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
         self._empty: tuple[Tensor, Tensor] | None = None
+        self.negative_prompt = ""  # what guidance leads away from; set before prompts are encoded
         # SDXL's own VAE overflows in fp16; its config says so, and that of a mended one does not.
         upcast = self.is_xl and dtype == torch.float16 and pipe.vae.config.force_upcast
         self.vae_dtype = torch.float32 if upcast else dtype
@@ -202,6 +203,7 @@ class Policy:
             device=self.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=True,
+            negative_prompt=[self.negative_prompt] if self.negative_prompt else None,
         )
         text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
         pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))

@@ -149,12 +149,23 @@ def load_weights(pipe: DiffusionPipeline, folder: Path) -> None:
         )
 
 
-def load_trained(pipe: DiffusionPipeline, c: ConfigDict, folder: Path | None) -> None:
-    """Turn the config's model into the trained one of a checkpoint's folder, if there is one."""
-    if folder:
+def load_trained(pipe: DiffusionPipeline, c: ConfigDict, weights: Path | None) -> None:
+    """Turn the config's model into the trained one of a checkpoint's folder, or of a LoRA's file in
+    any format that diffusers reads; None leaves it as it is."""
+    if weights is None:
+        return
+    if weights.is_dir():
         make_trainable(pipe, c)
-        load_weights(pipe, folder)
-        pipe.unet.requires_grad_(False)
+        load_weights(pipe, weights)
+    else:
+        try:
+            pipe.load_lora_weights(weights.parent, weight_name=weights.name, adapter_name="default")
+        except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"the LoRA {weights} does not fit {c.pretrained.model}: {reason}"
+            ) from (error)
+    pipe.unet.requires_grad_(False)
 
 
 def export_kohya(pipe: DiffusionPipeline, path: Path) -> None:

@@ -101,16 +101,28 @@ def newest(run: Path) -> Path | None:
 
 
 def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """(folder of the weights, the run's config.json) for a run's or a checkpoint's folder."""
+    """(folder of the weights, the run's config.json) for a run, a checkpoint or its LoRA's file.
+
+    Of any other LoRA (its file, and where its config.json would be, which is not there).
+    """
     if not given.exists():
-        raise UserError(f"--checkpoint {given}: no such folder: give runs/NAME or one of its "
-                        f"checkpoints/stage_NNNN")  # fmt: skip
+        raise UserError(f"--checkpoint {given}: no such folder or file: give runs/NAME, one of its "
+                        f"checkpoints/stage_NNNN, or a LoRA's .safetensors")  # fmt: skip
+    if given.is_file():
+        if given.suffix != ".safetensors":
+            raise UserError(f"--checkpoint {given}: only .safetensors files are read, for others "
+                            f"may run code: convert it")  # fmt: skip
+        config = given.resolve().parent.parent.parent / "config.json"
+        return (given.parent, config) if given.name == LORA_FILE and config.exists() else (
+            given, config)  # fmt: skip
 
     def has_weights(folder: Path) -> bool:
         return (folder / LORA_FILE).exists() or (folder / UNET_FILE).exists()
 
     if has_weights(given):
-        return given, given.resolve().parent.parent / "config.json"
+        config = given.resolve().parent.parent / "config.json"
+        alone = not config.exists() and (given / LORA_FILE).exists()
+        return given / LORA_FILE if alone else given, config
     stages = sorted(p for p in given.glob("checkpoints/stage_????") if has_weights(p))
     if not stages:
         raise UserError(f"--checkpoint {given}: holds no {LORA_FILE}, no {UNET_FILE} and no "
@@ -119,14 +131,19 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
 
 
 def chosen_model(
-    given: Path | None, preset: str, overrides: Sequence[str] = ()
+    given: Path | None, preset: str | None, overrides: Sequence[str] = ()
 ) -> tuple[ConfigDict, Path | None]:
-    """The config and weights' folder of a run or checkpoint; or a preset's config with
-    --config.KEY=VALUE over it, and None."""
+    """The config and weights' folder of a run or checkpoint, or a LoRA's file by itself; or a
+    preset's config with --config.KEY=VALUE over it, and None."""
     if given is None:
         return load_config([f"--config={preset}", *overrides]), None
     weights, saved = find_checkpoint(given)
-    return load_saved(saved), weights
+    if weights.is_dir():
+        return load_saved(saved), weights
+    if not preset:
+        raise UserError(f"--checkpoint {given}: a LoRA without its run's config.json: give its "
+                        f"model by --config FILE.py:PRESET")  # fmt: skip
+    return load_config([f"--config={preset}", *overrides]), weights
 
 
 def prune(run: Path, newest_stage: int, keep_every: int) -> None:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-CELL, MARGIN, CAPTION, TITLE = 128, 8, 18, 24
+CELL, MARGIN, CAPTION, LINE, TITLE = 128, 8, 18, 14, 24
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
@@ -18,7 +21,7 @@ class Row:
 
     title: str
     images: list[Tensor]
-    captions: list[str]
+    captions: list[str]  # of one line or several
     best: int | None = None  # the cell to frame
 
 
@@ -29,6 +32,19 @@ def to_pil(image: Tensor, size: int | None = None) -> Image.Image:
         return picture
     how = Image.Resampling.NEAREST if picture.width < size else Image.Resampling.LANCZOS
     return picture.resize((size, size * picture.height // picture.width), how)
+
+
+def thumbnail(image: Tensor, size: int) -> Tensor:
+    """uint8 [3, h, size] of uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(to_pil(image, size))).permute(2, 0, 1)
+
+
+def save_with_text(picture: Image.Image, path: Path, text: dict[str, Any]) -> None:
+    """Save a PNG that carries what it was drawn from, a text field for each key."""
+    fields = PngInfo()
+    for key, value in text.items():
+        fields.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+    picture.save(path, pnginfo=fields)
 
 
 def sheet(rows: list[Row], heading: str = "") -> Image.Image:
@@ -42,7 +58,8 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
             for text in [heading, *(r.title for r in rows)]
         ),
     )
-    step = TITLE + CELL + CAPTION + MARGIN
+    lines = max(caption.count("\n") for row in rows for caption in row.captions) + 1
+    step = TITLE + CELL + CAPTION + (lines - 1) * LINE + MARGIN
     top = TITLE + MARGIN if heading else 0
     page = Image.new("RGB", (width, top + len(rows) * step + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
@@ -56,7 +73,7 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
             if i == row.best:
                 box = (x - 2, y + TITLE - 4, x + CELL + 1, y + TITLE + CELL - 1)
                 draw.rectangle(box, outline=(20, 120, 40), width=3)
-            draw.text((x, y + TITLE + CELL), caption, FAINT, font)
+            draw.multiline_text((x, y + TITLE + CELL), caption, FAINT, font, spacing=2)
     return page
 
 
@@ -70,6 +87,12 @@ class Images:
 
     sampled: Tensor
     reflected: list[Tensor]
+
+
+def labelled(what: str, scores: dict[str, float]) -> str:
+    """A caption with named scores: one reward's beside, several below."""
+    named = [f"{reward.rpartition(':')[2]} {value:.2f}" for reward, value in scores.items()]
+    return ": ".join([what, *named]) if len(named) < 2 else "\n".join([what, *named])
 
 
 def sample_rows(
@@ -86,9 +109,8 @@ def sample_rows(
         scores = [lines[i]["scores"] for i in places]
         totals = [sum(s[name] * weight for name, weight in weights.items()) for s in scores]
         captions = [f"round {k}" for k in range(1, len(images.reflected) + 1)]
-        for i, values in zip(places, scores, strict=True):
-            text = " ".join(f"{value:.2f}" for value in values.values())
-            captions.append(f"branch {lines[i]['branch'] + 1}: {text}")
+        captions += [labelled(f"branch {lines[i]['branch'] + 1}", lines[i]["scores"])
+                     for i in places]  # fmt: skip
         shown = [of_round[slot] for of_round in images.reflected]
         best = len(shown) + totals.index(max(totals))
         shown += [images.sampled[i] for i in places]
