@@ -118,7 +118,7 @@ def test_the_embedded_model_under_these_presets_takes_the_steps_predicted(preset
               f"{line['updates']} optimizer steps")  # fmt: skip
         assert line["updates"] == predicted
     lines = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    first, sixth = ([x["prompt"] for x in lines if x["stage"] == n] for n in (0, 5))
+    first, sixth = ([x["prompt"] for x in lines if x["stage"] == n] for n in (1, 6))
     assert (first == sixth) == ("released" in preset)
 
 

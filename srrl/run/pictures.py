@@ -134,7 +134,7 @@ def curves(run: Path) -> None:
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     (reward, held), (ratio, plan) = figure.subplots(2, 2)
-    stages = [line["stage"] + 1 for line in metrics]
+    stages = [line["stage"] for line in metrics]
     names = [k.split("/")[1] for k in (metrics[0] if metrics else {})
              if k.startswith("reward/") and k.endswith("/mean")]  # fmt: skip
     for name in names:

@@ -107,7 +107,7 @@ class StagedRun(ABC):
         self.progress.samples_total += len(outcome.lines)
         self.progress.nfe_total += total_of(self.accelerator, self.policy.nfe)
         line = {
-            "stage": stage,
+            "stage": done,
             **outcome.plan,
             "samples_total": self.progress.samples_total,
             "nfe_total": self.progress.nfe_total,
@@ -137,7 +137,7 @@ class StagedRun(ABC):
         prompts = lines[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
         images = outcome.images(prompts if c.images else shown) if c.images or shown else None
-        self.tracker.trajectories(stage, lines, images.sampled if c.images else None)
+        self.tracker.trajectories(done, lines, images.sampled if c.images else None)
         if shown:
             weights = self.config.reward.models.to_dict()
             heading = f"{self.config.run_name}, stage {done}"

@@ -34,9 +34,8 @@ class Tracker:
         """Write config.json and cut the logs back to the `stage` stages done (-1: a new run)."""
         if self.active:
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
-            cut_log(self.folder / "metrics.jsonl", "stage", below=stage)
-            cut_log(self.folder / "samples.jsonl", "stage", below=stage)
-            cut_log(self.folder / "eval.jsonl", "stage", below=stage + 1)
+            for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
+                cut_log(self.folder / name, "stage", below=stage + 1)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a stage's line to metrics.jsonl and send it to the trackers."""
@@ -56,12 +55,12 @@ class Tracker:
         self, stage: int, lines: list[dict[str, Any]], images: Tensor | None = None
     ) -> None:
         """Append a stage's lines to samples.jsonl; save their images uint8 [n, 3, H, W], if given,
-        as images/stage_NNNN/PROMPT_BRANCH_ROUND.png (NNNN counts from 1, as in samples/)."""
+        as images/stage_NNNN/PROMPT_BRANCH_ROUND.png."""
         if not self.active:
             return
         named = [{"stage": stage, **line} for line in lines]
         if images is not None:
-            folder = self.folder / "images" / f"stage_{stage + 1:04d}"
+            folder = self.folder / "images" / f"stage_{stage:04d}"
             folder.mkdir(parents=True, exist_ok=True)
             for line, image in zip(named, images, strict=True):
                 file = folder / f"{line['slot']:04d}_{line['branch']:02d}_{line['round']:02d}.png"

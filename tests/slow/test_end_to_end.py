@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
         "ratio/max_dev", "clip_fraction", "loss", "grad_norm", "lr",
     }  # fmt: skip
     metrics = logged(folder, "metrics.jsonl")
-    assert [line["stage"] for line in metrics] == list(range(STAGES))
+    assert [line["stage"] for line in metrics] == list(range(1, STAGES + 1))
     assert [line["rounds"] for line in metrics] == [1, 2, 3]
     assert all(set(line) == keys for line in metrics)
     assert all(line["ratio/first_max_dev"] <= 1e-5 for line in metrics)

@@ -38,13 +38,13 @@ def test_ctrl_c_is_one_line_and_130_and_the_run_goes_on(launcher, tmp_path):
     assert ended.stderr.strip() == f"stopped: the same command resumes {tmp_path / 'run'}"
     again = run("bash", "train.sh", *small_run(tmp_path, 4), CONSTANT, *launcher)
     assert "resuming" in again.stdout
-    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_a_terminated_run_resumes_too(tmp_path):
     assert stopped(tmp_path, signal.SIGTERM).returncode not in (0, 130)
     run("bash", "train.sh", *small_run(tmp_path, 4), CONSTANT)
-    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run(tmp_path):

@@ -70,7 +70,7 @@ def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_pat
         return (line["prompt"], line["round"] if by_round and not shared else 0)
 
     seen = {"advantage": 0.0, "selected": set()}
-    for stage in range(STAGES):
+    for stage in range(1, STAGES + 1):
         now = [line for line in lines if line["stage"] == stage]
         judged = [line for line in now if line["scores"]]
         expected = {}
@@ -101,7 +101,7 @@ def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_pat
             assert {i for i, line in enumerate(group) if line["selected"]} == wanted
             seen["selected"] |= wanted
     metrics = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    counts = [sum(x["selected"] for x in lines if x["stage"] == n) for n in range(STAGES)]
+    counts = [sum(x["selected"] for x in lines if x["stage"] == n) for n in range(1, STAGES + 1)]
     assert counts == [line["selected"] for line in metrics]
     assert seen["advantage"] > 0.5 and seen["selected"]
 
@@ -125,7 +125,7 @@ def test_stages_may_share_prompts_and_noise(tmp_path):
         "--config.reflect.rounds=1",
         "--config.train.learning_rate=1e-12",
     )[1]
-    stages = [[x for x in lines if x["stage"] == n] for n in range(STAGES)]
+    stages = [[x for x in lines if x["stage"] == n] for n in range(1, STAGES + 1)]
     prompts = [[x["prompt"] for x in stage] for stage in stages]
     assert prompts[0] == prompts[2] != prompts[1]
     dark = [[x["scores"]["dark"] for x in stage] for stage in stages]

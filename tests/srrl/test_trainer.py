@@ -179,7 +179,7 @@ def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = images = 0
     for line in lines:
-        cost = stage_cost(config, plan_for(config, line["stage"]))
+        cost = stage_cost(config, plan_for(config, line["stage"] - 1))
         expected += (
             cost.reflect
             + cost.sample

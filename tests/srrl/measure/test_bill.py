@@ -35,7 +35,7 @@ def test_evaluations_equal_the_runs_counter(preset, tmp_path):
     stages = Biller(config, cuda=False).bill().stages
     total = 0
     for line, phases in zip(lines, stages, strict=True):
-        plan = plan_for(config, line["stage"])
+        plan = plan_for(config, line["stage"] - 1)
         update = 2 * config.train.num_inner_epochs * plan.trained_steps * line["selected"]
         total += phases["reflect"].evaluations + phases["sample"].evaluations + update
         assert line["nfe_total"] == total
