@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Train Stable Diffusion v1.4 by SRRL; without a GPU, the embedded tiny model.
+# Train Stable Diffusion v1.4 by SRRL; without a GPU, the embedded tiny model. Sets up Python first.
 #   bash train.sh                                             the whole job
-#   bash train.sh --config config/stage_process.py:sd14       a preset
-#   bash train.sh --config.reflect.rounds=3                   one value
-# The same command resumes a run that was stopped.
-source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
+#   bash train.sh --config.reflect.rounds=3                   one value of config/stage_process.py
+#   bash train.sh --config config/stage_process.py:tiny+ddpo  presets, one over the other
+#   bash train.sh -- --num_processes 2                        accelerate's flags come after --
+# Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl, srrl_paper,
+# released. A run is written to runs/NAME; the same command resumes a run that was stopped.
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
+show_help "$@"
 setup_python
 exec "$PYTHON" "$root/scripts/launch.py" sd14 tiny "$@"

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Train SDXL by SRRL; without a GPU, the embedded tiny SDXL. Otherwise as train.sh.
-source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
+# Train SDXL by SRRL; without a GPU, the embedded tiny SDXL. Otherwise as train.sh:
+#   bash train_xl.sh                                          the whole job
+#   bash train_xl.sh --config.reflect.rounds=3                one value
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
+show_help "$@"
 setup_python
 exec "$PYTHON" "$root/scripts/launch.py" sdxl tiny_xl "$@"

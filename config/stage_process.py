@@ -319,8 +319,12 @@ PRESETS = MODELS | {f.__name__: f for f in (ddpo, b2diffurl, srrl_paper, release
 
 
 def get_config(names: str) -> ConfigDict:
-    """The config of presets joined by "+"; sd14 if none of them chooses a model."""
+    """The config of presets joined by "+"; sd14 if none of them chooses a model. Raises ValueError
+    for a model that is not the first."""
     chosen = names.split("+")
+    for name in chosen[1:]:
+        if name in MODELS:
+            raise ValueError(f"{name} chooses a model: it comes first, and once")
     c = base()
     for name in chosen if chosen[0] in MODELS else ["sd14", *chosen]:
         PRESETS[name](c)

@@ -3,6 +3,18 @@
 # pyproject.toml with its extras EXTRAS ("dev").
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# show_help ARGUMENTS: with --help or -h among them, print the calling script's head and end.
+show_help() {
+    local argument
+    for argument in "$@"; do
+        [ "$argument" = -- ] && return
+        case $argument in -h | --help)
+            sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[1]}"
+            exit 0 ;;
+        esac
+    done
+}
+
 # complete PYTHON EXTRAS: does it have the listed packages, those that matter in their versions?
 complete() {
     "$1" - "$root/pyproject.toml" "$2" <<'PY' 2>/dev/null

@@ -21,7 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
-from srrl.errors import UserError, one_line_errors, read_status
+from srrl.errors import UserError, one_line_errors, read_status, show_help
 from srrl.prompts import check_files
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
@@ -158,5 +158,6 @@ def checked(arguments: list[str]) -> ConfigDict:
 
 
 if __name__ == "__main__":
+    show_help(__doc__, sys.argv[1:])
     with one_line_errors():
         sys.exit(main(sys.argv[1:]))

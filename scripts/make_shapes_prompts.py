@@ -1,16 +1,17 @@
-"""Write the embedded world's prompt files into config/prompts/ (they are committed).
+"""Write the embedded world's prompt files (those of config/prompts/ are committed).
+
+    python scripts/make_shapes_prompts.py --out config/prompts
 
 The 192 prompts in which both shapes have an unconventional colour are split 1 : 2 into train and
 held-out by a fixed shuffle; the 48 in which both are conventional are a set of their own.
 """
 
+import argparse
 import json
 import random
 from pathlib import Path
 
 from srrl.shapes.scenes import all_scenes
-
-FOLDER = Path(__file__).resolve().parent.parent / "config" / "prompts"
 
 
 def prompt_sets() -> dict[str, list[str]]:
@@ -24,7 +25,17 @@ def prompt_sets() -> dict[str, list[str]]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder")
+    folder = parser.parse_args().out
+    folder.mkdir(parents=True, exist_ok=True)
     for stem, prompts in prompt_sets().items():
-        (FOLDER / f"{stem}.json").write_text(json.dumps(prompts, indent=1) + "\n")
+        (folder / f"{stem}.json").write_text(json.dumps(prompts, indent=1) + "\n")
         print(f"{stem}.json: {len(prompts)} prompts")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@
 #   bash scripts/original_rewards.sh DIR
 # then train with --config.reward.backend=original --config.reward.worker.python=DIR/bin/python.
 set -eu
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
+show_help "$@"
 [ $# -eq 1 ] || { echo "error: give the folder to make: bash scripts/original_rewards.sh DIR" >&2; exit 2; }
 base=$(command -v python3.11 || command -v python3 || command -v python) || {
     echo "error: no python found: install Python 3.11" >&2; exit 2; }

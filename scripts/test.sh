@@ -4,7 +4,8 @@
 #   bash scripts/test.sh                    everything
 #   bash scripts/test.sh -m "not slow"      the fast ones
 #   bash scripts/test.sh -n 0 -s FILE       in this process, with what the tests print
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
+show_help "$@"
 setup_python dev
 cd "$root" || exit 2
 cores=$(nproc)

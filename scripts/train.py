@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from srrl.config import flatten, load_config
-from srrl.errors import UserError, one_line_errors
+from srrl.errors import UserError, one_line_errors, show_help
 from srrl.prompts import check_files
 
 
@@ -156,5 +156,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # launchers ignore it
+    show_help(__doc__, sys.argv[1:])
     with one_line_errors():
         main(sys.argv[1:])

@@ -85,7 +85,10 @@ def _preset(source: str) -> ConfigDict:
     unknown = [name for name in preset.split("+") if name not in known]
     if unknown:
         raise UserError(f"unknown preset {unknown[0]!r} in {source}: known are {', '.join(known)}")
-    config = module.get_config(preset)
+    try:
+        config = module.get_config(preset)
+    except ValueError as error:
+        raise UserError(f"presets {preset!r} do not go together: {error}") from None
     config.lock()
     return config
 
@@ -232,6 +235,15 @@ def check_config(c: ConfigDict) -> None:
     numbers = all(isinstance(w, int | float) and w == w for w in models.values())
     require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
     require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
+    w, local = c.reward.worker, c.reward.backend == "local"
+    for key in ("python", "address"):
+        require(w[key] is None or not local, f"reward.worker.{key}",
+                'it is used with reward.backend "worker" or "original"')  # fmt: skip
+    require(
+        c.branch.count > 1 or c.reward.history > 0,
+        "branch.count",
+        "at least 2 without reward.history: a score has nothing to be compared with",
+    )
     given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
     require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
 

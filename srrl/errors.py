@@ -12,6 +12,14 @@ class UserError(Exception):
     """Bad input. Its message is one line: the value, the place, and what to do."""
 
 
+def show_help(text: str, arguments: list[str]) -> None:
+    """With --help or -h among a command's own arguments, print the text and end."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if {"-h", "--help"} & set(own):
+        print(text.strip())
+        sys.exit(0)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a UserError (or a full disk) into one line on stderr and exit code 2, and Ctrl-C into

@@ -68,8 +68,18 @@ def split_prompts(c: ConfigDict) -> dict[str, list[str]]:
 
 def check_files(c: ConfigDict) -> None:
     """Raise UserError for prompt files or a local model that are not there."""
-    split_prompts(c)
+    splits = split_prompts(c)
+    if "heldout" in splits and set(splits["heldout"]) == set(splits["train"]):
+        raise UserError(
+            f"config.prompts.heldout={c.prompts.heldout!r} has the prompts that are trained on: "
+            f"choose others, or --config.eval.heldout=false"
+        )
     model = resolve(c.pretrained.model)
+    if model.endswith((".ckpt", ".pt", ".pth", ".bin")):
+        raise UserError(
+            f"config.pretrained.model={model!r}: only .safetensors files and diffusers folders are "
+            f"read, for others may run code: convert it"
+        )
     if Path(model).exists() or model.startswith("random:"):
         return
     if model.startswith((".", "/", "~")) or model.count("/") != 1:

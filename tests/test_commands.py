@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from config.stage_process import PRESETS
 from srrl.config import REPOSITORY
 
 BAD = {
@@ -16,6 +18,13 @@ BAD = {
     "rate": (["--config.train.learning_rate=-1"], "out of range"),
     "prompts": (["--config.prompts.train=/nowhere.json"], "does not exist"),
     "model": (["--config.pretrained.model=/nowhere"], "no such folder"),
+    "pickle": (["--config.pretrained.model=model.ckpt"], "may run code"),
+    "two models": (["--config", "config/stage_process.py:tiny+sd14"], "sd14 chooses a model"),
+    "late model": (["--config", "config/stage_process.py:ddpo+tiny"], "tiny chooses a model"),
+    "held-out": (
+        ["--config.prompts.train=config/prompts/shapes_unconventional_heldout.json"],
+        "has the prompts that are trained on",
+    ),
 }
 
 
@@ -73,6 +82,12 @@ def test_prompts_the_reward_cannot_judge_and_unknown_rewards_through_train_sh(tm
         (["--checkpoint", "config", "--prompts", "x"], "holds no pytorch_lora_weights"),
         (["--config", "config/stage_process.py:tiny"], "--prompts"),
         (["--prompts", "x"], "--checkpoint"),
+        (
+            ["--config", "config/stage_process.py:tiny", "--prompt", "x", "--num-steps", "2000"],
+            "--num-steps 2000 is out of range",
+        ),
+        (["--config", "config/stage_process.py:tiny", "--prompt", "x", "--seeds", "5-2"], "empty"),
+        (["--checkpoint", "README.md", "--prompt", "x"], "only .safetensors files are read"),
         (["--config", "config/stage_process.py:tiny", "--prompts-file", "/no.json"], "/no.json"),
         (
             ["--config", "config/stage_process.py:tiny", "--prompts", "x", "--rounds", "0"],
@@ -92,8 +107,33 @@ def test_a_command_without_a_gpu_says_so_and_obeys_the_preset_it_is_given(tmp_pa
     result = command("bash", "train.sh", "--config", preset, out, reward)
     assert_one_line_error(result, "nope")
     models = '--config.reward.models={"rewards.shapes:ShapesVerifier": 1}'
-    shapes = [f"--config.prompts.{split}=config/prompts/shapes_conventional.json"
-              for split in ("train", "heldout")]  # fmt: skip
+    files = {"train": "conventional", "heldout": "unconventional_train"}
+    shapes = [
+        f"--config.prompts.{k}=config/prompts/shapes_{name}.json" for k, name in files.items()
+    ]
     flags = [out, models, *shapes, "--config.mixed_precision=no"]
     result = command("bash", "train.sh", "--config", preset, *flags)
     assert_one_line_error(result, "hf download CompVis/stable-diffusion-v1-4")
+
+
+SCRIPTS = [
+    *(p.relative_to(REPOSITORY) for p in REPOSITORY.glob("scripts/*.py")),
+    *(p.relative_to(REPOSITORY) for p in REPOSITORY.glob("scripts/*.sh") if p.name != "env.sh"),
+    *(p.relative_to(REPOSITORY) for p in REPOSITORY.glob("*.sh")),
+]
+
+
+@pytest.mark.parametrize("script", sorted(map(str, SCRIPTS)))
+def test_help_says_what_a_command_does_and_does_nothing(script, tmp_path):
+    """From another folder, through a symlink to the clone whose path has a space."""
+    clone, elsewhere = tmp_path / "my clone", tmp_path / "elsewhere"
+    clone.symlink_to(REPOSITORY)
+    elsewhere.mkdir()
+    program = "bash" if script.endswith(".sh") else sys.executable
+    result = subprocess.run([program, clone / script, "--help"], cwd=elsewhere, text=True,
+                            capture_output=True, timeout=300)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert Path(script).stem in result.stdout and len(result.stdout.splitlines()) > 3
+    assert not list(elsewhere.iterdir())
+    if script == "train.sh":
+        assert all(preset in result.stdout for preset in PRESETS)

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from scripts.make_shapes_prompts import FOLDER, prompt_sets
+from scripts.make_shapes_prompts import prompt_sets
+from srrl.config import REPOSITORY
 from srrl.shapes.pipeline import MAX_TOKENS, WORDS, build_tokenizer
 from srrl.shapes.scenes import SHAPES, all_scenes, coverage, parse, render
 
@@ -45,7 +46,9 @@ def test_rendering_is_a_function_of_the_generator():
 def test_committed_prompt_files_are_those_the_script_makes_and_do_not_overlap():
     sets = prompt_sets()
     for stem, prompts in sets.items():
-        assert json.loads((FOLDER / f"{stem}.json").read_text()) == prompts
+        assert (
+            json.loads((REPOSITORY / "config" / "prompts" / f"{stem}.json").read_text()) == prompts
+        )
     train = sets["shapes_unconventional_train"]
     heldout = sets["shapes_unconventional_heldout"]
     assert len(train) == 64 and len(heldout) == 128 and not set(train) & set(heldout)
