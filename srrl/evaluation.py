@@ -1,6 +1,6 @@
 """Evaluation at fixed prompts and seeds, so that images pair across stages and runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +21,10 @@ def evaluate(
     c: ConfigDict,
     accelerator: Accelerator,
     rounds: int,
-) -> dict[str, Tensor]:
-    """Each reward's scores float32 [seeds * prompts] of the policy's images of so many
-    rounds, seeds outermost.
+    shown: Sequence[int] = (),
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Each reward's scores float32 [seeds * prompts] of the policy's images of so many rounds,
+    seeds outermost; and the first seed's images uint8 [n, 3, H, W] of the n prompts at `shown`.
 
     The prompts are eval.num_prompts evenly taken from the list, spread over the processes. Does
     not count in policy.nfe.
@@ -31,7 +32,7 @@ def evaluate(
     prompts = evenly(prompts, c.eval.num_prompts)
     own = list(own_part(accelerator, len(prompts)))
     parts: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    counted = policy.nfe
+    counted, kept = policy.nfe, None
     for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
         scores = {name: torch.zeros(0) for name in rewards}
         if own:
@@ -47,8 +48,14 @@ def evaluate(
                 slots=own,
             ).images[-len(own) :]
             scores = score_all(rewards, images, mine)
+            kept = images.cpu() if kept is None else kept
         places = torch.tensor(own, dtype=torch.int64)
         for name, values in scores.items():
             parts[name].append(share(accelerator, values, places, len(prompts)))
     policy.nfe = counted
-    return {name: torch.cat(values) for name, values in parts.items()}
+    side = int(policy.time_ids[0])
+    here = [i for i, place in enumerate(shown) if place in own]
+    rows = [kept[own.index(shown[i])] for i in here]
+    pictures = torch.stack(rows) if rows else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+    pictures = share(accelerator, pictures, torch.tensor(here, dtype=torch.int64), len(shown))
+    return {name: torch.cat(values) for name, values in parts.items()}, pictures

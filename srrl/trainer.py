@@ -253,9 +253,11 @@ class Trainer(StagedRun):
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}
 
-    def judge(self, prompts: list[str], rounds: int) -> dict[str, Tensor]:
+    def judge(
+        self, prompts: list[str], rounds: int, shown: list[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         given = self.policy, self.rewards, prompts, self.config, self.accelerator
-        return evaluate(*given, rounds)
+        return evaluate(*given, rounds, shown)
 
     def stage_work(self, stage: int, selected: int | None = None) -> float:
         return stage_work(self.config, stage, selected)

@@ -1,6 +1,7 @@
-"""Pictures people look at: grids, the rounds of one sample side by side, curves."""
+"""Pictures people look at: grids, the rounds of one sample side by side, progress."""
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 CELL, MARGIN, CAPTION, LINE, TITLE = 128, 8, 18, 14, 24
+ABREAST, MOST_STAGES = 6, 12  # pictures in a row of single ones; columns of progress
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
@@ -98,24 +100,75 @@ def labelled(what: str, scores: dict[str, float]) -> str:
 def sample_rows(
     lines: list[dict[str, Any]], images: Images, weights: dict[str, float], count: int
 ) -> list[Row]:
-    """A row for each of the first `count` prompts: its reflected rounds, then its branches.
+    """Rows for the first `count` prompts: a prompt's reflected rounds, then its branches, a row for
+    each round that was sampled. Prompts of a single branch and round stand side by side.
 
     lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed.
     """
+    shown = [i for i, line in enumerate(lines) if line["slot"] < count]
+    rounds = sorted({lines[i]["round"] for i in shown})
+    if len(shown) == min(count, lines[-1]["slot"] + 1) and not images.reflected:
+        captions = [
+            "\n".join([labelled(f"prompt {lines[i]['slot'] + 1}", lines[i]["scores"]),
+                       *textwrap.wrap(lines[i]["prompt"], CELL // 6)]) for i in shown
+        ]  # fmt: skip
+        parts = [range(n, min(n + ABREAST, len(shown))) for n in range(0, len(shown), ABREAST)]
+        return [Row("", [images.sampled[n] for n in part], [captions[n] for n in part])
+                for part in parts]  # fmt: skip
     rows = []
-    last = max(line["round"] for line in lines)
     for slot in range(min(count, lines[-1]["slot"] + 1)):
-        places = [i for i, x in enumerate(lines) if (x["slot"], x["round"]) == (slot, last)]
-        scores = [lines[i]["scores"] for i in places]
-        totals = [sum(s[name] * weight for name, weight in weights.items()) for s in scores]
-        captions = [f"round {k}" for k in range(1, len(images.reflected) + 1)]
-        captions += [labelled(f"branch {lines[i]['branch'] + 1}", lines[i]["scores"])
-                     for i in places]  # fmt: skip
-        shown = [of_round[slot] for of_round in images.reflected]
-        best = len(shown) + totals.index(max(totals))
-        shown += [images.sampled[i] for i in places]
-        rows.append(Row(lines[places[0]]["prompt"], shown, captions, best))
+        for k in rounds:
+            places = [i for i in shown if (lines[i]["slot"], lines[i]["round"]) == (slot, k)]
+            scores = [lines[i]["scores"] or {} for i in places]
+            totals = [sum(s.get(name, 0) * weight for name, weight in weights.items())
+                      for s in scores]  # fmt: skip
+            captions = [f"round {n}" for n in range(1, len(images.reflected) + 1)]
+            captions += [labelled(f"branch {lines[i]['branch'] + 1}", s)
+                         for i, s in zip(places, scores, strict=True)]  # fmt: skip
+            pictures = [of_round[slot] for of_round in images.reflected]
+            best = len(pictures) + totals.index(max(totals)) if all(scores) else None
+            pictures += [images.sampled[i] for i in places]
+            title = lines[places[0]]["prompt"] + (f", round {k}" if len(rounds) > 1 else "")
+            rows.append(Row(title, pictures, captions, best))
     return rows
+
+
+def save_fixed(images: Tensor, path: Path) -> None:
+    """Pictures uint8 [n, 3, H, W] side by side, as fixed_images reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(torch.cat(list(images), 2)).save(path)
+
+
+def fixed_images(path: Path, n: int) -> list[Tensor]:
+    """The n pictures of a file of save_fixed."""
+    whole = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    return list(whole.chunk(n, 2))
+
+
+def progress(run: Path, rounds: int, prompts: dict[str, dict[int, str]]) -> Image.Image | None:
+    """The same prompts at the same seed through the evaluations with K rounds, a column each.
+
+    prompts: those that are shown of each split, by their place among the judged ones.
+    """
+    rows = []
+    evals = [e for e in read_jsonl(run / "eval.jsonl") if e["rounds"] == rounds]
+    for split, shown in prompts.items():
+        folder = run / "samples" / "fixed" / f"{split}_K{rounds}"
+        scores: dict[int, dict[str, list[float]]] = {}
+        for e in evals:
+            if e["split"] == split and (folder / f"stage_{e['stage']:04d}.png").exists():
+                scores.setdefault(e["stage"], {})[e["reward"]] = e["scores"]
+        stages = sorted(scores)
+        if len(stages) > MOST_STAGES:
+            places = np.linspace(0, len(stages) - 1, MOST_STAGES).round().astype(int)
+            stages = [stages[i] for i in places]
+        drawn = {n: fixed_images(folder / f"stage_{n:04d}.png", len(shown)) for n in stages}
+        for i, (place, prompt) in enumerate(shown.items() if stages else ()):
+            captions = [labelled(f"stage {n}", {k: v[place] for k, v in scores[n].items()})
+                        for n in stages]  # fmt: skip
+            rows.append(Row(f"{prompt} ({split})", [drawn[n][i] for n in stages], captions))
+    heading = f"{run.name}: the same seed through training, K = {rounds}"
+    return sheet(rows, heading) if rows else None
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -123,54 +176,3 @@ def read_jsonl(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def curves(run: Path) -> None:
-    """Draw curves.png from a run's metrics.jsonl and eval.jsonl."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    (reward, held), (ratio, plan) = figure.subplots(2, 2)
-    stages = [line["stage"] for line in metrics]
-    names = [k.split("/")[1] for k in (metrics[0] if metrics else {})
-             if k.startswith("reward/") and k.endswith("/mean")]  # fmt: skip
-    for name in names:
-        reward.plot(stages, [line[f"reward/{name}/mean"] for line in metrics], label=name)
-    reward.set(title="reward of sampled images", xlabel="stage", ylabel="mean")
-    if names:
-        reward.legend()
-    kinds: dict[tuple, list[dict]] = {}
-    for line in evals:
-        kinds.setdefault((line["split"], line["reward"], line["rounds"]), []).append(line)
-    for (split, name, rounds), lines in kinds.items():
-        error = [1.96 * _standard_error(e["scores"]) for e in lines]
-        held.errorbar([e["stage"] for e in lines], [e["mean"] for e in lines], error, marker="o",
-                      capsize=3, label=f"{name}, {split} prompts, K = {rounds}")  # fmt: skip
-    held.set(title="evaluation at fixed seeds (95% interval)", xlabel="stage", ylabel="mean")
-    if evals:
-        held.legend()
-    for key, label in (("ratio/max_dev", "largest in the stage"),
-                       ("ratio/first_max_dev", "before the first update")):  # fmt: skip
-        ratio.plot(stages, [max(line[key], 1e-8) for line in metrics], label=label)
-    ratio.set(title="|ratio - 1|", xlabel="stage", yscale="log")
-    if metrics:
-        ratio.legend()
-    plan.step(stages, [line["rounds"] for line in metrics], where="mid", label="rounds K")
-    plan.step(stages, [line["trained_steps"] for line in metrics], where="mid",
-              label="trained steps m")  # fmt: skip
-    plan.set(title="curriculum", xlabel="stage", ylim=(0, None))
-    if metrics:
-        plan.legend()
-    for axes in (reward, held, ratio, plan):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(run / "curves.png", dpi=110)
-
-
-def _standard_error(scores: list[float]) -> float:
-    n = len(scores)
-    mean = sum(scores) / n
-    return (sum((s - mean) ** 2 for s in scores) / max(n - 1, 1) / n) ** 0.5

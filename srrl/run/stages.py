@@ -80,8 +80,11 @@ class StagedRun(ABC):
         """The prompts that the policy is judged on, by split."""
 
     @abstractmethod
-    def judge(self, prompts: list[str], rounds: int) -> dict[str, Tensor]:
-        """Each reward's scores [n] of the policy's pictures of so many rounds at fixed seeds."""
+    def judge(
+        self, prompts: list[str], rounds: int, shown: list[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Each reward's scores [n] of the policy's pictures of so many rounds at fixed seeds, and
+        the pictures uint8 [len(shown), 3, H, W] of some of the prompts at the first of them."""
 
     @abstractmethod
     def stage_work(self, stage: int, selected: int | None = None) -> float:
@@ -145,11 +148,20 @@ class StagedRun(ABC):
 
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""
+        c, shown = self.config, {}
         for split, prompts in self.splits().items():
-            for rounds in self.config.eval.rounds:
-                for name, values in self.judge(prompts, rounds).items():
+            judged = evenly(prompts, c.eval.num_prompts)
+            count = min(c.pictures.prompts, len(judged))
+            shown[split] = {i * len(judged) // count: judged[i * len(judged) // count]
+                            for i in range(count)}  # fmt: skip
+            for rounds in c.eval.rounds:
+                scores, images = self.judge(prompts, rounds, list(shown[split]))
+                for name, values in scores.items():
                     self.note(split, rounds, name, values)
+                self.tracker.fixed(self.progress.stage, split, rounds, images)
             self.clock.advance(self.judging_work(prompts))
+        for rounds in c.eval.rounds:
+            self.tracker.progress(rounds, shown)
 
     def note(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
         """Log a split's scores [n] by a reward."""

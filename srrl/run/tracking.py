@@ -15,6 +15,7 @@ from torch import Tensor
 from srrl.config import flatten
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
+from srrl.run.curves import curves
 from srrl.run.statistics import format_difference
 
 
@@ -80,9 +81,21 @@ class Tracker:
                     pixels = np.asarray(page)[None]
                     tracker.log_images({"samples": pixels}, step=stage, dataformats="NHWC")
 
+    def fixed(self, stage: int, split: str, rounds: int, images: Tensor) -> None:
+        """Keep an evaluation's pictures uint8 [n, 3, H, W], in samples/fixed/."""
+        if self.active:
+            folder = self.folder / "samples" / "fixed" / f"{split}_K{rounds}"
+            pictures.save_fixed(images, folder / f"stage_{stage:04d}.png")
+
+    def progress(self, rounds: int, shown: dict[str, dict[int, str]]) -> None:
+        """Draw progress_KN.png: prompts (place among the judged ones, and text) by stages."""
+        page = pictures.progress(self.folder, rounds, shown) if self.active else None
+        if page:
+            page.save(self.folder / f"progress_K{rounds}.png")
+
     def curves(self) -> None:
         if self.active:
-            pictures.curves(self.folder)
+            curves(self.folder)
 
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by image."""
@@ -102,7 +115,7 @@ class Tracker:
                 f"{lines[0]['mean']:.3f} to {lines[-1]['mean']:.3f}, paired "
                 f"{format_difference(first, last)} (95%, n {len(last)})"
             )
-        self.say(f"wrote {self.folder}: curves.png, samples/, checkpoints/, metrics.jsonl")
+        self.say(f"wrote {self.folder}: curves.png, progress_K*.png, samples/, checkpoints/, logs")
 
     def say(self, text: str) -> None:
         if self.active:

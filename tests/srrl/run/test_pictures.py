@@ -5,7 +5,8 @@ import json
 import numpy as np
 import torch
 
-from srrl.run.pictures import CELL, Row, curves, sheet, to_pil
+from srrl.run.curves import curves
+from srrl.run.pictures import CELL, Images, Row, sample_rows, sheet, to_pil
 
 
 def test_a_sheet_shows_the_pixels_enlarged_without_blur():
@@ -40,3 +41,39 @@ def test_curves_are_drawn_from_the_logs(tmp_path):
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(x) + "\n" for x in evals))
     curves(tmp_path)
     assert (tmp_path / "curves.png").stat().st_size > 20_000
+
+
+def lines_of(prompts: int, branches: int, rounds: tuple[int, ...]) -> list[dict]:
+    return [
+        {"prompt": f"prompt number {p}", "slot": p, "branch": b, "round": k,
+         "scores": {"good": b / 10, "my/file.py:Other": 1 - k / 10}}
+        for p in range(prompts) for b in range(branches) for k in rounds
+    ]  # fmt: skip
+
+
+def test_every_sampled_round_of_a_prompt_has_its_row():
+    lines = lines_of(3, 4, (1, 2))
+    images = Images(torch.zeros(len(lines), 3, 8, 8, dtype=torch.uint8), [])
+    rows = sample_rows(lines, images, {"good": 1.0}, 2)
+    assert [row.title for row in rows] == [
+        f"prompt number {p}, round {k}" for p in range(2) for k in (1, 2)
+    ]
+    assert [len(row.images) for row in rows] == [4] * 4 and rows[0].best == 3
+    assert rows[1].captions[2] == "branch 3\ngood 0.20\nOther 0.80"
+
+
+def test_single_pictures_of_many_prompts_stand_side_by_side():
+    lines = lines_of(8, 1, (1,))
+    images = Images(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), [])
+    rows = sample_rows(lines, images, {"good": 1.0}, 8)
+    assert [len(row.images) for row in rows] == [6, 2]
+    assert rows[1].captions[1].endswith("prompt number 7")
+    assert sheet(rows).height < 8 * CELL
+
+
+def test_a_reflecting_rounds_pictures_come_first():
+    lines = lines_of(2, 2, (2,))
+    reflected = [torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)]
+    images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), reflected)
+    (first, _) = sample_rows(lines, images, {"good": 1.0}, 2)
+    assert first.captions[0] == "round 1" and first.images[0].max() == 9 and first.best == 2

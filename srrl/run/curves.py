@@ -1,0 +1,76 @@
+"""curves.png: a run's rewards, evaluations, ratio and curriculum, from its logs."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from srrl.run.pictures import read_jsonl
+
+# A colour for each reward, a marker for each split and a line for each K, in every panel.
+COLOURS = [f"C{i}" for i in range(10)]
+MARKERS, LINES = {"train": "o", "heldout": "s"}, ("-", "--", ":", "-.")
+FLOOR = 1e-8  # shown for a ratio that is exactly 1
+
+
+def curves(run: Path) -> None:
+    """Draw curves.png from a run's metrics.jsonl and eval.jsonl: two panels for each reward, which
+    have scales of their own, the ratio and the curriculum."""
+    metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
+    rewards = [key.removeprefix("reward/").removesuffix("/mean")
+               for key in (metrics[0] if metrics else {})
+               if key.startswith("reward/") and key.endswith("/mean")]  # fmt: skip
+    rewards = list(dict.fromkeys([*rewards, *(line["reward"] for line in evals)]))
+    figure = Figure(figsize=(10, 3.2 * (len(rewards) + 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rewards) + 1, 2, squeeze=False)
+    stages = [line["stage"] for line in metrics]
+    for i, reward in enumerate(rewards):
+        colour = COLOURS[i % len(COLOURS)]
+        sampled, held = panels[i]
+        if metrics:
+            means = [line[f"reward/{reward}/mean"] for line in metrics]
+            sampled.plot(stages, means, color=colour)
+        sampled.set(title=f"{reward}: mean of the stage's samples", ylabel="score")
+        own = [line for line in evals if line["reward"] == reward]
+        all_rounds = sorted({line["rounds"] for line in own})
+        for split, rounds in dict.fromkeys((line["split"], line["rounds"]) for line in own):
+            lines = [e for e in own if (e["split"], e["rounds"]) == (split, rounds)]
+            error = [1.96 * _standard_error(e["scores"]) for e in lines]
+            held.errorbar(
+                [e["stage"] for e in lines], [e["mean"] for e in lines], error, capsize=3,
+                color=colour, marker=MARKERS.get(split, "^"), label=f"{split}, K = {rounds}",
+                linestyle=LINES[all_rounds.index(rounds) % len(LINES)],
+                markerfacecolor=colour if split == "train" else "white",
+            )  # fmt: skip
+        held.set(title=f"{reward}: evaluation at fixed seeds (95%)", ylabel="score")
+        if own:
+            held.legend(fontsize=8)
+    ratio, plan = panels[-1]
+    for key, label, colour in (
+        ("ratio/max_dev", "at the stage's last updates: grows as the policy moves", "0.6"),
+        ("ratio/first_max_dev", "before its first update: the check, 0 in exact arithmetic", "k"),
+    ):
+        deviations = [max(line[key], FLOOR) for line in metrics]
+        ratio.plot(stages, deviations, color=colour, label=label)
+    ratio.set(title="largest |ratio - 1|", yscale="log", ylim=(FLOOR / 2, 1))
+    for key, label in (("rounds", "rounds K"), ("trained_steps", "trained steps m")):
+        plan.step(stages, [line[key] for line in metrics], where="mid", label=label)
+    plan.set(title="curriculum", ylim=(0, None))
+    plan.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (ratio, plan):
+        if metrics:
+            axes.legend(fontsize=8)
+    for axes in panels.flat:
+        axes.set_xlabel("stage")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(run / "curves.png", dpi=110)
+
+
+def _standard_error(scores: list[float]) -> float:
+    n = len(scores)
+    mean = sum(scores) / n
+    return (sum((s - mean) ** 2 for s in scores) / max(n - 1, 1) / n) ** 0.5
