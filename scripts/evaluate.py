@@ -105,6 +105,7 @@ def main() -> None:
     from srrl.models.policy import Policy
     from srrl.models.weights import load_trained
     from srrl.rollout import rollout_settings
+    from srrl.run.meter import Meter
     from srrl.run.tracking import Clock
 
     samplers = [parse_sampler(text) for text in wanted_samplers(args)]
@@ -145,7 +146,7 @@ def main() -> None:
     left = [(cell, sampler) for cell, sampler in jobs if cell.key not in done]
     say(f"{len(jobs)} cells, {len(jobs) - len(left)} done; {args.images} images of each prompt")
     clock = Clock(sum(sampler.weight * cell.count * cell.images for cell, sampler in left))
-    loaded, policy = None, None
+    loaded, policy, meter = None, None, Meter(accelerator.is_main_process)
     for number, (cell, sampler) in enumerate(left, 1):
         c, weights = models[cell.checkpoint]
         if loaded != cell.checkpoint:
@@ -158,11 +159,13 @@ def main() -> None:
             clock.advance(work)
             say(f"{at}: seed {seed}/{args.images}  ETA {clock.eta()}")
 
-        result = run_cell(
-            cell, sampler, policy, rollout_settings(c, branches=1), prompts[cell.prompts], rewards,
-            accelerator, chooser=chooser, embedding=embedding, pictures=args.out / "pictures",
-            tick=tick,
-        )  # fmt: skip
+        samples = sampler.weight * cell.count * cell.images / accelerator.num_processes
+        with meter.work(at, policy.pipe.unet, 2 * policy.schedule.num_steps * samples):
+            result = run_cell(
+                cell, sampler, policy, rollout_settings(c, branches=1), prompts[cell.prompts],
+                rewards, accelerator, chooser=chooser, embedding=embedding,
+                pictures=args.out / "pictures", tick=tick,
+            )  # fmt: skip
         line = result.line()
         done[cell.key] = Result.of(line)  # as a later start will read it
         if accelerator.is_main_process:

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from srrl.models.weights import trained_weights
 from srrl.prompts import evenly
 from srrl.run import checkpoint
 from srrl.run.distributed import total_of
+from srrl.run.meter import Meter
 from srrl.run.pictures import Images, sample_rows
 from srrl.run.tracking import Clock, Tracker
 
@@ -64,6 +65,7 @@ class StagedRun(ABC):
         self.folder = Path(config.output_dir) / config.run_name
         self.progress = checkpoint.Progress()
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.meter = Meter(tracker.active)
 
     # ------------------------------------------------------------------ what a method says
 
@@ -99,8 +101,11 @@ class StagedRun(ABC):
     def run(self) -> None:
         """Run from the newest checkpoint, or from the start, to the last stage."""
         self.resume()
-        for stage in range(self.progress.stage, self.config.stages.total):
-            self.finish(stage, self.stage(stage))
+        total = self.config.stages.total
+        for stage in range(self.progress.stage, total):
+            with self.metered(f"stage {stage + 1}/{total}", self.stage_work(stage)):
+                outcome = self.stage(stage)
+            self.finish(stage, outcome)
         self.tracker.summary()
 
     def finish(self, stage: int, outcome: Outcome) -> None:
@@ -155,7 +160,9 @@ class StagedRun(ABC):
             shown[split] = {i * len(judged) // count: judged[i * len(judged) // count]
                             for i in range(count)}  # fmt: skip
             for rounds in c.eval.rounds:
-                scores, images = self.judge(prompts, rounds, list(shown[split]))
+                work = self.judging_work(prompts) / len(c.eval.rounds)
+                with self.metered(f"evaluation, {split}, K {rounds}", work):
+                    scores, images = self.judge(prompts, rounds, list(shown[split]))
                 for name, values in scores.items():
                     self.note(split, rounds, name, values)
                 self.tracker.fixed(self.progress.stage, split, rounds, images)
@@ -237,12 +244,17 @@ class StagedRun(ABC):
             self.policy.remember(evenly(split, self.config.eval.num_prompts))
         self.policy.release_text_encoders()
 
-    # ------------------------------------------------------------------ the stopwatch
+    # ------------------------------------------------------------------ stopwatch and progress
+
+    def metered(self, name: str, work: float) -> AbstractContextManager:
+        """Show the progress of this process's share of the work inside."""
+        share = work / self.accelerator.num_processes
+        return self.meter.work(name, self.policy.pipe.unet, share)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the time of the work inside to a phase's seconds."""
-        start = self.now()
+        start, self.meter.phase = self.now(), phase
         yield
         self.seconds[phase] += self.now() - start
 
