@@ -1,12 +1,16 @@
 """Score any images by any rewards; also the way to check that a reward is installed.
 
     python scripts/score.py a.png b.png --prompt "a dog riding a bicycle" --rewards vqascore
-    python scripts/score.py runs/x/outputs/*.png --prompts-file prompts.json --json scores.json \\
+    python scripts/score.py outputs                     sample.py's pictures, by their own prompts
+    python scripts/score.py pictures/*.jpg --prompts-file prompts.txt --json scores.json \\
         --rewards vqascore imagereward \\
         --options '{"vqascore": {"model": "zhiqiulin/clip-flant5-xxl"}}'
 
-One --prompt goes with every image; a prompts file (a JSON list of strings) has one for each image.
-Prints a table, and writes it with --json. Of a run, `--checkpoint runs/NAME` takes the rewards.
+One --prompt goes with every image; a prompts file (a JSON list, or a .txt with one a line) has one
+for each; without either, PNGs that sample.py wrote have theirs in them. Of a folder, all pictures
+are taken but sample.py's grids and strips. Prints a table, and writes it with --json. The rewards:
+those of --rewards, of a run (`--checkpoint runs/NAME`), or by default the embedded verifier where
+all prompts are of its world, and VQAScore and ImageReward elsewhere.
 """
 
 import argparse
@@ -18,23 +22,74 @@ from srrl.config import load_config, load_saved
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import load_prompts
 
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--prompt", help="for every image")
-    parser.add_argument("--prompts-file", help="a JSON list with one for each image")
-    parser.add_argument("--rewards", nargs="+", default=["vqascore", "imagereward"])
+    parser.add_argument("--prompts-file", help="one for each image: a JSON list, or a .txt")
+    parser.add_argument("--rewards", nargs="+")
     parser.add_argument("--options", default="{}", help="as reward.options, JSON")
     parser.add_argument("--checkpoint", type=Path, help="a run, for its reward.* instead")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
     args = parser.parse_args()
-    if bool(args.prompt) == bool(args.prompts_file):
+    if args.prompt and args.prompts_file:
         raise UserError("give either --prompt or --prompts-file")
     return args
+
+
+def images_of(paths: list[Path]) -> list[Path]:
+    """The files, and the pictures in the folders."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(
+            p for p in (path.iterdir() if path.is_dir() else ())
+            if p.suffix.lower() in KINDS and not p.name.startswith(("grid", "strip_"))
+        )  # fmt: skip
+        if path.is_dir() and not inside:
+            raise UserError(f"{path}: no pictures ({', '.join(KINDS)}) in this folder")
+        found += inside or [path]
+    return found
+
+
+def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:
+    """A prompt for each image."""
+    if args.prompt:
+        return [args.prompt] * len(images)
+    if args.prompts_file:
+        prompts = load_prompts(args.prompts_file)
+        if len(prompts) != len(images):
+            raise UserError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
+        return prompts
+    from PIL import Image, UnidentifiedImageError
+
+    prompts = []
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                prompts.append(image.info.get("prompt"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"cannot read the image {str(path)!r}: {error}") from error
+        if not prompts[-1]:
+            raise UserError(f"{path} has no prompt in it: give --prompt or --prompts-file")
+    return prompts
+
+
+def default_rewards(prompts: list[str]) -> list[str]:
+    """The embedded verifier where it can judge every prompt, otherwise the method's."""
+    from srrl.shapes.scenes import parse
+
+    try:
+        for prompt in prompts:
+            parse(prompt)
+    except ValueError:
+        return ["vqascore", "imagereward"]
+    return ["shapes"]
 
 
 def read_image(path: Path):
@@ -55,29 +110,29 @@ def read_image(path: Path):
 
 def main() -> None:
     args = arguments()
-    prompts = load_prompts(args.prompts_file) if args.prompts_file else [args.prompt]
-    prompts = prompts * len(args.images) if args.prompt else prompts
-    if len(prompts) != len(args.images):
-        raise UserError(f"{len(prompts)} prompts for {len(args.images)} images: give one for each")
+    files = images_of(args.images)
+    prompts = prompts_of(args, files)
     if args.checkpoint:
         config = load_saved(args.checkpoint / "config.json")
     else:
-        models = json.dumps(dict.fromkeys(args.rewards, 1.0))
+        models = json.dumps(dict.fromkeys(args.rewards or default_rewards(prompts), 1.0))
         config = load_config([
             "--config=config/stage_process.py:sd14", f"--config.reward.models={models}",
             f"--config.reward.options={args.options}",
         ])  # fmt: skip
 
     import torch
+    from tqdm import tqdm
 
     from rewards import check_prompts, score_all
     from rewards.scoring import rewards_of
 
-    images = [read_image(path) for path in args.images]
+    images = [read_image(path) for path in files]
     rewards = rewards_of(config, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_prompts(rewards, prompts, "--prompt")
     rows = []
-    for path, image, prompt in zip(args.images, images, prompts, strict=True):
+    jobs = list(zip(files, images, prompts, strict=True))
+    for path, image, prompt in tqdm(jobs, "scoring", leave=False, disable=None):
         scores = score_all(rewards, image[None], [prompt])
         values = {name: round(score.item(), 6) for name, score in scores.items()}
         rows.append({"image": str(path), "prompt": prompt, **values})
