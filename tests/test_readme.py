@@ -55,3 +55,21 @@ def test_the_users_reward_trains_as_printed(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "reward/my_reward:Brightness/mean" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert_every_script_finds_it(tmp_path)
+
+
+def assert_every_script_finds_it(folder):
+    """As a user who is in the folder with the reward and the run, and has no PYTHONPATH."""
+    scripts, reward, checkpoint = REPOSITORY / "scripts", "my_reward:Brightness", folder / "run"
+    prompt = "a blue circle above a red square"
+    for command in (
+        ["sample.py", "--checkpoint", checkpoint, "--prompt", prompt, "--seeds", "0"],
+        ["score.py", "outputs", "--rewards", reward],
+        ["score.py", "outputs", "--checkpoint", checkpoint],
+        ["evaluate.py", "--checkpoints", checkpoint, "--num-prompts", "1", "--images", "1",
+         "--rewards", reward, "--samplers", "plain"],
+    ):  # fmt: skip
+        result = subprocess.run([sys.executable, scripts / command[0], *command[1:]], cwd=folder,
+                                capture_output=True, text=True, timeout=1800)  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert reward in result.stdout

@@ -1,10 +1,13 @@
 """The real commands on small budgets: train, kill, resume, sample, bench, pretrain."""
 
+import io
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
@@ -123,6 +126,47 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
                   generator=torch.Generator().manual_seed(3)).images[0]  # fmt: skip
     difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
     assert max(difference) <= 1
+
+
+def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):
+    checkpoint = undisturbed / "run" / "checkpoints" / f"stage_{STAGES:04d}"
+    sample = [sys.executable, "scripts/sample.py", "--out", tmp_path / "out"]
+    prompts = tmp_path / "my prompts.txt"
+    prompts.write_text(f"{PROMPTS[0]}\n\n{PROMPTS[1]}\n")
+    run(*sample, "--checkpoint", checkpoint, "--prompts-file", prompts, "--seeds", "0-2", 7,
+        "--batch-size", 3)  # fmt: skip
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert len([name for name in first if name.startswith("image_")]) == 8
+    picture = Image.open(tmp_path / "out" / "image_007.png")
+    told = {k: picture.text[k] for k in ("prompt", "seed", "rounds", "checkpoint")}
+    assert told == {"prompt": PROMPTS[1], "seed": "7", "rounds": "2", "checkpoint": str(checkpoint)}
+
+    lone = tmp_path / "lone.safetensors"
+    shutil.copy(checkpoint / LORA_FILE, lone)
+    preset = "config/stage_process.py:tiny"
+    run(*sample, "--checkpoint", lone, "--config", preset, "--prompt", PROMPTS[0], "--seeds", "0-2",
+        "--negative-prompt", "", "--no-score")  # fmt: skip
+    again = {p.name for p in (tmp_path / "out").iterdir()}
+    assert len([name for name in again if name.startswith("image_")]) == 3  # the old ones are gone
+    for name in ("image_000.png", "image_002.png"):  # the LoRA by itself, and another batch size
+        ours, before = (np.asarray(Image.open(io.BytesIO(data)), np.int16) for data in (
+            (tmp_path / "out" / name).read_bytes(), first[name]))  # fmt: skip
+        assert abs(ours - before).max() <= 1
+    refused = run(*sample, "--checkpoint", lone, "--prompt", "x", check=2)
+    assert "give its model by --config" in refused.stderr
+    run(*sample, "--checkpoint", checkpoint, "--prompt", PROMPTS[0], "--seeds", 0,
+        "--negative-prompt", "a red circle")  # fmt: skip
+    assert (tmp_path / "out" / "image_000.png").read_bytes() != first["image_000.png"]
+
+
+def test_many_samples_come_in_pages_of_a_size_that_viewers_open(undisturbed, tmp_path):
+    said = run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--seeds",
+               "0-31", "--prompt", *PROMPTS * 2, "--rounds", 1, "--num-steps", 1, "--no-score",
+               "--batch-size", 64, "--out", tmp_path).stdout  # fmt: skip
+    lines = said.splitlines()
+    assert lines[0].startswith("256 samples: 8 prompts x 32 seeds") and "256/256" in said
+    pages = [Image.open(p).size for p in sorted(tmp_path.glob("grid_*.png"))]
+    assert len(pages) == 2 and max(max(size) for size in pages) < 3000
 
 
 def test_bench_counts_the_formulas_evaluations(tmp_path):
