@@ -91,7 +91,7 @@ def gains(own: list[Judged], others: list[Judged], what: tuple[str, str, str]) -
 def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
     """Held-out prompts, at equal evaluations: the arms against each of `against`, seed by seed."""
     budget = study.budgets[-1]
-    arms = {arm: runs_at(judged, arm, budget) or runs_at(judged, arm, study.budgets[0])
+    arms = {arm: runs_at(judged, arm, study.budgets[0] if arm == study.reference else budget)
             for arm in study.arms}  # fmt: skip
     text = ""
     for reward in study.rewards:
