@@ -124,40 +124,44 @@ def write_report(folder: Path, results: list[Result], lines: list[Line]) -> list
 
 
 def plot(path: Path, lines: list[Line]) -> None:
-    """For each reward: scores against evaluations a picture, and bars with their intervals."""
+    """For each reward: scores against evaluations a picture, and bars with their intervals.
+
+    A colour for each family of samplers, a marker for each checkpoint and prompt file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     rewards = list(dict.fromkeys(line.reward for line in lines))
     groups = list(dict.fromkeys((line.checkpoint, line.prompts) for line in lines))
-    figure = Canvas(figsize=(13, 4.2 * len(rewards)), layout="constrained")
+    families = list(dict.fromkeys(line.sampler.partition(":")[0] for line in lines))
+    rows = len(lines) // len(rewards) + len(groups)
+    figure = Canvas(figsize=(12, len(rewards) * (1.2 + 0.24 * max(rows, 12))), layout="constrained")
     FigureCanvasAgg(figure)
     for (cost, bars), reward in zip(
         figure.subplots(len(rewards), 2, squeeze=False), rewards, strict=True
     ):
-        names, at = [], 0
+        names, place = {}, 0
         for k, group in enumerate(groups):
+            names[place] = ", ".join(group)
             own = [x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group]
-            own.sort(key=lambda x: x.evaluations)
-            means = np.array([x.score.mean for x in own])
-            spread = np.abs(np.array([[x.score.low, x.score.high] for x in own]).T - means)
-            colour, label = f"C{k % 10}", ", ".join(group)
-            cost.errorbar([x.evaluations for x in own], means, spread, marker="o", linestyle="none",
-                          capsize=3, color=colour, label=label)  # fmt: skip
-            for x in own:
-                cost.annotate(x.sampler, (x.evaluations, x.score.mean), fontsize=7,
-                              xytext=(5, 3), textcoords="offset points")  # fmt: skip
-            places = np.arange(at, at + len(own))
-            bars.bar(places, means, yerr=spread, capsize=3, color=colour, alpha=0.8, label=label)
-            names += [x.sampler for x in own]
-            at += len(own) + 1
-            names.append("")
+            for x in sorted(own, key=lambda x: (x.evaluations, x.sampler)):
+                place -= 1
+                family = x.sampler.partition(":")[0]
+                colour = f"C{families.index(family) % 10}"
+                spread = [[x.score.mean - x.score.low], [x.score.high - x.score.mean]]
+                cost.errorbar([x.evaluations], [x.score.mean], spread, marker="osD^v*P"[k % 7],
+                              color=colour, capsize=2, markersize=5)  # fmt: skip
+                bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75,
+                          capsize=2)  # fmt: skip
+                names[place] = f"{x.sampler}   {x.evaluations:.0f}"
+            place -= 1
+        bars.set_yticks(list(names), list(names.values()), fontsize=8)
+        bars.set(title=f"{reward}, and evaluations a picture", xlabel="mean (95% over prompts)")
         cost.set(title=f"{reward} against cost", xlabel="network evaluations a picture",
                  ylabel="mean (95% over prompts)")  # fmt: skip
-        bars.set(title=reward)
-        bars.set_xticks([i for i, n in enumerate(names) if n], [n for n in names if n],
-                        rotation=60, ha="right", fontsize=7)  # fmt: skip
-        cost.legend(fontsize=7)
+        for k, family in enumerate(families):
+            cost.plot([], [], "o", color=f"C{k % 10}", label=family)
+        cost.legend(fontsize=8)
         for axes in (cost, bars):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)

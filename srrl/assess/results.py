@@ -198,7 +198,9 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
         axes.set(title=f"sampled with {heading(sampler)}", xlabel="mean score")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(fontsize=8, loc="lower right", title="dotted: not trained", title_fontsize=7)
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, [f"{x} (dotted: not trained)" for x in labels], fontsize=8, ncols=4,
+                  loc="outside lower center")  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
