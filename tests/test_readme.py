@@ -14,6 +14,10 @@ from tests.conftest import PRESET, small_run
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README_REWARD = next(block for block in BLOCKS if "score(" in block)
+
+
 def commands() -> list[list[str]]:
     """Every command of the README's bash blocks, without its comment."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -40,9 +44,8 @@ def test_every_script_and_file_it_names_exists():
 
 @pytest.mark.slow
 def test_the_users_reward_trains_as_printed(tmp_path):
-    code = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "score(" in b)
-    assert len(code.splitlines()) < 15
-    (tmp_path / "my_reward.py").write_text(code)
+    assert len(README_REWARD.splitlines()) < 15
+    (tmp_path / "my_reward.py").write_text(README_REWARD)
     command = next(c for c in commands() if "shapes" in " ".join(c) and "my_reward" in " ".join(c))
     models = next(a for a in command if "reward.models" in a)
     result = subprocess.run(

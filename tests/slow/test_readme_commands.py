@@ -1,0 +1,86 @@
+"""Every command of the README, as printed: run where it can be run here, made short by flags that
+come after it; refused in one line where it needs what is not here; or told why it is left out."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from srrl.config import REPOSITORY
+from tests.conftest import small_run
+from tests.rewards.server import serving
+from tests.test_readme import README_REWARD, commands
+
+pytestmark = pytest.mark.slow
+# A run of seconds, under the name it has by itself.
+SHORT = [flag for flag in small_run("runs", 1) if "run_name" not in flag and "output" not in flag]
+FEW = ["--num-prompts", "1", "--images", "1"]
+SHORTENED = {"train.sh": SHORT, "train_xl.sh": SHORT, "evaluate.py": FEW}
+LEFT_OUT = {
+    "source .venv": "the shell's own",
+    "bash scripts/test.sh": "it is running",
+    "vllm serve": "another program",
+    "gpu_report.py": "tests/slow/test_report.py runs it",
+    "multi_node.yaml": "several hosts with GPUs",
+    "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",
+    "random:sd14": "full size; tests/slow/test_full_size.py runs the architectures",
+}
+REFUSED = {
+    "/path/to/pipeline": "/path/to/pipeline",
+    "fp16-fix": "hf download madebyollin/sdxl-vae-fp16-fix",
+    "a.png b.png": "hf download",
+    "cuda:1": "holds a run with config.reward.options={}",
+}
+EVERY = [c for c in commands() if c and not any(name in shlex.join(c) for name in LEFT_OUT)]
+
+
+def arguments(command: list[str]) -> list[str]:
+    """The command with its shortening flags, before accelerate's."""
+    program = next(name for part in command if (name := os.path.basename(part)) not in (
+        "bash", "python"))  # fmt: skip
+    split = command.index("--") if "--" in command else len(command)
+    interpreter = {"python": sys.executable}.get(command[0], command[0])
+    return [interpreter, *command[1:split], *SHORTENED.get(program, []), *command[split:]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a user sees in the clone, with a trained runs/tiny."""
+    folder = tmp_path_factory.mktemp("my clone")
+    for name in ("scripts", "config", "srrl", "docs", "train.sh", "train_xl.sh"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "my_reward.py").write_text(README_REWARD)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48), "green").save(folder / name)
+    assert run(["bash", "train.sh"], folder).returncode == 0
+    return folder
+
+
+def run(command: list[str], folder) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments(command), cwd=folder, capture_output=True, text=True,
+                          timeout=3600, env={**os.environ, "HF_HUB_OFFLINE": "1"})  # fmt: skip
+
+
+@pytest.mark.parametrize("command", EVERY, ids=shlex.join)
+def test_it_does_what_the_readme_says(command, folder):
+    text = shlex.join(command)
+    refused = next((said for name, said in REFUSED.items() if name in text), None)
+    if "localhost:8000" in text:
+        with serving(port=8000):
+            result = run([*command, "--config.run_name=by_api"], folder)
+    else:
+        result = run(command, folder)
+    if refused:
+        assert result.returncode == 2 and refused in result.stderr, result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    else:
+        assert result.returncode == 0, result.stderr
+
+
+def test_what_is_left_out_is_in_the_readme():
+    texts = [shlex.join(c) for c in commands() if c]
+    for name in [*LEFT_OUT, *REFUSED]:
+        assert any(name in text for text in texts), name
