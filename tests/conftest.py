@@ -1,9 +1,13 @@
 """Shared fixtures: the embedded pipeline as a policy, and small configs of it."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads anything, here or in a command it runs
+os.environ["SRRL_ERROR_FOLDER"] = (
+    tempfile.mkdtemp()
+)  # for rewards' faults
 
 import pytest
 import torch

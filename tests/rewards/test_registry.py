@@ -85,6 +85,7 @@ def mine(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "my_own_reward.py").write_text(MINE)
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("SRRL_ERROR_FOLDER", str(folder))
     yield folder
     sys.modules.pop("my_own_reward", None)
     sys.path[:] = [p for p in sys.path if p != str(folder)]
