@@ -32,6 +32,11 @@ def tiny() -> ConfigDict:
         "ddpo": {"label": "DDPO", "preset": "ddpo", "values": ()},
         "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2",)},
         "K3": {"label": "SRRL, K = 3", "preset": "", "values": ("reflect.rounds=3",)},
+        "K3_every": {
+            "label": "SRRL, K = 3, every sample trained",
+            "preset": "",
+            "values": ("reflect.rounds=3", "select.mode=all"),
+        },
         "grow": {"label": "SRRL, K grows", "preset": "", "values": ()},
         "all2": {
             "label": "SRRL, process rewards, K = 2",
@@ -63,10 +68,11 @@ def tiny() -> ConfigDict:
 
 def sweep() -> ConfigDict:
     """Where may training through a reflection pay? One thing changed at a time, at K = 2 and equal
-    evaluations, two seeds: guidances of the reflection, its depth, its eta, who is rewarded."""
+    evaluations, one seed: guidances of the reflection, its depth, its eta, who is rewarded, what is
+    trained."""
     c = tiny()
     c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
-    c.seeds, c.budgets = (300, 301), ("evaluations",)
+    c.seeds, c.budgets = (300,), ("evaluations",)
     c.samplers, c.images = ("plain", "reflect:rounds=2"), 2
     c.test_time.samplers, c.against = (), ()
     changes = {
@@ -78,6 +84,8 @@ def sweep() -> ConfigDict:
         "K3_every": ("K = 3, every sample trained", "reflect.rounds=3", "select.mode=all"),
         "single": ("no branches, every sample trained, 96 prompts a stage", "reflect.rounds=2",
                    "select.mode=all", "branch.count=1", "sample.batch_size=96"),
+        "pairs": ("2 branches, every sample trained, 90 prompts a stage", "reflect.rounds=2",
+                  "select.mode=all", "branch.count=2", "sample.batch_size=90"),
         "eta0": ("reflect at eta 0", "reflect.rounds=2", "reflect.eta=0"),
         "gap3": ("denoise at 3", "reflect.rounds=2", "reflect.denoise_guidance=3"),
         "gap5": ("denoise at 5", "reflect.rounds=2", "reflect.denoise_guidance=5"),
@@ -114,7 +122,8 @@ def hard() -> ConfigDict:
         "sample.guidance_scale=2",
         'reward.options={"shapes": {"success": 0.9}}',
     )
-    c.budgets, c.test_time.samplers, c.against = ("evaluations",), (), ()
+    c.seeds, c.budgets = (300, 301), ("evaluations",)
+    c.test_time.samplers, c.against = (), ()
     with c.unlocked():
         c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3", "all2")}
     return c

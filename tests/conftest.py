@@ -5,9 +5,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads anything, here or in a command it runs
-os.environ["SRRL_ERROR_FOLDER"] = (
-    tempfile.mkdtemp()
-)  # for rewards' faults
+os.environ["SRRL_ERROR_FOLDER"] = tempfile.mkdtemp()  # for rewards' faults
 
 import pytest
 import torch
