@@ -16,7 +16,7 @@ from pathlib import Path
 
 from srrl.errors import UserError, one_line_errors
 
-PICTURES = ("samples/*.png", "images/*/*.png")
+PICTURES = ("samples/**/*.png", "images/*/*.png")
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 

@@ -33,9 +33,11 @@ def assert_same_run(one: Path, two: Path, stages: int) -> None:
             assert theirs[key] == pytest.approx(value, abs=tolerance), (key, ours["stage"])
     for ours, theirs in zip(*(logged(f, "eval.jsonl") for f in (one, two)), strict=True):
         assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-4)
-    for page in sorted((one / "samples").iterdir()):
-        pages = [np.asarray(Image.open(f / "samples" / page.name), int) for f in (one, two)]
-        assert (pages[0] == pages[1]).all(), page.name
+    drawn = [sorted(p.relative_to(f) for p in (f / "samples").rglob("*.png")) for f in (one, two)]
+    assert drawn[0] == drawn[1] and drawn[0]
+    for page in drawn[0]:
+        ours, theirs = (np.asarray(Image.open(f / page), int) for f in (one, two))
+        assert (ours == theirs).all(), page
     ours, theirs = flat(lora(one, stages)), flat(lora(two, stages))
     assert (ours - theirs).norm() <= 1e-5 * ours.norm()
     changed = flat(lora(one, 0))
