@@ -67,13 +67,12 @@ def tiny() -> ConfigDict:
 
 
 def sweep() -> ConfigDict:
-    """Where may training through a reflection pay? One thing changed at a time, at K = 2 and equal
+    """Where may training through a reflection pay? One thing changed at a time, at equal
     evaluations, one seed: guidances of the reflection, its depth, its eta, who is rewarded, what is
     trained."""
     c = tiny()
     c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
     c.seeds, c.budgets = (300,), ("evaluations",)
-    c.samplers, c.images = ("plain", "reflect:rounds=2"), 2
     c.test_time.samplers, c.against = (), ()
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
@@ -81,10 +80,15 @@ def sweep() -> ConfigDict:
         "K2": ("K = 2 as the preset is", "reflect.rounds=2"),
         "grow": ("K grows to 3",),
         "grow_fresh": ("K grows to 3, no scores of earlier stages", "reward.history=0"),
-        "K2_fresh": ("no scores of earlier stages", "reflect.rounds=2", "reward.history=0"),
         "K1_every": ("K = 1, every sample trained", "reflect.rounds=1", "select.mode=all"),
         "K2_every": ("every sample trained", "reflect.rounds=2", "select.mode=all"),
         "K3_every": ("K = 3, every sample trained", "reflect.rounds=3", "select.mode=all"),
+        "grow_every": ("K grows to 3, every sample trained", "select.mode=all"),
+        "K3_every_inv0": ("K = 3, every sample trained, invert at 0", "reflect.rounds=3",
+                          "select.mode=all", "reflect.inversion_guidance=0"),
+        "K3_every_10": ("K = 3, every sample trained, 10 branches of 24 prompts",
+                        "reflect.rounds=3", "select.mode=all", "branch.count=10",
+                        "sample.batch_size=24"),
         "single": ("no branches, every sample trained, 96 prompts a stage", "reflect.rounds=2",
                    "select.mode=all", "branch.count=1", "sample.batch_size=96"),
         "pairs": ("2 branches, every sample trained, 90 prompts a stage", "reflect.rounds=2",
