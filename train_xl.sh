@@ -2,6 +2,8 @@
 # Train SDXL by SRRL; without a GPU, the embedded tiny SDXL. Otherwise as train.sh:
 #   bash train_xl.sh                                          the whole job
 #   bash train_xl.sh --config.reflect.rounds=3                one value
+# Every key and what it means: config/stage_process.py. Exit codes: 0 done; 2 an error, which the last
+# line names; 130 stopped by Ctrl-C.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python

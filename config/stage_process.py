@@ -214,6 +214,7 @@ def base() -> ConfigDict:
     p.prompts = 6
     # Save every image that was scored, as images/stage_*/*.png. samples.jsonl has its scores.
     p.images = False
+    c.lock()  # a preset's mistyped key is an error
     return c
 
 

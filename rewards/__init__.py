@@ -105,7 +105,7 @@ def reward_class(name: str, place: str) -> type:
         if folder not in sys.path:
             sys.path.append(folder)
     try:
-        with named_faults(name, "being imported"):
+        with named_faults(name, "its module"):
             made = getattr(imported(module), attribute, None)
     except UserError as error:
         if isinstance(error.__cause__, ModuleNotFoundError | FileNotFoundError):
@@ -152,7 +152,7 @@ def score_all(
     for name, reward in rewards.items():
         with torch.no_grad(), named_faults(name, "score"):
             given = reward.score(images.clone(), list(prompts))
-            values = torch.as_tensor(given).detach().float().cpu()
+        values = as_numbers(name, given, len(prompts))
         if values.shape != (len(prompts),):
             raise UserError(
                 f"reward {name!r} returned shape {list(values.shape)} for {len(prompts)} images "
@@ -163,10 +163,24 @@ def score_all(
             raise UserError(
                 f"reward {name!r} returned {values[bad[0]].item()} for "
                 f"{shown([prompts[i] for i in bad])} ({len(bad)} of {len(prompts)} scores are not "
-                f"finite): nothing was updated; repair the reward or remove the prompt"
+                f"finite): repair the reward or remove the prompt"
             )
         scores[name] = values
     return scores
+
+
+def as_numbers(name: str, given: Any, count: int) -> Tensor:
+    """What a reward returned as float32 on the CPU. Raises UserError if it is not numbers."""
+    try:
+        values = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.is_complex():
+        raise UserError(
+            f"reward {name!r} returned a {type(given).__name__} that is not {count} real numbers: "
+            f"its score(images, prompts) must return one for each image"
+        )
+    return values.float()
 
 
 def shown(prompts: list[str]) -> str:

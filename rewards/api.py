@@ -10,6 +10,7 @@ import base64
 import io
 import math
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from rewards.preprocess import to_pil
 from srrl.errors import UserError
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+OPENAI_KEY = "OPENAI_API_KEY"
+FIRST_PAUSE_S, LONGEST_PAUSE_S, SAID_S = 1.0, 60.0, 0.5
 
 
 class _Again(Exception):
@@ -46,7 +48,7 @@ class APIScore:
         url: str = "http://localhost:8000/v1",
         model: str | None = None,
         question: str = QUESTION,
-        key: str = "OPENAI_API_KEY",
+        key: str = OPENAI_KEY,
         concurrent: int = 16,
         timeout: float = 120.0,
         attempts: int = 8,
@@ -59,8 +61,11 @@ class APIScore:
             raise UserError("reward.options of 'api': concurrent, attempts and timeout: above 0")
         self.url, self.question = url.rstrip("/"), question
         self.timeout, self.attempts = timeout, attempts
+        if key != OPENAI_KEY and key not in os.environ:
+            raise UserError(f"reward.options of 'api': key={key!r}: no such environment variable")
         secret = os.environ.get(key, "")
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self.told = -SAID_S
         self.pool = ThreadPoolExecutor(concurrent, "api")
         self.sessions = threading.local()  # one connection for each thread
         self.model = model or self.first_model()
@@ -108,8 +113,16 @@ class APIScore:
                         f"reward 'api': {self.url} failed {self.attempts} times, at last: {error}: "
                         f"look at the server; the same command resumes the run"
                     ) from error
+                self.tell(f"reward 'api': {self.url}: {error}: attempt {attempt + 2} of "
+                          f"{self.attempts} in {pause:.0f} s")  # fmt: skip
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def tell(self, text: str) -> None:
+        """Say it, but not more often than once in SAID_S: many requests may fail together."""
+        if time.monotonic() - self.told >= SAID_S:
+            self.told = time.monotonic()
+            print(" ".join(text.split())[:300], file=sys.stderr, flush=True)
 
     def once(self, path: str, body: dict | None, read: Any) -> Any:
         if not hasattr(self.sessions, "session"):

@@ -20,7 +20,7 @@ def named_faults(reward: str, doing: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         file = Path(os.environ.get(FOLDER, ".")) / FILE
         kept = f"traceback in {file}"
@@ -30,6 +30,8 @@ def named_faults(reward: str, doing: str) -> Iterator[None]:
         except OSError as unwritten:
             kept = f"traceback not kept: {unwritten}"
         where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f"{Path(error.filename).name}:{error.lineno}"
         raise UserError(
             f"reward {reward!r} failed in {doing}: {type(error).__name__}: {error} ({where}; "
             f"{kept})"

@@ -27,7 +27,7 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     dtype = r.dtype if device.type == "cuda" else "fp32"
     unused = set(options) - set(names)
     if unused:
-        raise UserError(f"reward.options of {min(unused)!r}, which is not in reward.models")
+        raise UserError(f"options of {min(unused)!r}, which is not among the rewards {names}")
     if r.backend == "local":
         return load_rewards(names, options, device=str(device), dtype=dtype)
     from rewards.client import Worker, worker_rewards

@@ -35,7 +35,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     add, many = parser.add_argument, {"nargs": "+", "default": []}
     add("--config", default="config/stage_process.py:tiny",
-        help="of the base; --config.KEY=VALUE changes it")  # fmt: skip
+        help="of the base (%(default)s); --config.KEY=VALUE changes it")  # fmt: skip
     add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
     add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
     add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
@@ -43,10 +43,10 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--samplers", **many, help="as above; by default K = 1, 2 and 3")
     add("--rounds", type=int, **many, help="2 is short for reflect:rounds=2, 1 for plain")
     add("--guidance", type=float, **many, help="8 is short for plain:guidance=8")
-    add("--images", type=int, default=4, help="of each prompt")
-    add("--first-seed", type=int, default=2_000_000)
+    add("--images", type=int, default=4, help="of each prompt (%(default)s)")
+    add("--first-seed", type=int, default=2_000_000, help="of the images (%(default)s)")
     add("--baseline", help='"CHECKPOINT SAMPLER"; by default the first cell')
-    add("--out", type=Path, default=Path("runs/evaluation"))
+    add("--out", type=Path, default=Path("runs/evaluation"), help="folder (%(default)s)")
     return parser.parse_known_args()
 
 
@@ -89,9 +89,10 @@ def prompts_of(args: argparse.Namespace, config: ConfigDict) -> dict[str, list[s
 
 def main() -> None:
     args, overrides = arguments()
-    for name in ("images", "num_prompts"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+    for name, least in (("images", 1), ("num_prompts", 1), ("first_seed", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least}")
+    args.out.mkdir(parents=True, exist_ok=True)
 
     import json
 
@@ -119,7 +120,8 @@ def main() -> None:
     accelerator = Accelerator()
     if args.rewards:
         with config.unlocked():
-            config.reward.models = dict.fromkeys(args.rewards, 1.0)
+            weights = dict.fromkeys(args.rewards, 1.0)
+            config.reward.models = ConfigDict(weights, allow_dotted_keys=True)
     rewards = rewards_of(config, accelerator.device)
     for file, texts in prompts.items():
         check_prompts(rewards, texts, file)
@@ -140,7 +142,6 @@ def main() -> None:
                     len(prompts[file]), json.dumps(kept, sort_keys=True, default=str))  # fmt: skip
 
     jobs = [(cell_of(c, f, s.text), s) for c in models for f in prompts for s in samplers]
-    args.out.mkdir(parents=True, exist_ok=True)
     done = finished(args.out)
     accelerator.wait_for_everyone()
     left = [(cell, sampler) for cell, sampler in jobs if cell.key not in done]
@@ -175,7 +176,8 @@ def main() -> None:
         results = [done[cell.key] for cell, _ in jobs]
         lines = lines_of(results, baseline)
         print(text_table(lines))
-        print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines))}")
+        print(f"differences are to {args.baseline or ' '.join(jobs[0][0].place[1:])}")
+        print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines, prompts))}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
-from srrl.errors import UserError, one_line_errors, read_status, show_help
+from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
 from srrl.prompts import check_files
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
@@ -77,7 +77,8 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
         flag.startswith("--config_file") for flag in command
     )
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: launchers answer it by tracebacks
+    # Blocked below: launchers would answer it by tracebacks; it waits for train.py to take it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(
         command,
         env=environment,
@@ -88,12 +89,14 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     stopped = threading.Event()
 
     def interrupt(*_: object) -> None:
-        """Once: let the trainers end. Again: at once."""
+        """Once: let the trainers end, also those that have not begun. Again: at once."""
+        stop_file(status).touch()
         os.killpg(process.pid, signal.SIGKILL if stopped.is_set() else signal.SIGINT)
         stopped.set()
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda received, _: os.killpg(process.pid, received))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def forward() -> None:
         """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
@@ -147,7 +150,9 @@ def main(argv: list[str]) -> int:
     elif code:
         run_folder = Path(config.output_dir) / config.run_name
         how = how if how == "stopped" else f"error: {how or 'training ended early'}"
-        print(f"{how}: the same command resumes {run_folder}", file=sys.stderr)
+        saved = any(run_folder.glob("checkpoints/stage_*"))
+        resumes = f": the same command resumes {run_folder}" if saved else ""
+        print(f"{how}{resumes}", file=sys.stderr)
     return 128 - code if code < 0 else code
 
 

@@ -40,14 +40,20 @@ def arguments() -> argparse.Namespace:
     add("--prompts-file", help="a JSON list of prompts, or a .txt with one a line")
     add("--negative-prompt", default="", help="what guidance leads away from")
     add("--limit", type=int, help="only the first so many prompts")
-    add("--seeds", nargs="+", default=["0-3"], help="numbers and ranges, as 0-31 40")
-    add("--rounds", type=int, default=2, help="K")
+    add("--seeds", nargs="+", default=["0-3"], help="numbers and ranges, as 0-31 40 (0-3)")
+    add("--rounds", type=int, default=2, help="K (%(default)s)")
     add("--eta", type=float, help="of the last round (the config's)")
     add("--guidance-scale", type=float, help="of the last round (the config's)")
     add("--num-steps", type=int, help="T (the config's)")
-    add("--batch-size", type=int, default=16, help="samples at once; does not change them")
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="samples at once; does not change them (%(default)s)",
+    )
     add("--no-score", action="store_true", help="do not load the rewards")
-    add("--out", type=Path, default=Path("outputs"))
+    add("--out", type=Path, default=Path("outputs"),
+        help="folder (%(default)s); pictures of an earlier call in it are removed")  # fmt: skip
     add("--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it")
     args = parser.parse_args()
     if not (args.checkpoint or args.config):
@@ -105,7 +111,7 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards = rewards_of(config, device) if prompts and not args.no_score else {}
-    check_prompts(rewards, prompts, "--prompt")
+    check_prompts(rewards, prompts, args.prompts_file or "--prompt")
     settings = rollout_settings(config, branches=1)
     if args.eta is not None:
         settings = replace(settings, eta=args.eta)
@@ -189,16 +195,21 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
 def clear(folder: Path) -> None:
     """Remove the pictures of an earlier call."""
     if (folder / "samples.json").exists():
-        for pattern in ("image_*.png", "strip_*.png", "grid*.png"):
-            for file in folder.glob(pattern):
-                file.unlink()
+        old = [p for k in ("image_*.png", "strip_*.png", "grid*.png") for p in folder.glob(k)]
+        print(f"removing {len(old)} pictures of an earlier call from {folder}", flush=True)
+        for file in old:
+            file.unlink()
 
 
 def grid_pages(prompts: list[str], seeds: list[int], records: list[dict], small: list) -> list:
-    """Pages of rows: a prompt's seeds side by side."""
-    from srrl.run.pictures import Row, labelled
+    """Pages of rows: a prompt's seeds side by side, or the prompts where there is one seed."""
+    from srrl.run.pictures import Row, labelled, side_by_side
 
     rows = []
+    if len(seeds) == 1 and len(prompts) > 1:
+        captions = [f"{labelled(f'seed {seeds[0]}', r['scores'][-1])}\n{r['prompt']}"
+                    for r in records]  # fmt: skip
+        rows, prompts = side_by_side(small, captions), []
     for p, prompt in enumerate(prompts):
         for first in range(0, len(seeds), PAGE_COLUMNS):
             places = [p * len(seeds) + j for j in range(first, len(seeds))][:PAGE_COLUMNS]

@@ -16,6 +16,7 @@ all prompts are of its world, and VQAScore and ImageReward elsewhere.
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 
 from srrl.config import load_config, load_saved
@@ -33,13 +34,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", help="for every image")
     parser.add_argument("--prompts-file", help="one for each image: a JSON list, or a .txt")
     parser.add_argument("--rewards", nargs="+")
-    parser.add_argument("--options", default="{}", help="as reward.options, JSON")
+    parser.add_argument("--options", help="their keywords, JSON, as reward.options")
     parser.add_argument("--checkpoint", type=Path, help="a run, for its reward.* instead")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
     args = parser.parse_args()
     if args.prompt and args.prompts_file:
         raise UserError("give either --prompt or --prompts-file")
+    if args.checkpoint and (args.rewards or args.options):
+        raise UserError("give either --checkpoint, for its rewards, or --rewards and --options")
+    if args.device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", args.device):
+        raise UserError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
+    try:
+        given = isinstance(json.loads(args.options or "{}"), dict)
+    except json.JSONDecodeError:
+        given = False
+    if not given:
+        raise UserError(f'--options {args.options}: expected JSON like {{"vqascore": {{...}}}}')
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.touch()
     return args
 
 
@@ -118,7 +132,7 @@ def main() -> None:
         models = json.dumps(dict.fromkeys(args.rewards or default_rewards(prompts), 1.0))
         config = load_config([
             "--config=config/stage_process.py:sd14", f"--config.reward.models={models}",
-            f"--config.reward.options={args.options}",
+            f"--config.reward.options={args.options or '{}'}",
         ])  # fmt: skip
 
     import torch
@@ -129,7 +143,7 @@ def main() -> None:
 
     images = [read_image(path) for path in files]
     rewards = rewards_of(config, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    check_prompts(rewards, prompts, "--prompt")
+    check_prompts(rewards, prompts, args.prompts_file or "--prompt")
     rows = []
     jobs = list(zip(files, images, prompts, strict=True))
     for path, image, prompt in tqdm(jobs, "scoring", leave=False, disable=None):

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from srrl.config import flatten, load_config
-from srrl.errors import UserError, one_line_errors, show_help
+from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
 from srrl.prompts import check_files
 
 
@@ -155,7 +155,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # launchers ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by launch.py
+        stop_if_asked()
         main(sys.argv[1:])

@@ -6,7 +6,10 @@ Nothing here imports torch, so that a bad command is answered at once.
 import difflib
 import importlib.util
 import json
-from collections.abc import Sequence
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +83,41 @@ def _preset(source: str) -> ConfigDict:
         raise UserError(f"--config: no file {path!r}: try config/stage_process.py:PRESET")
     spec = importlib.util.spec_from_file_location("srrl_config", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    known = list(module.PRESETS)
+    with _faults_of(file):
+        spec.loader.exec_module(module)
+        known = list(module.PRESETS)
     unknown = [name for name in preset.split("+") if name not in known]
     if unknown:
-        raise UserError(f"unknown preset {unknown[0]!r} in {source}: known are {', '.join(known)}")
+        raise UserError(
+            f"unknown preset {unknown[0]!r} in {source}: known are {', '.join(known)} (its PRESETS)"
+        )
     try:
-        config = module.get_config(preset)
+        with _faults_of(file):
+            config = module.get_config(preset)
     except ValueError as error:
         raise UserError(f"presets {preset!r} do not go together: {error}") from None
     config.lock()
     return config
+
+
+@contextmanager
+def _faults_of(file: Path) -> Iterator[None]:
+    """Turn an error in a config file's code into a UserError with its line; ValueErrors stay."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None)  # of a SyntaxError
+        for frame in traceback.extract_tb(error.__traceback__):
+            line = frame.lineno if Path(frame.filename) == file else line
+        what = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+        unknown = re.search(r'Key "(\w+)" does not exist', what)  # ConfigDict's, which is locked
+        meant = re.search(r'Did you mean "(\w+)"', what)
+        if unknown:
+            what = f"unknown config key {unknown[1]!r}"
+            what += f": did you mean {meant[1]!r}?" if meant else ""
+        raise UserError(f"{file}, line {line}: {what}") from None
 
 
 def load_saved(path: Path) -> ConfigDict:
@@ -131,7 +158,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def _override(config: ConfigDict, key: str, text: str) -> None:
     known = flatten(config)
     if key not in known:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"did you mean {close[0]!r}?" if close else "see config/stage_process.py"
         raise UserError(f"unknown config key {key!r}: {hint}")
     *sections, leaf = key.split(".")
@@ -142,7 +169,9 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     try:
         value = _parse(text, kind)
     except ValueError:
-        name = {ConfigDict: 'JSON like {"name": 1.0}', tuple: "JSON list"}.get(kind, kind.__name__)
+        name = {ConfigDict: 'JSON like {"name": 1.0}', tuple: "JSON list like [1, 2]"}.get(
+            kind, kind.__name__
+        )
         raise UserError(f"--config.{key}={text}: expected {name}") from None
     if kind is ConfigDict:
         with config.unlocked():

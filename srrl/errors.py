@@ -22,8 +22,8 @@ def show_help(text: str, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a UserError (or a full disk) into one line on stderr and exit code 2, and Ctrl-C into
-    one line and 130."""
+    """Turn a UserError, a full disk or a file that cannot be used into one line on stderr and exit
+    code 2, and Ctrl-C into one line and 130."""
     try:
         yield
     except UserError as error:
@@ -35,6 +35,9 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not _is_full_disk(error):
+            if isinstance(error, OSError) and error.filename and error.strerror:
+                _stop(f"cannot use {str(error.filename)!r}: {error.strerror.lower()}: choose "
+                      "another, or change it")  # fmt: skip
             raise
         _stop(f"no disk space left while writing {getattr(error, 'filename', None) or 'output'}: "
               "free some and run the same command again, the run resumes")  # fmt: skip
@@ -66,3 +69,15 @@ def _stop(message: str) -> None:
 def read_status(path: Path) -> tuple[int, str] | None:
     """(exit code, message) that a process below left in SRRL_STATUS_FILE, if one did."""
     return (2, path.read_text()) if path.exists() else None
+
+
+def stop_file(status: Path) -> Path:
+    """The file beside SRRL_STATUS_FILE whose presence says that Ctrl-C was pressed."""
+    return status.with_name("stop")
+
+
+def stop_if_asked() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed before this process was there to hear it."""
+    status = os.environ.get("SRRL_STATUS_FILE")
+    if status and stop_file(Path(status)).exists():
+        raise KeyboardInterrupt

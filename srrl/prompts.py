@@ -16,7 +16,7 @@ def load_prompts(path: str | Path) -> list[str]:
     Raises UserError naming the file and the fault.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         lines = (line.strip() for line in text.splitlines())
         prompts = [*filter(None, lines)] if Path(path).suffix == ".txt" else json.loads(text)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from srrl.assess.cells import SHOWN, Result, picture_file
-from srrl.run.pictures import Row, sheet
+from srrl.run.pictures import Row, labelled, sheet
 from srrl.run.statistics import bootstrap
 
 
@@ -71,7 +71,7 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
     return lines
 
 
-HEADER = ("checkpoint", "prompts", "sampler", "reward", "n", "mean [95%]", "difference [95%]",
+HEADER = ("checkpoint", "prompts", "sampler", "reward", "n", "mean [95%]", "to baseline [95%]",
           "diversity", "evaluations", "seconds")  # fmt: skip
 
 
@@ -99,8 +99,11 @@ def markdown_table(lines: list[Line]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def write_report(folder: Path, results: list[Result], lines: list[Line]) -> list[str]:
-    """table.md, table.csv, table.json, scores.png and grid.png; returns their names."""
+def write_report(
+    folder: Path, results: list[Result], lines: list[Line], prompts: dict[str, list[str]]
+) -> list[str]:
+    """table.md, table.csv, table.json, scores.png and grid.png; returns their names. prompts: those
+    of each file that the cells name."""
     (folder / "table.md").write_text(markdown_table(lines), encoding="utf-8")
     plain = [
         {
@@ -120,7 +123,7 @@ def write_report(folder: Path, results: list[Result], lines: list[Line]) -> list
         writer.writerows(plain)
     plot(folder / "scores.png", lines)
     names = ["table.md", "table.csv", "table.json", "scores.png"]
-    return [*names, "grid.png"] if grid(folder, results) else names
+    return [*names, "grid.png"] if grid(folder, results, prompts) else names
 
 
 def plot(path: Path, lines: list[Line]) -> None:
@@ -168,7 +171,7 @@ def plot(path: Path, lines: list[Line]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def grid(folder: Path, results: list[Result]) -> bool:
+def grid(folder: Path, results: list[Result], texts: dict[str, list[str]]) -> bool:
     """grid.png: the first prompts' pictures at the first seed, a column for each cell."""
     rows, pictures = [], folder / "pictures"
     for prompts in dict.fromkeys(r.cell.prompts for r in results):
@@ -181,8 +184,10 @@ def grid(folder: Path, results: list[Result]) -> bool:
                 torch.from_numpy(np.asarray(Image.open(f).convert("RGB")).copy()).permute(2, 0, 1)
                 for f in files
             ]
-            captions = [r.cell.sampler if place == 0 else "" for r in cells]
-            rows.append(Row(f"{Path(prompts).stem}, prompt {place + 1}", images, captions))
+            names = [f"{Path(r.cell.checkpoint).name} {r.cell.sampler}" for r in cells]
+            captions = [labelled(name, {k: v[place, 0].item() for k, v in r.scores.items()})
+                        for name, r in zip(names, cells, strict=True)]  # fmt: skip
+            rows.append(Row(texts[prompts][place], images, captions))
     if rows:
         sheet(rows, "the same seed in each column").save(folder / "grid.png")
     return bool(rows)

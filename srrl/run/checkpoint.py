@@ -194,16 +194,19 @@ def check_same_run(run: Path, config: ConfigDict) -> None:
     free = FREE
     if prompts_a_stage(before) == prompts_a_stage(now):
         free += BATCHES
-    done = newest(run)
-    if now["stages.total"] >= (int(done.name.removeprefix("stage_")) if done else 0):
+    found = newest(run)
+    done = int(found.name.removeprefix("stage_")) if found else 0
+    if now["stages.total"] >= done:
         free += ("stages.total",)
     changed = [k for k in now if k not in before or before[k] != now[k]]
     changed = [k for k in changed if not k.startswith(free)]
     if changed:
-        named = (
+        named = [
             f"config.{k}={before[k]!r}, not {now[k]!r}" if k in before else f"no config.{k}"
             for k in changed
-        )
+        ]
+        if "stages.total" in changed:
+            named.append(f"{done} stages done")
         raise UserError(
             f"{run} holds a run with {'; '.join(named)}: choose another --config.run_name, or "
             f"delete the folder to start again"

@@ -26,13 +26,15 @@ def curves(run: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rewards) + 1, 2, squeeze=False)
     stages = [line["stage"] for line in metrics]
+    few = "o" if len(stages) < 3 else ""  # a line of one point cannot be seen
     for i, reward in enumerate(rewards):
         colour = COLOURS[i % len(COLOURS)]
         sampled, held = panels[i]
         if metrics:
             means = [line[f"reward/{reward}/mean"] for line in metrics]
-            sampled.plot(stages, means, color=colour)
-        sampled.set(title=f"{reward}: mean of the stage's samples", ylabel="score")
+            sampled.plot(stages, means, color=colour, marker=few)
+        shown = reward.rpartition(":")[2]
+        sampled.set(title=f"{shown}: mean of the stage's samples", ylabel="score")
         own = [line for line in evals if line["reward"] == reward]
         all_rounds = sorted({line["rounds"] for line in own})
         for split, rounds in dict.fromkeys((line["split"], line["rounds"]) for line in own):
@@ -44,7 +46,7 @@ def curves(run: Path) -> None:
                 linestyle=LINES[all_rounds.index(rounds) % len(LINES)],
                 markerfacecolor=colour if split == "train" else "white",
             )  # fmt: skip
-        held.set(title=f"{reward}: evaluation at fixed seeds (95%)", ylabel="score")
+        held.set(title=f"{shown}: evaluation at fixed seeds (95%)", ylabel="score")
         if own:
             held.legend(fontsize=8)
     ratio, plan = panels[-1]
@@ -53,10 +55,10 @@ def curves(run: Path) -> None:
         ("ratio/first_max_dev", "before its first update: the check, 0 in exact arithmetic", "k"),
     ):
         deviations = [max(line[key], FLOOR) for line in metrics]
-        ratio.plot(stages, deviations, color=colour, label=label)
+        ratio.plot(stages, deviations, color=colour, label=label, marker=few)
     ratio.set(title="largest |ratio - 1|", yscale="log", ylim=(FLOOR / 2, 1))
     for key, label in (("rounds", "rounds K"), ("trained_steps", "trained steps m")):
-        plan.step(stages, [line[key] for line in metrics], where="mid", label=label)
+        plan.step(stages, [line[key] for line in metrics], where="mid", label=label, marker=few)
     plan.set(title="curriculum", ylim=(0, None))
     plan.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (ratio, plan):
@@ -64,6 +66,7 @@ def curves(run: Path) -> None:
             axes.legend(fontsize=8)
     for axes in panels.flat:
         axes.set_xlabel("stage")
+        axes.set_xlim(-0.5, max([1, *stages]) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """Pictures people look at: grids, the rounds of one sample side by side, progress."""
 
 import json
-import textwrap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-CELL, MARGIN, CAPTION, LINE, TITLE = 128, 8, 18, 14, 24
-ABREAST, MOST_STAGES = 6, 12  # pictures in a row of single ones; columns of progress
+CELL, MARGIN, LINE, TITLE, WIDEST_TITLE = 128, 8, 15, 24, 640
+ABREAST, MOST_STAGES = 8, 12  # pictures in a row of single ones; columns of progress
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
@@ -49,33 +49,54 @@ def save_with_text(picture: Image.Image, path: Path, text: dict[str, Any]) -> No
     picture.save(path, pnginfo=fields)
 
 
+def fitted(text: str, font: Any, width: int) -> list[str]:
+    """The text's lines, broken after spaces and commas to be at most so many pixels wide; what
+    cannot be broken is cut."""
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        for piece in re.split(r"(?<=[ ,])", line):
+            if lines[-1] and font.getlength((lines[-1] + piece).rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    for i, line in enumerate(lines):
+        while font.getlength(line.rstrip()) > width and len(line) > 2:
+            line = line.rstrip("…")[:-1] + "…"
+        lines[i] = line.rstrip()
+    return lines
+
+
 def sheet(rows: list[Row], heading: str = "") -> Image.Image:
-    """All rows on one page."""
+    """All rows on one page, as wide as its pictures, or as its titles up to a limit."""
     title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
+    titles = [heading, *(row.title for row in rows)]
+    wanted = min(max(map(title_font.getlength, titles)), WIDEST_TITLE) + 1
     columns = max(len(row.images) for row in rows)
-    width = max(
-        MARGIN + columns * (CELL + MARGIN),
-        *(
-            2 * MARGIN + int(title_font.getlength(text))
-            for text in [heading, *(r.title for r in rows)]
-        ),
-    )
-    lines = max(caption.count("\n") for row in rows for caption in row.captions) + 1
-    step = TITLE + CELL + CAPTION + (lines - 1) * LINE + MARGIN
-    top = TITLE + MARGIN if heading else 0
-    page = Image.new("RGB", (width, top + len(rows) * step + MARGIN), PAPER)
+    width = max(MARGIN + columns * (CELL + MARGIN), 2 * MARGIN + int(wanted))
+    texts = [fitted(title, title_font, width - 2 * MARGIN) if title else [] for title in titles]
+    captions = [[fitted(caption, font, CELL) for caption in row.captions] for row in rows]
+    deepest = [max(map(len, row)) for row in captions]
+    heights = [
+        MARGIN + max(len(title), 1) * (TITLE - 4) + 2 + CELL + LINE * lines + 4
+        for title, lines in zip(texts[1:], deepest, strict=True)
+    ]
+    top = len(texts[0]) * TITLE + MARGIN if heading else 0
+    page = Image.new("RGB", (width, top + sum(heights) + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), heading, INK, title_font)
-    for r, row in enumerate(rows):
-        y = top + r * step + MARGIN
-        draw.text((MARGIN, y), row.title, INK, title_font)
-        for i, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
+    draw.multiline_text((MARGIN, MARGIN), "\n".join(texts[0]), INK, title_font)
+    y = top
+    for row, title, below, height in zip(rows, texts[1:], captions, heights, strict=True):
+        draw.multiline_text((MARGIN, y + MARGIN), "\n".join(title), INK, title_font)
+        first = y + MARGIN + max(len(title), 1) * (TITLE - 4) + 2
+        for i, (image, caption) in enumerate(zip(row.images, below, strict=True)):
             x = MARGIN + i * (CELL + MARGIN)
-            page.paste(to_pil(image, CELL), (x, y + TITLE - 2))
+            page.paste(to_pil(image, CELL), (x, first))
             if i == row.best:
-                box = (x - 2, y + TITLE - 4, x + CELL + 1, y + TITLE + CELL - 1)
+                box = (x - 2, first - 2, x + CELL + 1, first + CELL + 1)
                 draw.rectangle(box, outline=(20, 120, 40), width=3)
-            draw.multiline_text((x, y + TITLE + CELL), caption, FAINT, font, spacing=2)
+            at = (x, first + CELL + 2)
+            draw.multiline_text(at, "\n".join(caption), FAINT, font, spacing=2)
+        y += height
     return page
 
 
@@ -109,12 +130,10 @@ def sample_rows(
     rounds = sorted({lines[i]["round"] for i in shown})
     if len(shown) == min(count, lines[-1]["slot"] + 1) and not images.reflected:
         captions = [
-            "\n".join([labelled(f"prompt {lines[i]['slot'] + 1}", lines[i]["scores"]),
-                       *textwrap.wrap(lines[i]["prompt"], CELL // 6)]) for i in shown
+            labelled(f"prompt {lines[i]['slot'] + 1}", lines[i]["scores"])
+            + f"\n{lines[i]['prompt']}" for i in shown
         ]  # fmt: skip
-        parts = [range(n, min(n + ABREAST, len(shown))) for n in range(0, len(shown), ABREAST)]
-        return [Row("", [images.sampled[n] for n in part], [captions[n] for n in part])
-                for part in parts]  # fmt: skip
+        return side_by_side([images.sampled[n] for n in range(len(shown))], captions)
     rows = []
     for slot in range(min(count, lines[-1]["slot"] + 1)):
         for k in rounds:
@@ -131,6 +150,12 @@ def sample_rows(
             title = lines[places[0]]["prompt"] + (f", round {k}" if len(rounds) > 1 else "")
             rows.append(Row(title, pictures, captions, best))
     return rows
+
+
+def side_by_side(images: list[Tensor], captions: list[str]) -> list[Row]:
+    """Rows of single pictures."""
+    parts = [slice(n, n + ABREAST) for n in range(0, len(images), ABREAST)]
+    return [Row("", images[part], captions[part]) for part in parts]
 
 
 def save_fixed(images: Tensor, path: Path) -> None:

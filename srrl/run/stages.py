@@ -127,6 +127,8 @@ class StagedRun(ABC):
         self.show(stage, outcome)
         work = self.stage_work(stage, int(metrics["selected"]))
         self.clock.advance(work, self.stage_work(stage))
+        if not metrics["selected"]:
+            self.tracker.say("  nothing was selected: no prompt's scores differ enough (select.*)")
         if done in evaluated_stages(c):
             self.evaluate()
         if done in evaluated_stages(c) or shows_pictures(c, stage):
@@ -136,7 +138,7 @@ class StagedRun(ABC):
         self.tracker.say(
             f"stage {done}/{c.stages.total}  {outcome.heading}  "
             f"selected {metrics['selected']}/{len(outcome.lines)}  "
-            f"|ratio-1| {metrics['ratio/max_dev']:.1e}  ETA {self.clock.eta()}"
+            f"ratios within {metrics['ratio/max_dev']:.1e} of 1  ETA {self.clock.eta()}"
         )
 
     def show(self, stage: int, outcome: Outcome) -> None:
@@ -148,8 +150,8 @@ class StagedRun(ABC):
         self.tracker.trajectories(done, lines, images.sampled if c.images else None)
         if shown:
             weights = self.config.reward.models.to_dict()
-            heading = f"{self.config.run_name}, stage {done}"
-            self.tracker.samples(done, sample_rows(lines, images, weights, shown), heading)
+            rows = sample_rows(lines, images, weights, shown)
+            self.tracker.samples(done, rows, f"stage {done}")
 
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""

@@ -62,8 +62,9 @@ def parse(prompt: str) -> Scene:
     match = _PATTERN.match(prompt)
     if not match or match[1] == match[4]:
         raise ValueError(
-            f"not a prompt of the shapes world: {prompt!r} (expected two different colours, as in "
-            "'a red circle left of a blue square')"
+            f"not a prompt of the shapes world: {prompt!r} (expected two different colours of "
+            f"{', '.join(COLOURS)}, shapes {', '.join(SHAPES)} and {', '.join(RELATIONS)}, as in "
+            f"'a red circle left of a blue square')"
         )
     return Scene((match[1], match[2]), match[3], (match[4], match[5]))
 

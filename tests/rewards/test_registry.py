@@ -41,6 +41,12 @@ def test_a_wrong_count_or_shape_names_the_reward(values):
         score_all({"mine": Returning(values)}, IMAGES, PROMPTS)
 
 
+@pytest.mark.parametrize("values", [None, ["a", "b"], {"a": 1}, [1j, 2j]])
+def test_what_is_not_numbers_is_named(values):
+    with pytest.raises(UserError, match=f"'mine' returned a {type(values).__name__} that is not 2"):
+        score_all({"mine": Returning(values)}, IMAGES, PROMPTS)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_score_names_the_reward_and_the_prompt(bad):
     with pytest.raises(UserError, match=r"'mine' returned .* 'two'"):
@@ -118,7 +124,7 @@ def test_an_error_in_a_users_code_is_a_line_with_its_place_and_a_file_with_the_r
     with pytest.raises(UserError, match="cannot import 'broken_reward:X': No module named 'no_su"):
         load_rewards(["broken_reward:X"])
     (mine / "wrong_reward.py").write_text("1 / 0")
-    with pytest.raises(UserError, match="failed in being imported: ZeroDivisionError"):
+    with pytest.raises(UserError, match="failed in its module: ZeroDivisionError"):
         load_rewards(["wrong_reward:X"])
 
 

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,21 @@ def test_ctrl_c_is_one_line_and_130_and_the_run_goes_on(launcher, tmp_path):
     again = run("bash", "train.sh", *small_run(tmp_path, 4), CONSTANT, *launcher)
     assert "resuming" in again.stdout
     assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
+    process = subprocess.Popen(
+        ["bash", "train.sh", *small_run(tmp_path, 40)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline().startswith("no GPU found")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text().split():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    said, complained = process.communicate(timeout=600)
+    assert process.returncode == 130 and "stage 1/" not in said
+    assert complained == "stopped\n"
 
 
 def test_a_terminated_run_resumes_too(tmp_path):

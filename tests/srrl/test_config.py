@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from srrl.config import flatten, load_config, load_saved
+from srrl.config import REPOSITORY, flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.prompts import check_files
 
@@ -117,6 +117,28 @@ def test_bad_configs_are_refused_in_one_line(arguments, said):
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         load_config(arguments, default=default)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("c.reflect.eta_ = 1.0", "line 257: unknown config key 'eta_'"),
+        ("c.reflect.denoise_guidanc = 6.0", "did you mean 'denoise_guidance'?"),
+        ('c.reflect.eta = "much"', "TypeError: Could not override field 'eta'"),
+        ("c.reflect.eta = (", "SyntaxError: '(' was never closed"),
+        ("c.reflect.eta = half", "NameError: name 'half' is not defined"),
+    ],
+)
+def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, written, said):
+    text = (REPOSITORY / FILE).read_text(encoding="utf-8")
+    before, _, after = text.partition("c.reflect.eta = 1.0")
+    assert after
+    line = before.count("\n") + 1
+    (tmp_path / "mine.py").write_text(before + written + after, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
+    assert said.replace("line 257", f"line {line}") in str(error.value)
+    assert f"mine.py, line {line}: " in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_report_holds_the_same_numbers_in_every_form(tmp_path):
     results = [Result(cell(n), {"shapes": torch.rand(4, 3)}, None, e, 0.1)
                for n, e in (("plain", 20.0), ("best:n=2", 40.0))]  # fmt: skip
     lines = lines_of(results)
-    assert write_report(tmp_path, results, lines) == [
+    assert write_report(tmp_path, results, lines, {}) == [
         "table.md", "table.csv", "table.json", "scores.png",
     ]  # fmt: skip
     read = json.loads((tmp_path / "table.json").read_text())

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import torch
+from PIL import ImageFont
 
 from srrl.run.curves import curves
-from srrl.run.pictures import CELL, Images, Row, sample_rows, sheet, to_pil
+from srrl.run.pictures import CELL, Images, Row, fitted, sample_rows, sheet, to_pil
 
 
 def test_a_sheet_shows_the_pixels_enlarged_without_blur():
@@ -63,12 +64,22 @@ def test_every_sampled_round_of_a_prompt_has_its_row():
 
 
 def test_single_pictures_of_many_prompts_stand_side_by_side():
-    lines = lines_of(8, 1, (1,))
-    images = Images(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), [])
-    rows = sample_rows(lines, images, {"good": 1.0}, 8)
-    assert [len(row.images) for row in rows] == [6, 2]
-    assert rows[1].captions[1].endswith("prompt number 7")
+    lines = lines_of(10, 1, (1,))
+    images = Images(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), [])
+    rows = sample_rows(lines, images, {"good": 1.0}, 10)
+    assert [len(row.images) for row in rows] == [8, 2]
+    assert rows[1].captions[1].endswith("prompt number 9")
     assert sheet(rows).height < 8 * CELL
+
+
+def test_no_text_is_wider_than_its_place():
+    font = ImageFont.load_default(12)
+    for text in ("branch 1: MyOwnBrightness 0.85", "until:rounds=3,threshold=0.9", "x" * 99):
+        lines = fitted(text, font, CELL)
+        assert all(font.getlength(line) <= CELL for line in lines)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "") or lines[0].endswith("…")
+    long = Row("a very long prompt " * 40, [torch.zeros(3, 8, 8, dtype=torch.uint8)], ["seed 1"])
+    assert sheet([long]).width < 700
 
 
 def test_a_reflecting_rounds_pictures_come_first():
