@@ -20,7 +20,7 @@ def config(preset: str) -> str:
 
 @pytest.mark.parametrize("preset", ["sd14", "sdxl"])
 def test_the_published_models_on_24_gb_with_what_it_advises(preset, tmp_path):
-    """The overrides that it prints make the run fit, and the README's table is its own."""
+    """The overrides that it prints make the run fit, and the document's table is its own."""
     first = run(*PLAN, config(preset), "--card", "4090", "--json", tmp_path / "a.json").stdout
     assert "computed, nothing was run" in first and "at most fit: sample.micro_batch" in first
     if preset == "sdxl":
@@ -32,8 +32,8 @@ def test_the_published_models_on_24_gb_with_what_it_advises(preset, tmp_path):
         assert "\nfits NVIDIA GeForce RTX 4090" in first
     figures = json.loads((tmp_path / "a.json").read_text())
     peak = f"{figures['peak_bytes'] / 2**30:.1f}"
-    readme = (REPOSITORY / "README.md").read_text()
-    row = next(x for x in readme.splitlines() if x.startswith(f"| `{preset}` as it is"))
+    costs = (REPOSITORY / "docs" / "COSTS.md").read_text()
+    row = next(x for x in costs.splitlines() if x.startswith(f"| `{preset}` as it is"))
     assert f"**{peak}**" in row
 
 
