@@ -27,21 +27,22 @@ def tiny() -> ConfigDict:
     c.reference, c.stages = "K1", 16
     # K of "growing" arms goes up to this, in stages of equal number.
     c.max_rounds = 3
+    extremes = "select.mode=extremes"
     c.arms = {
         "K1": {"label": "K = 1 (B2-DiffuRL)", "preset": "b2diffurl", "values": ()},
         "ddpo": {"label": "DDPO", "preset": "ddpo", "values": ()},
-        "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2",)},
-        "K3": {"label": "SRRL, K = 3", "preset": "", "values": ("reflect.rounds=3",)},
+        "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2", extremes)},
+        "K3": {"label": "SRRL, K = 3", "preset": "", "values": ("reflect.rounds=3", extremes)},
         "K3_every": {
             "label": "SRRL, K = 3, every sample trained",
             "preset": "",
             "values": ("reflect.rounds=3", "select.mode=all"),
         },
-        "grow": {"label": "SRRL, K grows", "preset": "", "values": ()},
+        "grow": {"label": "SRRL, K grows", "preset": "", "values": (extremes,)},
         "all2": {
             "label": "SRRL, process rewards, K = 2",
             "preset": "srrl_paper",
-            "values": ("reflect.rounds=2",),
+            "values": ("reflect.rounds=2", extremes),
         },
     }
     # Every arm is also compared with these, seed by seed.
@@ -74,6 +75,7 @@ def sweep() -> ConfigDict:
     c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
     c.seeds, c.budgets = (300,), ("evaluations",)
     c.test_time.samplers, c.against = (), ()
+    c.overrides += ("select.mode=extremes",)
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
         "K1_many": ("K = 1, 96 prompts a stage", "reflect.rounds=1", "sample.batch_size=96"),

@@ -77,7 +77,7 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
     captions = [[fitted(caption, font, CELL) for caption in row.captions] for row in rows]
     deepest = [max(map(len, row)) for row in captions]
     heights = [
-        MARGIN + max(len(title), 1) * (TITLE - 4) + 2 + CELL + LINE * lines + 4
+        MARGIN + len(title) * (TITLE - 4) + 2 + CELL + LINE * lines + 4
         for title, lines in zip(texts[1:], deepest, strict=True)
     ]
     top = len(texts[0]) * TITLE + MARGIN if heading else 0
@@ -87,7 +87,7 @@ def sheet(rows: list[Row], heading: str = "") -> Image.Image:
     y = top
     for row, title, below, height in zip(rows, texts[1:], captions, heights, strict=True):
         draw.multiline_text((MARGIN, y + MARGIN), "\n".join(title), INK, title_font)
-        first = y + MARGIN + max(len(title), 1) * (TITLE - 4) + 2
+        first = y + MARGIN + len(title) * (TITLE - 4) + 2
         for i, (image, caption) in enumerate(zip(row.images, below, strict=True)):
             x = MARGIN + i * (CELL + MARGIN)
             page.paste(to_pil(image, CELL), (x, first))
