@@ -46,7 +46,7 @@ def tiny() -> ConfigDict:
         },
     }
     # Every arm is also compared with these, seed by seed.
-    c.against = ("ddpo",)
+    c.against = ("K1", "ddpo")
     # How each trained policy is judged: the rewards, the first of which it was trained on, ways of
     # sampling, and images of each of so many prompts of each split.
     c.rewards = ("shapes", "judge")

@@ -4,6 +4,7 @@ Prose stays as it is; what stands between `<!-- begin NAME -->` and `<!-- end NA
 anew.
 """
 
+import itertools
 import re
 import statistics
 from collections.abc import Sequence
@@ -89,18 +90,21 @@ def gains(own: list[Judged], others: list[Judged], what: tuple[str, str, str]) -
 
 
 def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
-    """Held-out prompts, at equal evaluations: the arms against each of `against`, seed by seed."""
+    """Held-out prompts and all, at the last budget: the arms against each of `against`, seed by
+    seed."""
     budget = study.budgets[-1]
     arms = {arm: runs_at(judged, arm, study.budgets[0] if arm == study.reference else budget)
             for arm in study.arms}  # fmt: skip
     text = ""
-    for reward in study.rewards:
-        text += f"\n**{reward}, held-out prompts, equal {budget}**\n\n"
+    for reward, split in itertools.product(study.rewards, ("heldout", "all")):
+        text += f"\n**{reward}, {SPLITS[split]} prompts, equal {budget}**\n\n"
         text += f"| difference | {' | '.join(heading(s) for s in study.samplers)} |\n"
         text += "|---|" + "---|" * len(study.samplers) + "\n"
-        for other in study.against:
+        for place, other in enumerate(study.against):
             for arm in study.arms:
-                cells = [signed(gains(arms[arm], arms[other], ("heldout", s, reward)))
+                if arm in study.against[:place]:
+                    continue  # it stands there the other way round
+                cells = [signed(gains(arms[arm], arms[other], (split, s, reward)))
                          for s in study.samplers]  # fmt: skip
                 if arm != other and all(cells):
                     label, base = study.arms[arm].label, study.arms[other].label
