@@ -245,7 +245,7 @@ def tiny(c: ConfigDict) -> None:
     c.prompts.train = "config/prompts/shapes_unconventional_train.json"
     c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
     c.reward.models = {"shapes": 1.0}
-    c.stages.total = 50
+    c.stages.total = 32
     c.sample.num_steps = 10
     c.sample.num_batches_per_stage = 1
     c.sample.batch_size = 48
@@ -272,11 +272,11 @@ def tiny(c: ConfigDict) -> None:
     c.train.clip_range = 0.01
     c.train.trajectories_per_update = 40
     c.train.micro_batch = 32
-    c.eval.every = 10
+    c.eval.every = 8
     c.eval.num_prompts = 64
     c.eval.seeds = 2
     c.eval.rounds = (1, 2, 3)
-    c.pictures.every = 10
+    c.pictures.every = 8
 
 
 def tiny_xl(c: ConfigDict) -> None:
