@@ -256,11 +256,12 @@ def tiny(c: ConfigDict) -> None:
     c.interval.right = 6
     c.interval.skip_last = 4
     # In 10 steps a deterministic picture at 3.0 is little to reflect on: a stochastic one at 8.0
-    # gains four times as much (docs/RESULTS.md).
+    # gains far more (docs/LOG.md).
     c.reflect.denoise_guidance = 8.0
     c.reflect.eta = 1.0
-    # K grows to 3 in the first 10 stages. Growing later costs score, and so does the choice of
-    # extremes: after reflections few groups differ, and all samples teach more (docs/RESULTS.md).
+    # K grows to 3 in the first 10 stages: growing over the whole run scored lowest, at equal
+    # evaluations. The choice of extremes costs score, too: after reflections fewer groups differ,
+    # and all samples teach more (docs/RESULTS.md).
     c.reflect.max_rounds = 3
     c.select.mode = "all"
     # A second pass costs as much as sampling and teaches less than fresh samples.

@@ -1,6 +1,7 @@
 """From the config to scores: which rewards, in which process, and beside the sampling."""
 
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,7 +21,10 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
 
     device: the trainer's, where reward.device does not say otherwise. Raises UserError.
     """
-    r, device = c.reward, torch.device(c.reward.device or device)
+    r, named = c.reward, str(c.reward.device or device)
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", named):
+        raise UserError(f"reward device {named!r}: expected cpu, cuda or cuda:NUMBER")
+    device = torch.device(named)
     run = Path(c.output_dir) / c.run_name
     os.environ[FOLDER] = str(run if run.exists() else Path.cwd())
     names, options = list(r.models), r.options.to_dict()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import resolve
+from srrl.config import replace_dict, resolve
 from srrl.errors import UserError, one_line_errors
 
 BASE = "base"
@@ -119,9 +119,7 @@ def main() -> None:
         raise UserError(f"--baseline {args.baseline!r}: no such cell: give CHECKPOINT SAMPLER")
     accelerator = Accelerator()
     if args.rewards:
-        with config.unlocked():
-            weights = dict.fromkeys(args.rewards, 1.0)
-            config.reward.models = ConfigDict(weights, allow_dotted_keys=True)
+        replace_dict(config, config.reward, "models", dict.fromkeys(args.rewards, 1.0))
     rewards = rewards_of(config, accelerator.device)
     for file, texts in prompts.items():
         check_prompts(rewards, texts, file)

@@ -77,13 +77,15 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
         flag.startswith("--config_file") for flag in command
     )
-    # Blocked below: launchers would answer it by tracebacks; it waits for train.py to take it.
+    # Blocked until there is a handler. One process stays so until train.py takes it: its launcher
+    # would answer by a traceback. Several are in sessions of their own: theirs passes it on.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(
         command,
         env=environment,
         stderr=subprocess.PIPE if several else None,
         process_group=0,  # accelerate's launcher does not pass signals on to the trainer
+        preexec_fn=unblock if several else None,
     )
     died: list[str] = []
     stopped = threading.Event()
@@ -96,7 +98,7 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda received, _: os.killpg(process.pid, received))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    unblock()
 
     def forward() -> None:
         """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
@@ -117,6 +119,10 @@ def run(command: list[str], status: Path, processes: int | None) -> tuple[int, s
     if stopped.is_set():
         return 128 + signal.SIGINT, "stopped"
     return code, died[0] if died else ""
+
+
+def unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def death(code: int, rank: int) -> str:

@@ -205,17 +205,16 @@ def grid_pages(prompts: list[str], seeds: list[int], records: list[dict], small:
     """Pages of rows: a prompt's seeds side by side, or the prompts where there is one seed."""
     from srrl.run.pictures import Row, labelled, side_by_side
 
-    rows = []
+    names, scores = [f"seed {r['seed']}" for r in records], [r["scores"][-1] for r in records]
     if len(seeds) == 1 and len(prompts) > 1:
-        captions = [f"{labelled(f'seed {seeds[0]}', r['scores'][-1])}\n{r['prompt']}"
-                    for r in records]  # fmt: skip
-        rows, prompts = side_by_side(small, captions), []
-    for p, prompt in enumerate(prompts):
-        for first in range(0, len(seeds), PAGE_COLUMNS):
-            places = [p * len(seeds) + j for j in range(first, len(seeds))][:PAGE_COLUMNS]
-            own = [records[i] for i in places]
-            captions = [labelled(f"seed {r['seed']}", r["scores"][-1]) for r in own]
-            rows.append(Row(prompt, [small[i] for i in places], captions))
+        rows = side_by_side(small, names, scores, prompts)
+    else:
+        rows = []
+        for p, prompt in enumerate(prompts):
+            for first in range(0, len(seeds), PAGE_COLUMNS):
+                places = [p * len(seeds) + j for j in range(first, len(seeds))][:PAGE_COLUMNS]
+                captions = [labelled(names[i], scores[i]) for i in places]
+                rows.append(Row(prompt, [small[i] for i in places], captions))
     return [rows[i : i + PAGE_ROWS] for i in range(0, len(rows), PAGE_ROWS)]
 
 

@@ -16,7 +16,6 @@ all prompts are of its world, and VQAScore and ImageReward elsewhere.
 import argparse
 import json
 import os
-import re
 from pathlib import Path
 
 from srrl.config import load_config, load_saved
@@ -43,8 +42,6 @@ def arguments() -> argparse.Namespace:
         raise UserError("give either --prompt or --prompts-file")
     if args.checkpoint and (args.rewards or args.options):
         raise UserError("give either --checkpoint, for its rewards, or --rewards and --options")
-    if args.device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", args.device):
-        raise UserError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
     try:
         given = isinstance(json.loads(args.options or "{}"), dict)
     except json.JSONDecodeError:

@@ -135,13 +135,18 @@ def load_saved(path: Path) -> ConfigDict:
         if leaf not in owner:
             raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
         if key in ("reward.models", "reward.options"):
-            with config.unlocked():
-                owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
+            replace_dict(config, owner, leaf, value)
         else:
             many = isinstance(owner[leaf], tuple) and not isinstance(value, list)
             owner[leaf] = (value,) if many else tuple(value) if isinstance(value, list) else value
     check_config(config)
     return config
+
+
+def replace_dict(config: ConfigDict, owner: ConfigDict, leaf: str, value: dict) -> None:
+    """Replace a section of the config whose keys are rewards' names, which may have dots."""
+    with config.unlocked():
+        owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -174,8 +179,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         )
         raise UserError(f"--config.{key}={text}: expected {name}") from None
     if kind is ConfigDict:
-        with config.unlocked():
-            owner[leaf] = ConfigDict(value, allow_dotted_keys=True)
+        replace_dict(config, owner, leaf, value)
     else:
         owner[leaf] = value
 

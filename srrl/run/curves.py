@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from srrl.run.pictures import read_jsonl
+from srrl.run.pictures import read_jsonl, short_name
 
 # A colour for each reward, a marker for each split and a line for each K, in every panel.
 COLOURS = [f"C{i}" for i in range(10)]
@@ -33,7 +33,7 @@ def curves(run: Path) -> None:
         if metrics:
             means = [line[f"reward/{reward}/mean"] for line in metrics]
             sampled.plot(stages, means, color=colour, marker=few)
-        shown = reward.rpartition(":")[2]
+        shown = short_name(reward)
         sampled.set(title=f"{shown}: mean of the stage's samples", ylabel="score")
         own = [line for line in evals if line["reward"] == reward]
         all_rounds = sorted({line["rounds"] for line in own})

@@ -112,9 +112,14 @@ class Images:
     reflected: list[Tensor]
 
 
+def short_name(reward: str) -> str:
+    """A reward's name without the module or path that it comes from."""
+    return reward.rpartition(":")[2]
+
+
 def labelled(what: str, scores: dict[str, float]) -> str:
     """A caption with named scores: one reward's beside, several below."""
-    named = [f"{reward.rpartition(':')[2]} {value:.2f}" for reward, value in scores.items()]
+    named = [f"{short_name(reward)} {value:.2f}" for reward, value in scores.items()]
     return ": ".join([what, *named]) if len(named) < 2 else "\n".join([what, *named])
 
 
@@ -129,11 +134,10 @@ def sample_rows(
     shown = [i for i, line in enumerate(lines) if line["slot"] < count]
     rounds = sorted({lines[i]["round"] for i in shown})
     if len(shown) == min(count, lines[-1]["slot"] + 1) and not images.reflected:
-        captions = [
-            labelled(f"prompt {lines[i]['slot'] + 1}", lines[i]["scores"])
-            + f"\n{lines[i]['prompt']}" for i in shown
-        ]  # fmt: skip
-        return side_by_side([images.sampled[n] for n in range(len(shown))], captions)
+        own = [lines[i] for i in shown]
+        names = [f"prompt {line['slot'] + 1}" for line in own]
+        scores, prompts = ([line[key] for line in own] for key in ("scores", "prompt"))
+        return side_by_side(list(images.sampled[: len(own)]), names, scores, prompts)
     rows = []
     for slot in range(min(count, lines[-1]["slot"] + 1)):
         for k in rounds:
@@ -152,8 +156,12 @@ def sample_rows(
     return rows
 
 
-def side_by_side(images: list[Tensor], captions: list[str]) -> list[Row]:
-    """Rows of single pictures."""
+def side_by_side(
+    images: list[Tensor], names: list[str], scores: list[dict[str, float]], prompts: list[str]
+) -> list[Row]:
+    """Rows of single pictures, each over its name, scores and prompt."""
+    captions = [f"{labelled(name, values)}\n{prompt}"
+                for name, values, prompt in zip(names, scores, prompts, strict=True)]  # fmt: skip
     parts = [slice(n, n + ABREAST) for n in range(0, len(images), ABREAST)]
     return [Row("", images[part], captions[part]) for part in parts]
 

@@ -29,7 +29,8 @@ def test_faults_and_a_death_lead_to_the_same_end(tmp_path):
     with serving([*faults, *faults, "die"], port) as server:
         result = train(tmp_path / "rough", server.url, check=2)
         assert server.faulted == 11
-    (line,) = result.stderr.strip().splitlines()
+    *tries, line = result.stderr.strip().splitlines()
+    assert tries and "attempt 2 of 5" in tries[0]
     assert "reward 'api'" in line and "failed 5 times" in line and "resumes the run" in line
     with serving(["503"], port) as server:
         train(tmp_path / "rough", server.url)
