@@ -151,20 +151,22 @@ def signal(study: ConfigDict, judged: list[Judged]) -> str:
             rows = [learned_from(study, j.run) for j in runs_at(judged, arm, budget)]
             if rows:
                 score, mixed, selected = zip(*rows, strict=True)
+                told = "" if None in mixed else over_seeds(mixed)
                 text += (f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
-                         f"{over_seeds(mixed)} | {over_seeds(selected, 2)} |\n")  # fmt: skip
+                         f"{told} | {over_seeds(selected, 2)} |\n")  # fmt: skip
     return text
 
 
-def learned_from(study: ConfigDict, run: Run) -> tuple[float, float, float]:
-    """A run's mean score, share of mixed groups (0 where a group is one picture), and trajectories
-    selected a 1,000 network evaluations."""
+def learned_from(study: ConfigDict, run: Run) -> tuple[float, float | None, float]:
+    """A run's mean score, share of mixed groups (None where a group is one picture), and
+    trajectories selected a 1,000 network evaluations."""
     lines = read_jsonl(run.folder / "samples.jsonl")
     groups: dict[tuple, list[float]] = {}
     for line in lines:
         key = (line["stage"], line["slot"], line["round"])
         groups.setdefault(key, []).append(line["scores"][study.rewards[0]])
-    mixed = statistics.fmean(max(g) - min(g) > 0.5 for g in groups.values())
+    alone = all(len(g) == 1 for g in groups.values())
+    mixed = None if alone else statistics.fmean(max(g) - min(g) > 0.5 for g in groups.values())
     chosen = sum(line["selected"] for line in lines)
     return (statistics.fmean(s for g in groups.values() for s in g), mixed,
             1000 * chosen / spent(run))  # fmt: skip

@@ -48,7 +48,9 @@ def curves(run: Path) -> None:
             )  # fmt: skip
         held.set(title=f"{shown}: evaluation at fixed seeds (95%)", ylabel="score")
         if own:
-            held.legend(fontsize=8)
+            low, high = held.get_ylim()
+            held.set_ylim(low, high + 0.3 * (high - low))  # room above the lines
+            held.legend(fontsize=8, ncols=2, loc="upper left")
     ratio, plan = panels[-1]
     for key, label, colour in (
         ("ratio/max_dev", "at the stage's last updates: grows as the policy moves", "0.6"),
