@@ -163,6 +163,8 @@ def learned_from(study: ConfigDict, run: Run) -> tuple[float, float | None, floa
     lines = read_jsonl(run.folder / "samples.jsonl")
     groups: dict[tuple, list[float]] = {}
     for line in lines:
+        if line["scores"] is None:  # a round that shares the last one's
+            continue
         key = (line["stage"], line["slot"], line["round"])
         groups.setdefault(key, []).append(line["scores"][study.rewards[0]])
     alone = all(len(g) == 1 for g in groups.values())
