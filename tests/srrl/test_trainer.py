@@ -260,7 +260,8 @@ def test_evaluation_of_either_kind_can_be_turned_off(tmp_path):
 
 def test_every_k_of_the_evaluation_is_judged_as_if_alone(tmp_path):
     def judged(name, rounds):
-        trainer = make_trainer(tmp_path / name, f"--config.eval.rounds={rounds}")
+        flags = "--config.stages.total=1", f"--config.eval.rounds={rounds}"
+        trainer = make_trainer(tmp_path / name, *flags)
         trainer.run()
         file = tmp_path / name / "run" / "eval.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()]
