@@ -30,6 +30,11 @@ def tiny() -> ConfigDict:
     extremes = "select.mode=extremes"
     c.arms = {
         "K1": {"label": "K = 1 (B2-DiffuRL)", "preset": "b2diffurl", "values": ()},
+        "K1_every": {
+            "label": "K = 1, every sample trained",
+            "preset": "",
+            "values": ("reflect.rounds=1", "select.mode=all"),
+        },
         "ddpo": {"label": "DDPO", "preset": "ddpo", "values": ()},
         "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2", extremes)},
         "K3": {"label": "SRRL, K = 3", "preset": "", "values": ("reflect.rounds=3", extremes)},
@@ -56,12 +61,25 @@ def tiny() -> ConfigDict:
     c.test_time = ConfigDict()
     c.test_time.images = 4
     c.test_time.samplers = (
-        "plain", "plain:guidance=8", "plain:guidance=12", "plain:steps=30", "plain:steps=50",
-        "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=2,guidance=8",
-        "reflect:rounds=2,eta=0", "reflect:rounds=2,denoise=5", "reflect:rounds=2,inversion=0",
-        "reflect:rounds=2,depth=6", "best:n=3", "best:n=5", "zigzag:steps=5", "zigzag",
-        "until:rounds=3,threshold=0.9", "until:rounds=5,threshold=0.9",
-    )  # fmt: skip
+        "plain",
+        "plain:guidance=8",
+        "plain:guidance=12",
+        "plain:steps=30",
+        "plain:steps=50",
+        "reflect:rounds=2",
+        "reflect:rounds=3",
+        "reflect:rounds=2,guidance=8",
+        "reflect:rounds=2,eta=0",
+        "reflect:rounds=2,denoise=5",
+        "reflect:rounds=2,inversion=0",
+        "reflect:rounds=2,depth=6",
+        "best:n=3",
+        "best:n=5",
+        "zigzag:steps=5",
+        "zigzag",
+        "until:rounds=3,threshold=0.9",
+        "until:rounds=5,threshold=0.9",
+    )
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1
     return c
@@ -86,15 +104,33 @@ def sweep() -> ConfigDict:
         "K2_every": ("every sample trained", "reflect.rounds=2", "select.mode=all"),
         "K3_every": ("K = 3, every sample trained", "reflect.rounds=3", "select.mode=all"),
         "grow_every": ("K grows to 3, every sample trained", "select.mode=all"),
-        "K3_every_inv0": ("K = 3, every sample trained, invert at 0", "reflect.rounds=3",
-                          "select.mode=all", "reflect.inversion_guidance=0"),
-        "K3_every_10": ("K = 3, every sample trained, 10 branches of 24 prompts",
-                        "reflect.rounds=3", "select.mode=all", "branch.count=10",
-                        "sample.batch_size=24"),
-        "single": ("no branches, every sample trained, 96 prompts a stage", "reflect.rounds=2",
-                   "select.mode=all", "branch.count=1", "sample.batch_size=96"),
-        "pairs": ("2 branches, every sample trained, 90 prompts a stage", "reflect.rounds=2",
-                  "select.mode=all", "branch.count=2", "sample.batch_size=90"),
+        "K3_every_inv0": (
+            "K = 3, every sample trained, invert at 0",
+            "reflect.rounds=3",
+            "select.mode=all",
+            "reflect.inversion_guidance=0",
+        ),
+        "K3_every_10": (
+            "K = 3, every sample trained, 10 branches of 24 prompts",
+            "reflect.rounds=3",
+            "select.mode=all",
+            "branch.count=10",
+            "sample.batch_size=24",
+        ),
+        "single": (
+            "no branches, every sample trained, 96 prompts a stage",
+            "reflect.rounds=2",
+            "select.mode=all",
+            "branch.count=1",
+            "sample.batch_size=96",
+        ),
+        "pairs": (
+            "2 branches, every sample trained, 90 prompts a stage",
+            "reflect.rounds=2",
+            "select.mode=all",
+            "branch.count=2",
+            "sample.batch_size=90",
+        ),
         "eta0": ("reflect at eta 0", "reflect.rounds=2", "reflect.eta=0"),
         "gap3": ("denoise at 3", "reflect.rounds=2", "reflect.denoise_guidance=3"),
         "gap5": ("denoise at 5", "reflect.rounds=2", "reflect.denoise_guidance=5"),
@@ -102,18 +138,38 @@ def sweep() -> ConfigDict:
         "inv1": ("invert at 1", "reflect.rounds=2", "reflect.inversion_guidance=1"),
         "inv3": ("invert at 3", "reflect.rounds=2", "reflect.inversion_guidance=3"),
         "m4": ("train 4 steps, not 6", "reflect.rounds=2", "interval.steps=4"),
-        "depth8": ("8 of 10 steps back, train 4", "reflect.rounds=2", "reflect.depth=8",
-                   "interval.steps=4"),
+        "depth8": (
+            "8 of 10 steps back, train 4",
+            "reflect.rounds=2",
+            "reflect.depth=8",
+            "interval.steps=4",
+        ),
         "all": ("process rewards", "reflect.rounds=2", "reflect.train_rounds=all"),
-        "all3": ("process rewards, K = 3, 24 prompts a stage", "reflect.rounds=3",
-                 "reflect.train_rounds=all", "sample.batch_size=24"),
-        "all_few": ("process rewards, 24 prompts a stage", "reflect.rounds=2",
-                    "reflect.train_rounds=all", "sample.batch_size=24"),
-        "all_inv0": ("process rewards, invert at 0", "reflect.rounds=2",
-                     "reflect.train_rounds=all", "reflect.inversion_guidance=0"),
-        "all_last": ("all rounds, the last one's reward", "reflect.rounds=2",
-                     "reflect.train_rounds=all", "reward.rounds=last"),
-    }  # fmt: skip
+        "all3": (
+            "process rewards, K = 3, 24 prompts a stage",
+            "reflect.rounds=3",
+            "reflect.train_rounds=all",
+            "sample.batch_size=24",
+        ),
+        "all_few": (
+            "process rewards, 24 prompts a stage",
+            "reflect.rounds=2",
+            "reflect.train_rounds=all",
+            "sample.batch_size=24",
+        ),
+        "all_inv0": (
+            "process rewards, invert at 0",
+            "reflect.rounds=2",
+            "reflect.train_rounds=all",
+            "reflect.inversion_guidance=0",
+        ),
+        "all_last": (
+            "all rounds, the last one's reward",
+            "reflect.rounds=2",
+            "reflect.train_rounds=all",
+            "reward.rounds=last",
+        ),
+    }
     with c.unlocked():
         c.arms = {
             name: {"label": label, "preset": "", "values": tuple(values)}
@@ -147,9 +203,17 @@ def sd14() -> ConfigDict:
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=5")
     c.num_prompts, c.images = 32, 4
     c.test_time.samplers = (
-        "plain", "plain:guidance=8", "plain:steps=60", "plain:steps=100", "reflect:rounds=2",
-        "reflect:rounds=3", "best:n=3", "best:n=5", "zigzag:steps=10", "zigzag",
-    )  # fmt: skip
+        "plain",
+        "plain:guidance=8",
+        "plain:steps=60",
+        "plain:steps=100",
+        "reflect:rounds=2",
+        "reflect:rounds=3",
+        "best:n=3",
+        "best:n=5",
+        "zigzag:steps=10",
+        "zigzag",
+    )
     c.parallel, c.threads = 1, 0
     return c
 

@@ -93,9 +93,13 @@ class APIScore:
             {"type": "text", "text": self.question.replace("{}", prompt)},
         ]
         body = {
-            "model": self.model, "messages": [{"role": "user", "content": content}],
-            "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20,
-        }  # fmt: skip
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 20,
+        }
         return self.insist("chat/completions", body, yes_probability)
 
     def first_model(self) -> str:
@@ -113,8 +117,10 @@ class APIScore:
                         f"reward 'api': {self.url} failed {self.attempts} times, at last: {error}: "
                         f"look at the server; the same command resumes the run"
                     ) from error
-                self.tell(f"reward 'api': {self.url}: {error}: attempt {attempt + 2} of "
-                          f"{self.attempts} in {pause:.0f} s")  # fmt: skip
+                self.tell(
+                    f"reward 'api': {self.url}: {error}: attempt {attempt + 2} of "
+                    f"{self.attempts} in {pause:.0f} s"
+                )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -129,9 +135,12 @@ class APIScore:
             self.sessions.session = requests.Session()
         try:
             answer = self.sessions.session.request(
-                "POST" if body else "GET", f"{self.url}/{path}", json=body, headers=self.headers,
+                "POST" if body else "GET",
+                f"{self.url}/{path}",
+                json=body,
+                headers=self.headers,
                 timeout=self.timeout,
-            )  # fmt: skip
+            )
         except requests.RequestException as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
         text = " ".join(answer.text.split())[:200]

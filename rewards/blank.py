@@ -47,8 +47,12 @@ Made = tuple[nn.Module, Callable[[nn.Module, int], None], int]
 
 
 def _vqascore(model: str | None) -> Made:
-    published = {None: "xl", RANDOM: "xl", "zhiqiulin/clip-flant5-xl": "xl",
-                 "zhiqiulin/clip-flant5-xxl": "xxl"}  # fmt: skip
+    published = {
+        None: "xl",
+        RANDOM: "xl",
+        "zhiqiulin/clip-flant5-xl": "xl",
+        "zhiqiulin/clip-flant5-xxl": "xxl",
+    }
     if model in published:
         network = vqascore.blank_network(T5Config(**vqascore.FLAN_T5[published[model]]))
     elif Path(model).is_dir():

@@ -45,9 +45,18 @@ class Worker:
         if address and not self.token:
             raise UserError(f"reward.worker.address={address!r}: set {TOKEN} to the worker's token")
         self.command = [
-            python or sys.executable, "-m", "rewards.worker", "--models", json.dumps(dict(models)),
-            "--device", device, "--dtype", dtype, "--child", *(["--original"] * original),
-        ]  # fmt: skip
+            python or sys.executable,
+            "-m",
+            "rewards.worker",
+            "--models",
+            json.dumps(dict(models)),
+            "--device",
+            device,
+            "--dtype",
+            dtype,
+            "--child",
+            *(["--original"] * original),
+        ]
         self.names = list(models)
         try:
             self.connect()
@@ -105,9 +114,13 @@ class Worker:
         environment.pop("SRRL_STATUS_FILE", None)
         try:
             self.process = subprocess.Popen(
-                self.command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, process_group=0,  # Ctrl-C is for the trainer; we end with it
-            )  # fmt: skip
+                self.command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,  # Ctrl-C is for the trainer; we end with it
+            )
         except OSError as error:
             raise UserError(f"reward.worker.python={self.command[0]!r}: {error}") from error
         for line in self.process.stdout:
@@ -153,8 +166,12 @@ class WorkerReward:
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        header = {"do": "score", "reward": self.name, "prompts": prompts,
-                  "shape": list(images.shape)}  # fmt: skip
+        header = {
+            "do": "score",
+            "reward": self.name,
+            "prompts": prompts,
+            "shape": list(images.shape),
+        }
         answer, data = self.worker.request(header, protocol.images_to_bytes(images))
         return protocol.scores_from_bytes(data).reshape(answer["shape"])
 

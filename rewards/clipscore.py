@@ -17,10 +17,22 @@ from rewards.stand_in import stand_in_tokenizer
 from srrl.models.random_weights import RANDOM, fill_random
 
 # Sizes of ViT-H/14.
-TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "hidden_act": "gelu", "eos_token_id": 1}  # fmt: skip
-VISION = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-          "num_attention_heads": 16, "patch_size": 14, "hidden_act": "gelu"}  # fmt: skip
+TEXT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "eos_token_id": 1,
+}
+VISION = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+}
 FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
 
 

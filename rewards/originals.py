@@ -54,8 +54,11 @@ def imagereward_from(folder: Path, tokenizer: str, device: str) -> torch.nn.Modu
     whole, transform = kept[2:]
     blip.BertTokenizer = SimpleNamespace(from_pretrained=lambda name: words)
     blip_pretrain.create_vit = lambda *arguments: (
-        VisionTransformer(img_size=side, patch_size=patch, embed_dim=width, depth=depth,
-                          num_heads=width // 64), width)  # fmt: skip
+        VisionTransformer(
+            img_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=width // 64
+        ),
+        width,
+    )
     module.MLP, module._transform = lambda inputs: whole(hidden), lambda size: transform(side)
     try:
         model = module.ImageReward(med_config=str(folder / "med_config.json"), device=device)

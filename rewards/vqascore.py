@@ -35,15 +35,27 @@ AFTER = '\nDoes this figure show "{}"? Please answer yes or no. ASSISTANT: '
 ANSWER = "Yes"
 MAX_TOKENS = 2048  # a longer question is cut, as in the original
 # Sizes of the published checkpoints' parts: FLAN-T5 xl and xxl, CLIP ViT-L/14 at 336 pixels.
-T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu",
-      "tie_word_embeddings": False, "decoder_start_token_id": 0}  # fmt: skip
+T5 = {
+    "vocab_size": 32128,
+    "d_kv": 64,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+}
 FLAN_T5 = {
     "xl": {**T5, "d_model": 2048, "d_ff": 5120, "num_heads": 32},
     "xxl": {**T5, "d_model": 4096, "d_ff": 10240, "num_heads": 64},
 }
-CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
-        "projection_dim": 768}  # fmt: skip
+CLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 VISION_PREFIX = "vision_tower.vision_tower."
 
@@ -163,9 +175,13 @@ class VQAScore(NetworkReward):
         fill(self.name, self.network, self._tensors(folder, tower), self.dtype)
         if tokenizer is None and not list(folder.glob("spiece.model")):
             tokenizer = "google/flan-t5-xl"
-        words = folder if tokenizer is None else checkpoint_folder(
-            self.name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
-        )  # fmt: skip
+        words = (
+            folder
+            if tokenizer is None
+            else checkpoint_folder(
+                self.name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
+            )
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(words)
 
     def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:

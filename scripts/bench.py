@@ -139,8 +139,9 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         ratios[phase].append(trainer.seconds[phase] / bare)
 
     for repeat in range(args.repeats + 1):  # the first one warms up
-        plan = StagePlan(stage=1 + repeat % 2 * config.pictures.every, rounds=args.rounds,
-                         trained_steps=m)  # fmt: skip
+        plan = StagePlan(
+            stage=1 + repeat % 2 * config.pictures.every, rounds=args.rounds, trained_steps=m
+        )
         trainer.seconds = dict.fromkeys(PHASES, 0.0)
         cost = stage_cost(config, plan)
         prompts = trainer.draw_prompts(plan)

@@ -34,8 +34,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, many = parser.add_argument, {"nargs": "+", "default": []}
-    add("--config", default="config/stage_process.py:tiny",
-        help="of the base (%(default)s); --config.KEY=VALUE changes it")  # fmt: skip
+    add(
+        "--config",
+        default="config/stage_process.py:tiny",
+        help="of the base (%(default)s); --config.KEY=VALUE changes it",
+    )
     add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
     add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
     add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
@@ -124,8 +127,9 @@ def main() -> None:
     for file, texts in prompts.items():
         check_prompts(rewards, texts, file)
     chooser = args.rewards[0] if args.rewards else next(iter(rewards))
-    embedding = next((r.embed for name, r in rewards.items()
-                      if hasattr(r, "embed") and name != chooser), None)  # fmt: skip
+    embedding = next(
+        (r.embed for name, r in rewards.items() if hasattr(r, "embed") and name != chooser), None
+    )
 
     def say(text: str) -> None:
         if accelerator.is_main_process:
@@ -133,11 +137,23 @@ def main() -> None:
 
     def cell_of(checkpoint: str, file: str, text: str) -> Cell:
         c, weights = models[checkpoint]
-        kept = {"sample": c.sample.to_dict(), "reflect": c.reflect.to_dict(),
-                "model": c.pretrained.model, "rewards": list(rewards),
-                "options": c.reward.options.to_dict()}  # fmt: skip
-        return Cell(checkpoint, digest(weights), file, text, args.images, args.first_seed,
-                    len(prompts[file]), json.dumps(kept, sort_keys=True, default=str))  # fmt: skip
+        kept = {
+            "sample": c.sample.to_dict(),
+            "reflect": c.reflect.to_dict(),
+            "model": c.pretrained.model,
+            "rewards": list(rewards),
+            "options": c.reward.options.to_dict(),
+        }
+        return Cell(
+            checkpoint,
+            digest(weights),
+            file,
+            text,
+            args.images,
+            args.first_seed,
+            len(prompts[file]),
+            json.dumps(kept, sort_keys=True, default=str),
+        )
 
     jobs = [(cell_of(c, f, s.text), s) for c in models for f in prompts for s in samplers]
     done = finished(args.out)
@@ -161,10 +177,18 @@ def main() -> None:
         samples = sampler.weight * cell.count * cell.images / accelerator.num_processes
         with meter.work(at, policy.pipe.unet, 2 * policy.schedule.num_steps * samples):
             result = run_cell(
-                cell, sampler, policy, rollout_settings(c, branches=1), prompts[cell.prompts],
-                rewards, accelerator, chooser=chooser, embedding=embedding,
-                pictures=args.out / "pictures", tick=tick,
-            )  # fmt: skip
+                cell,
+                sampler,
+                policy,
+                rollout_settings(c, branches=1),
+                prompts[cell.prompts],
+                rewards,
+                accelerator,
+                chooser=chooser,
+                embedding=embedding,
+                pictures=args.out / "pictures",
+                tick=tick,
+            )
         line = result.line()
         done[cell.key] = Result.of(line)  # as a later start will read it
         if accelerator.is_main_process:

@@ -25,8 +25,17 @@ import zipfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PARTS = ("machine", "sd14", "sdxl", "rewards", "parity", "resume", "scoring", "processes",
-         "compiled")  # fmt: skip
+PARTS = (
+    "machine",
+    "sd14",
+    "sdxl",
+    "rewards",
+    "parity",
+    "resume",
+    "scoring",
+    "processes",
+    "compiled",
+)
 GRACE = 45  # seconds a part may go on after the time is up
 
 
@@ -34,8 +43,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
-                        help=", ".join(PARTS))  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
     parser.add_argument("--minutes", type=float, default=9, help="nothing is begun after them (9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=("full", "tiny"), default="full")
@@ -76,8 +86,22 @@ def check(args: argparse.Namespace) -> None:
 
 def run_part(args: argparse.Namespace, part: str, environment: dict[str, str], end: float) -> None:
     """Run one part to its end or its time; what it wrote stays, how it died is added."""
-    command = [sys.executable, "-W", "ignore", __file__, "--part", part, "--device", args.device,
-               "--model", args.model, "--out", str(args.out), "--deadline", str(end)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--part",
+        part,
+        "--device",
+        args.device,
+        "--model",
+        args.model,
+        "--out",
+        str(args.out),
+        "--deadline",
+        str(end),
+    ]
     log = open(args.out / f"{part}.log", "w", encoding="utf-8")  # noqa: SIM115
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)

@@ -149,8 +149,12 @@ class Maker:
             through = vae.decode(vae.encode(part.pictures[:250] * 2 - 1).latent_dist.mean).sample
             part.pictures = torch.cat([(through / 2 + 0.5).clamp(0, 1), part.pictures[250:]])
             parts.append(part)
-        return Bank(*(torch.cat([getattr(p, name) for p in parts])
-                      for name in ("pictures", "kinds", "relations")))  # fmt: skip
+        return Bank(
+            *(
+                torch.cat([getattr(p, name) for p in parts])
+                for name in ("pictures", "kinds", "relations")
+            )
+        )
 
 
 def train(judge: Judge, bank: Bank, steps: int, generator: torch.Generator) -> None:
@@ -187,8 +191,10 @@ def report(judge: Judge, seed: int) -> None:
     shown = (render(scenes, torch.Generator().manual_seed(seed)) * 255).round().to(torch.uint8)
     parts = read_parts(judge, shown, scenes)
     own = torch.stack(list(parts.values())).prod(0)
-    print(f"things {right:.3f} and relations {stands:.3f} right on fresh pictures; renders of the "
-          f"432 scenes: mean {own.mean():.3f}, lowest {own.min():.3f}")  # fmt: skip
+    print(
+        f"things {right:.3f} and relations {stands:.3f} right on fresh pictures; renders of the "
+        f"432 scenes: mean {own.mean():.3f}, lowest {own.min():.3f}"
+    )
 
 
 def main() -> None:

@@ -191,8 +191,11 @@ def train_unet(pipe, text, corpus: Corpus, args: argparse.Namespace, batch: int 
         if step % 500 == 499:
             ema.store(parameters)
             ema.copy_to(parameters)
-            print(f"  verifier at guidance 1 and 5: {sample_score(pipe, 1):.3f}, "
-                  f"{sample_score(pipe, 5):.3f}", flush=True)  # fmt: skip
+            print(
+                f"  verifier at guidance 1 and 5: {sample_score(pipe, 1):.3f}, "
+                f"{sample_score(pipe, 5):.3f}",
+                flush=True,
+            )
             ema.restore(parameters)
     ema.copy_to(parameters)
 

@@ -52,8 +52,12 @@ def arguments() -> argparse.Namespace:
         help="samples at once; does not change them (%(default)s)",
     )
     add("--no-score", action="store_true", help="do not load the rewards")
-    add("--out", type=Path, default=Path("outputs"),
-        help="folder (%(default)s); pictures of an earlier call in it are removed")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path("outputs"),
+        help="folder (%(default)s); pictures of an earlier call in it are removed",
+    )
     add("--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it")
     args = parser.parse_args()
     if not (args.checkpoint or args.config):
@@ -91,8 +95,11 @@ def main() -> None:
     prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts or []
     prompts = prompts[: args.limit]
     if prompts:
-        print(f"{len(prompts) * len(args.seeds)} samples: {len(prompts)} prompts x "
-              f"{len(args.seeds)} seeds, K = {args.rounds}, to {args.out}", flush=True)  # fmt: skip
+        print(
+            f"{len(prompts) * len(args.seeds)} samples: {len(prompts)} prompts x "
+            f"{len(args.seeds)} seeds, K = {args.rounds}, to {args.out}",
+            flush=True,
+        )
     if args.config:
         load_config([f"--config={args.config}"])  # refused before anything heavy is imported
 
@@ -146,13 +153,22 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
     for first in range(0, len(jobs), args.batch_size):
         batch = jobs[first : first + args.batch_size]
         texts = [prompt for prompt, _ in batch]
-        start = [torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
-                 for _, seed in batch]  # fmt: skip
+        start = [
+            torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+            for _, seed in batch
+        ]
         samples = rollout(
-            policy, policy.encode(texts), settings, rounds=args.rounds, trained_steps=0, seed=0,
-            stage=0, slots=[seed for _, seed in batch], start=torch.stack(start),
+            policy,
+            policy.encode(texts),
+            settings,
+            rounds=args.rounds,
+            trained_steps=0,
+            seed=0,
+            stage=0,
+            slots=[seed for _, seed in batch],
+            start=torch.stack(start),
             keep_reflected=True,
-        )  # fmt: skip
+        )
         # each [batch, 3, H, W]; with train_rounds "all" every round is among the images
         by_round = [*samples.reflected, *samples.images.split(len(batch))]
         scores = [score_all(rewards, images, texts) for images in by_round]
@@ -160,17 +176,26 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
             number = len(records)
             rounds = [{reward: s[reward][i].item() for reward in s} for s in scores]
             record = {
-                "prompt": prompt, "seed": seed, "scores": rounds,
-                "image": f"image_{number:03d}.png", "strip": f"strip_{number:03d}.png",
-            }  # fmt: skip
+                "prompt": prompt,
+                "seed": seed,
+                "scores": rounds,
+                "image": f"image_{number:03d}.png",
+                "strip": f"strip_{number:03d}.png",
+            }
             captions = [labelled(f"round {k}", values) for k, values in enumerate(rounds, 1)]
             strip = Row(f"{prompt}, seed {seed}", [images[i] for images in by_round], captions)
             sheet([strip]).save(args.out / record["strip"])
             drawn_from = {
-                "prompt": prompt, "negative_prompt": args.negative_prompt, "seed": seed,
-                "rounds": args.rounds, "steps": policy.schedule.num_steps, "eta": settings.eta,
-                "guidance_scale": settings.guidance_scale, "checkpoint": name, "scores": rounds[-1],
-            }  # fmt: skip
+                "prompt": prompt,
+                "negative_prompt": args.negative_prompt,
+                "seed": seed,
+                "rounds": args.rounds,
+                "steps": policy.schedule.num_steps,
+                "eta": settings.eta,
+                "guidance_scale": settings.guidance_scale,
+                "checkpoint": name,
+                "scores": rounds[-1],
+            }
             final = by_round[-1][i]
             save_with_text(to_pil(final), args.out / record["image"], drawn_from)
             small.append(thumbnail(final, CELL))
@@ -184,10 +209,13 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
         file = f"grid_{number:02d}.png" if len(pages) > 1 else "grid.png"
         sheet(rows, f"{name}, K = {args.rounds}{place}").save(args.out / file)
     for reward in rewards:
-        means = [sum(r["scores"][k][reward] for r in records) / len(records)
-                 for k in range(args.rounds)]  # fmt: skip
-        print(f"{reward}: mean of {len(jobs)} samples in round 1 ... K: "
-              f"{', '.join(f'{mean:.3f}' for mean in means)}")  # fmt: skip
+        means = [
+            sum(r["scores"][k][reward] for r in records) / len(records) for k in range(args.rounds)
+        ]
+        print(
+            f"{reward}: mean of {len(jobs)} samples in round 1 ... K: "
+            f"{', '.join(f'{mean:.3f}' for mean in means)}"
+        )
     shown = "grid.png" if len(pages) == 1 else f"{len(pages)} pages of grids"
     print(f"wrote {args.out}: {shown}, {len(jobs)} strips and images, samples.json")
 

@@ -59,9 +59,10 @@ def images_of(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         inside = sorted(
-            p for p in (path.iterdir() if path.is_dir() else ())
+            p
+            for p in (path.iterdir() if path.is_dir() else ())
             if p.suffix.lower() in KINDS and not p.name.startswith(("grid", "strip_"))
-        )  # fmt: skip
+        )
         if path.is_dir() and not inside:
             raise UserError(f"{path}: no pictures ({', '.join(KINDS)}) in this folder")
         found += inside or [path]
@@ -127,10 +128,13 @@ def main() -> None:
         config = load_saved(args.checkpoint / "config.json")
     else:
         models = json.dumps(dict.fromkeys(args.rewards or default_rewards(prompts), 1.0))
-        config = load_config([
-            "--config=config/stage_process.py:sd14", f"--config.reward.models={models}",
-            f"--config.reward.options={args.options or '{}'}",
-        ])  # fmt: skip
+        config = load_config(
+            [
+                "--config=config/stage_process.py:sd14",
+                f"--config.reward.models={models}",
+                f"--config.reward.options={args.options or '{}'}",
+            ]
+        )
 
     import torch
     from tqdm import tqdm

@@ -81,13 +81,17 @@ def rollout_calls(
     spread, back = prompts * branches, c.reflect.inversion_guidance
     if c.reflect.train_rounds == "all":
         branched = steps
-        rest = [Calls("reflect", spread, again * depth, back),
-                Calls("sample", spread, again * depth, w)]  # fmt: skip
+        rest = [
+            Calls("reflect", spread, again * depth, back),
+            Calls("sample", spread, again * depth, w),
+        ]
     else:
         branched = depth if again else steps
         reflected = steps + (again - 1) * depth if again else 0
-        rest = [Calls("reflect", prompts, reflected, c.reflect.denoise_guidance),
-                Calls("reflect", prompts, again * depth, back)]  # fmt: skip
+        rest = [
+            Calls("reflect", prompts, reflected, c.reflect.denoise_guidance),
+            Calls("reflect", prompts, again * depth, back),
+        ]
     last = [Calls("sample", prompts, branched - own, w), Calls("sample", spread, own, w)]
     return [x for x in (*rest, *last) if x.samples * x.times]
 
@@ -141,8 +145,10 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     only the P G (K-1) T g(inversion) of walking back is reflection.
     """
     calls = stage_calls(c, plan)
-    by_phase = {phase: sum(x.evaluations for x in calls if x.phase == phase)
-                for phase in ("reflect", "sample")}  # fmt: skip
+    by_phase = {
+        phase: sum(x.evaluations for x in calls if x.phase == phase)
+        for phase in ("reflect", "sample")
+    }
     rounds = plan.rounds if c.reflect.train_rounds == "all" else 1
     images = c.sample.num_batches_per_stage * c.sample.batch_size * c.branch.count * rounds
     update = evaluations(c.sample.guidance_scale) * plan.trained_steps

@@ -186,8 +186,11 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
 
 def _parse(text: str, kind: type) -> Any:
     if kind is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in (
-            "true", "false") else _refuse()  # fmt: skip
+        return (
+            {"true": True, "false": False}[text.lower()]
+            if text.lower() in ("true", "false")
+            else _refuse()
+        )
     if kind in (int, float, str):
         return kind(text)
     value = json.loads(text)
@@ -210,21 +213,35 @@ def check_config(c: ConfigDict) -> None:
 
     for key in AT_LEAST_ONE:
         require(values[key] >= 1, key, "at least 1")
-    for key in ("seed", "reward.history", "checkpoint.keep_every", "eval.every",
-                "train.positive_weight", "train.negative_weight"):  # fmt: skip
+    for key in (
+        "seed",
+        "reward.history",
+        "checkpoint.keep_every",
+        "eval.every",
+        "train.positive_weight",
+        "train.negative_weight",
+    ):
         require(values[key] >= 0, key, "at least 0")
     for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
         require(0 <= values[key] <= 100, key, "0 to 100")
     for key, kind in (("eval.rounds", int), ("lora.target_modules", str)):
         many = len(values[key]) == len(set(values[key])) > 0
-        require(many and all(type(v) is kind for v in values[key]), key,
-                f"at least one {kind.__name__}, each once")  # fmt: skip
+        require(
+            many and all(type(v) is kind for v in values[key]),
+            key,
+            f"at least one {kind.__name__}, each once",
+        )
     require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
     require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
     require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
     require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
-    for key in ("train.clip_range", "train.adv_clip_max", "train.learning_rate",
-                "train.adam_epsilon", "train.max_grad_norm"):  # fmt: skip
+    for key in (
+        "train.clip_range",
+        "train.adv_clip_max",
+        "train.learning_rate",
+        "train.adam_epsilon",
+        "train.max_grad_norm",
+    ):
         require(values[key] > 0, key, "above 0")
     for key in ("train.adam_beta1", "train.adam_beta2"):
         require(0 <= values[key] < 1, key, "0 up to 1")
@@ -232,21 +249,33 @@ def check_config(c: ConfigDict) -> None:
     require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
     for key in ("reflect.rounds", "train.max_first_ratio_dev", "stages.seed_cycle"):
         require(values[key] is None or values[key] > 0, key, "above 0")
-    require(0 <= c.interval.skip_last < c.sample.num_steps, "interval.skip_last",
-            f"0 to num_steps-1={c.sample.num_steps - 1}")  # fmt: skip
+    require(
+        0 <= c.interval.skip_last < c.sample.num_steps,
+        "interval.skip_last",
+        f"0 to num_steps-1={c.sample.num_steps - 1}",
+    )
     steps = c.sample.num_steps - c.interval.skip_last
     if c.interval.steps is not None:
         require(
             1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps-skip_last={steps}"
         )
     least = c.interval.skip_last + 1
-    require(c.reflect.depth is None or least <= c.reflect.depth <= c.sample.num_steps,
-            "reflect.depth", f"skip_last+1={least} to num_steps={c.sample.num_steps}")  # fmt: skip
-    require(c.sample.resolution is None or c.sample.resolution >= 8, "sample.resolution",
-            "at least 8, or unset")  # fmt: skip
+    require(
+        c.reflect.depth is None or least <= c.reflect.depth <= c.sample.num_steps,
+        "reflect.depth",
+        f"skip_last+1={least} to num_steps={c.sample.num_steps}",
+    )
+    require(
+        c.sample.resolution is None or c.sample.resolution >= 8,
+        "sample.resolution",
+        "at least 8, or unset",
+    )
     require(c.interval.left >= 1, "interval.left", "at least 1")
-    require(c.interval.left <= c.interval.right <= steps, "interval.right",
-            f"left={c.interval.left} to num_steps-skip_last={steps}")  # fmt: skip
+    require(
+        c.interval.left <= c.interval.right <= steps,
+        "interval.right",
+        f"left={c.interval.left} to num_steps-skip_last={steps}",
+    )
     choices = {
         "mixed_precision": ("no", "fp16", "bf16"),
         "tracker": ("none", "wandb", "tensorboard"),
@@ -260,8 +289,11 @@ def check_config(c: ConfigDict) -> None:
     }
     for key, allowed in choices.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
-    require(c.select.neg_threshold <= c.select.pos_threshold, "select.neg_threshold",
-            "at most pos_threshold")  # fmt: skip
+    require(
+        c.select.neg_threshold <= c.select.pos_threshold,
+        "select.neg_threshold",
+        "at most pos_threshold",
+    )
     require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
     require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
     models = c.reward.models.to_dict()
@@ -270,8 +302,11 @@ def check_config(c: ConfigDict) -> None:
     require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
     w, local = c.reward.worker, c.reward.backend == "local"
     for key in ("python", "address"):
-        require(w[key] is None or not local, f"reward.worker.{key}",
-                'it is used with reward.backend "worker" or "original"')  # fmt: skip
+        require(
+            w[key] is None or not local,
+            f"reward.worker.{key}",
+            'it is used with reward.backend "worker" or "original"',
+        )
     require(
         c.branch.count > 1 or c.reward.history > 0,
         "branch.count",

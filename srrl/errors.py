@@ -36,11 +36,15 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_full_disk(error):
             if isinstance(error, OSError) and error.filename and error.strerror:
-                _stop(f"cannot use {str(error.filename)!r}: {error.strerror.lower()}: choose "
-                      "another, or change it")  # fmt: skip
+                _stop(
+                    f"cannot use {str(error.filename)!r}: {error.strerror.lower()}: choose "
+                    "another, or change it"
+                )
             raise
-        _stop(f"no disk space left while writing {getattr(error, 'filename', None) or 'output'}: "
-              "free some and run the same command again, the run resumes")  # fmt: skip
+        _stop(
+            f"no disk space left while writing {getattr(error, 'filename', None) or 'output'}: "
+            "free some and run the same command again, the run resumes"
+        )
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -9,20 +9,30 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-          "norm2": "out_layers.0", "conv2": "out_layers.3",
-          "conv_shortcut": "skip_connection"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 
 
 def unet_names(unet) -> dict[str, str]:
     """Prefixes of diffusers' UNet and what they are called in the original."""
     config = unet.config
     levels, layers = len(config.block_out_channels), config.layers_per_block
-    names = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
-             "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0",
-             "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
-             "mid_block.attentions.0": "middle_block.1",
-             "mid_block.resnets.1": "middle_block.2"}  # fmt: skip
+    names = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
     block = 1
     for i in range(levels):
         for j in range(layers):
@@ -46,10 +56,13 @@ def vae_names(vae) -> dict[str, str]:
     levels, layers = len(vae.config.block_out_channels), vae.config.layers_per_block
     names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half in ("encoder", "decoder"):
-        names |= {f"{half}.conv_in": f"{half}.conv_in", f"{half}.conv_out": f"{half}.conv_out",
-                  f"{half}.conv_norm_out": f"{half}.norm_out",
-                  f"{half}.mid_block.resnets.0": f"{half}.mid.block_1",
-                  f"{half}.mid_block.resnets.1": f"{half}.mid.block_2"}  # fmt: skip
+        names |= {
+            f"{half}.conv_in": f"{half}.conv_in",
+            f"{half}.conv_out": f"{half}.conv_out",
+            f"{half}.conv_norm_out": f"{half}.norm_out",
+            f"{half}.mid_block.resnets.0": f"{half}.mid.block_1",
+            f"{half}.mid_block.resnets.1": f"{half}.mid.block_2",
+        }
     for i in range(levels):
         up = f"decoder.up.{levels - 1 - i}"
         for j in range(layers + 1):

@@ -130,8 +130,13 @@ def test_help_says_what_a_command_does_and_does_nothing(script, tmp_path):
     clone.symlink_to(REPOSITORY)
     elsewhere.mkdir()
     program = "bash" if script.endswith(".sh") else sys.executable
-    result = subprocess.run([program, clone / script, "--help"], cwd=elsewhere, text=True,
-                            capture_output=True, timeout=300)  # fmt: skip
+    result = subprocess.run(
+        [program, clone / script, "--help"],
+        cwd=elsewhere,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     assert Path(script).stem in result.stdout and len(result.stdout.splitlines()) > 2
     assert not list(elsewhere.iterdir())

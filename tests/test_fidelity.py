@@ -52,8 +52,10 @@ def test_the_preset_takes_as_many_optimizer_steps_as_the_release(selected):
     ours, released = load_config([SD14]), load_config([RELEASED])
     for steps in (1, 5):
         theirs = released_steps(selected, steps)
-        print(f"{selected} selected, m {steps}: released {theirs}, ours "
-              f"{len(our_steps(ours, selected, steps))} optimizer steps")  # fmt: skip
+        print(
+            f"{selected} selected, m {steps}: released {theirs}, ours "
+            f"{len(our_steps(ours, selected, steps))} optimizer steps"
+        )
         taken = our_steps(released, selected, steps)
         assert taken == [64 * steps] * theirs
         assert sum(taken) == trained_passes(released, selected) * steps
@@ -93,9 +95,11 @@ def test_optimizer_steps_in_fifty_stages():
         mine = fifty_stages(ours, prompts, seed)
         assert sum(len(our_steps(ours, s, 1)) for _, s in mine) == 100
     odd = sum(s % 2 for s in selected) / len(selected)
-    print(f"normally distributed scores, seeds 0 to 4: {statistics.mean(selected):.1f} selected a "
-          f"stage; released {counts} optimizer steps in 50 stages, ours 100; pairs never applied "
-          f"{min(lost):.0%} to {max(lost):.0%}; {odd:.0%} of the selections are odd")  # fmt: skip
+    print(
+        f"normally distributed scores, seeds 0 to 4: {statistics.mean(selected):.1f} selected a "
+        f"stage; released {counts} optimizer steps in 50 stages, ours 100; pairs never applied "
+        f"{min(lost):.0%} to {max(lost):.0%}; {odd:.0%} of the selections are odd"
+    )
     assert all(45 <= count <= 65 for count in counts)
     assert all(0.2 < share < 0.5 for share in lost)
 
@@ -103,19 +107,36 @@ def test_optimizer_steps_in_fifty_stages():
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["sd14", "sd14+released"])
 def test_the_embedded_model_under_these_presets_takes_the_steps_predicted(preset, tmp_path):
-    shapes = [f"--config.prompts.{split}=config/prompts/shapes_unconventional_{split}.json"
-              for split in ("train", "heldout")]  # fmt: skip
-    run(sys.executable, "scripts/train.py", f"--config=config/stage_process.py:{preset}", *shapes,
-        "--config.pretrained.model=srrl/shapes/tiny_sd", '--config.reward.models={"shapes": 1.0}',
-        f"--config.output_dir={tmp_path}", "--config.run_name=run", "--config.mixed_precision=no",
-        "--config.tracker=none", "--config.stages.total=6", "--config.reflect.rounds=1",
-        "--config.sample.micro_batch=64", "--config.train.micro_batch=32",
-        "--config.sample.decode_batch=64", "--config.sample.batch_size=32",
-        "--config.sample.num_batches_per_stage=1", "--config.eval.every=0")  # fmt: skip
+    shapes = [
+        f"--config.prompts.{split}=config/prompts/shapes_unconventional_{split}.json"
+        for split in ("train", "heldout")
+    ]
+    run(
+        sys.executable,
+        "scripts/train.py",
+        f"--config=config/stage_process.py:{preset}",
+        *shapes,
+        "--config.pretrained.model=srrl/shapes/tiny_sd",
+        '--config.reward.models={"shapes": 1.0}',
+        f"--config.output_dir={tmp_path}",
+        "--config.run_name=run",
+        "--config.mixed_precision=no",
+        "--config.tracker=none",
+        "--config.stages.total=6",
+        "--config.reflect.rounds=1",
+        "--config.sample.micro_batch=64",
+        "--config.train.micro_batch=32",
+        "--config.sample.decode_batch=64",
+        "--config.sample.batch_size=32",
+        "--config.sample.num_batches_per_stage=1",
+        "--config.eval.every=0",
+    )
     for line in logged(tmp_path / "run", "metrics.jsonl"):
         predicted = released_steps(line["selected"], 1) if "released" in preset else 2
-        print(f"{preset}, m {line['trained_steps']}: {line['selected']} selected, "
-              f"{line['updates']} optimizer steps")  # fmt: skip
+        print(
+            f"{preset}, m {line['trained_steps']}: {line['selected']} selected, "
+            f"{line['updates']} optimizer steps"
+        )
         assert line["updates"] == predicted
     lines = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     first, sixth = ([x["prompt"] for x in lines if x["stage"] == n] for n in (1, 6))
@@ -134,8 +155,10 @@ def test_prompts_and_noise_that_fifty_stages_see():
             texts |= set(drawn)
             fewest.append(len(set(drawn)))
         seen[name] = len(starts), len(texts), statistics.mean(fewest)
-        print(f"{name}, 50 stages: {len(starts)} starting noises, {len(texts)} of 45 prompts, "
-              f"{statistics.mean(fewest):.1f} different ones in a stage")  # fmt: skip
+        print(
+            f"{name}, 50 stages: {len(starts)} starting noises, {len(texts)} of 45 prompts, "
+            f"{statistics.mean(fewest):.1f} different ones in a stage"
+        )
     assert seen["ours"][:2] == (1600, 45) and seen["ours"][2] > 28
     assert seen["released"][0] == 160
     assert seen["released"][2] < 26
@@ -152,8 +175,10 @@ def test_decoding_by_truncation_is_half_a_level_darker():
     rounded, truncated = levels.round().to(torch.uint8), levels.to(torch.uint8)
     darker = (rounded.float() - truncated.float()).mean().item()
     change = (reward.score(rounded, prompts) - reward.score(truncated, prompts)).abs().max().item()
-    print(f"truncated images are {darker:.2f} of 255 levels darker; the verifier's score moves by "
-          f"{change:.4f} at most")  # fmt: skip
+    print(
+        f"truncated images are {darker:.2f} of 255 levels darker; the verifier's score moves by "
+        f"{change:.4f} at most"
+    )
     assert 0.2 < darker < 0.6 and change < 0.05
 
 
@@ -174,8 +199,10 @@ def test_latents_stored_in_half_precision_move_the_first_ratio():
         drawn, stored = log_prob(x, mean, sigma), log_prob(x.half().float(), mean, sigma)
         worst[i] = ((stored - drawn).exp() - 1).abs().max().item()
     last = config.sample.num_steps - 1
-    print(f"|ratio - 1| before any update: up to {max(worst.values()):.1e} (the last step "
-          f"{worst[last]:.1e}, the first {worst[0]:.1e}); with float32 latents 0")  # fmt: skip
+    print(
+        f"|ratio - 1| before any update: up to {max(worst.values()):.1e} (the last step "
+        f"{worst[last]:.1e}, the first {worst[0]:.1e}); with float32 latents 0"
+    )
     assert max(worst.values()) == worst[last] > 1e-5 > worst[0]
 
 
@@ -193,8 +220,10 @@ def test_equal_scores_are_selected_by_rounding_error_in_the_release():
         for name, a in (("released", released_advantages(scores)), ("ours", ours.float())):
             rows = select(a, torch.zeros(5, dtype=torch.int64), 0.5, -0.5, "extremes")
             chosen[name] += len(rows) > 0
-    print(f"of 1000 groups of 5 equal scores, trained on: released {chosen['released']}, ours "
-          f"{chosen['ours']}")  # fmt: skip
+    print(
+        f"of 1000 groups of 5 equal scores, trained on: released {chosen['released']}, ours "
+        f"{chosen['ours']}"
+    )
     assert chosen["ours"] == 0 < chosen["released"]
 
 

@@ -69,12 +69,39 @@ def assert_every_script_finds_it(folder):
         ["sample.py", "--checkpoint", checkpoint, "--prompt", prompt, "--seeds", "0"],
         ["score.py", "outputs", "--rewards", reward],
         ["score.py", "outputs", "--checkpoint", checkpoint],
-        ["evaluate.py", "--checkpoints", checkpoint, "--num-prompts", "1", "--images", "1",
-         "--rewards", reward, "--samplers", "plain"],
-        ["evaluate.py", "--checkpoints", checkpoint, "--num-prompts", "1", "--images", "1",
-         "--rewards", f"{folder / 'my_reward.py'}:Brightness", "--samplers", "plain"],
-    ):  # fmt: skip
-        result = subprocess.run([sys.executable, scripts / command[0], *command[1:]], cwd=folder,
-                                capture_output=True, text=True, timeout=1800)  # fmt: skip
+        [
+            "evaluate.py",
+            "--checkpoints",
+            checkpoint,
+            "--num-prompts",
+            "1",
+            "--images",
+            "1",
+            "--rewards",
+            reward,
+            "--samplers",
+            "plain",
+        ],
+        [
+            "evaluate.py",
+            "--checkpoints",
+            checkpoint,
+            "--num-prompts",
+            "1",
+            "--images",
+            "1",
+            "--rewards",
+            f"{folder / 'my_reward.py'}:Brightness",
+            "--samplers",
+            "plain",
+        ],
+    ):
+        result = subprocess.run(
+            [sys.executable, scripts / command[0], *command[1:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+        )
         assert result.returncode == 0, result.stderr
         assert "Brightness" in result.stdout

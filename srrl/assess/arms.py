@@ -72,8 +72,11 @@ def stages_of(study: ConfigDict, arm: str, budget: str) -> int:
 def runs_of(study: ConfigDict) -> list[Run]:
     """Every run, seed by seed, so that a study that is stopped has all arms at some seeds."""
     runs = []
-    stages = {(arm, budget): stages_of(study, arm, budget)
-              for arm in study.arms for budget in study.budgets}  # fmt: skip
+    stages = {
+        (arm, budget): stages_of(study, arm, budget)
+        for arm in study.arms
+        for budget in study.budgets
+    }
     for seed in study.seeds:
         for budget in study.budgets:
             for arm in study.arms:
@@ -86,10 +89,13 @@ def runs_of(study: ConfigDict) -> list[Run]:
 
 def train_command(study: ConfigDict, run: Run) -> list[str]:
     return [
-        sys.executable, str(REPOSITORY / "scripts" / "train.py"),
-        *arm_flags(study, run.arm, run.stages), f"{FLAG}seed={run.seed}",
-        f"{FLAG}output_dir={run.folder.parent}", f"{FLAG}run_name={run.name}",
-    ]  # fmt: skip
+        sys.executable,
+        str(REPOSITORY / "scripts" / "train.py"),
+        *arm_flags(study, run.arm, run.stages),
+        f"{FLAG}seed={run.seed}",
+        f"{FLAG}output_dir={run.folder.parent}",
+        f"{FLAG}run_name={run.name}",
+    ]
 
 
 @dataclass(frozen=True)
@@ -106,16 +112,31 @@ class Evaluation:
     def command(self, study: ConfigDict) -> list[str]:
         of = ["--checkpoints", str(self.run.folder)] if self.run else shared_flags(study)
         return [
-            sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), *of, "--rewards",
-            *study.rewards, "--samplers", *self.samplers, "--prompts", *self.prompts,
-            "--images", str(self.images), *self.flags, "--out", str(self.folder),
-        ]  # fmt: skip
+            sys.executable,
+            str(REPOSITORY / "scripts" / "evaluate.py"),
+            *of,
+            "--rewards",
+            *study.rewards,
+            "--samplers",
+            *self.samplers,
+            "--prompts",
+            *self.prompts,
+            "--images",
+            str(self.images),
+            *self.flags,
+            "--out",
+            str(self.folder),
+        ]
 
     def results(self) -> list[Result]:
         """The cells that were asked for, as far as they are there."""
-        asked = (r for r in finished(self.folder).values()
-                 if r.cell.sampler in self.samplers and r.cell.prompts in self.prompts
-                 and r.cell.images == self.images)  # fmt: skip
+        asked = (
+            r
+            for r in finished(self.folder).values()
+            if r.cell.sampler in self.samplers
+            and r.cell.prompts in self.prompts
+            and r.cell.images == self.images
+        )
         return list({r.cell.place: r for r in asked}.values())
 
     def done(self) -> bool:

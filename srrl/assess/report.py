@@ -63,25 +63,48 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
             spread = None if result.diversity is None else result.diversity.mean().item()
             lines.append(
                 Line(
-                    cell.checkpoint, Path(cell.prompts).stem, cell.sampler, reward,
-                    scores.numel(), Figure(*bootstrap(scores.double().mean(1))), difference,
-                    spread, result.evaluations, result.seconds,
+                    cell.checkpoint,
+                    Path(cell.prompts).stem,
+                    cell.sampler,
+                    reward,
+                    scores.numel(),
+                    Figure(*bootstrap(scores.double().mean(1))),
+                    difference,
+                    spread,
+                    result.evaluations,
+                    result.seconds,
                 )
-            )  # fmt: skip
+            )
     return lines
 
 
-HEADER = ("checkpoint", "prompts", "sampler", "reward", "n", "mean [95%]", "to baseline [95%]",
-          "diversity", "evaluations", "seconds")  # fmt: skip
+HEADER = (
+    "checkpoint",
+    "prompts",
+    "sampler",
+    "reward",
+    "n",
+    "mean [95%]",
+    "to baseline [95%]",
+    "diversity",
+    "evaluations",
+    "seconds",
+)
 
 
 def cells_of(line: Line) -> list[str]:
     return [
-        line.checkpoint, line.prompts, line.sampler, line.reward, str(line.n), str(line.score),
+        line.checkpoint,
+        line.prompts,
+        line.sampler,
+        line.reward,
+        str(line.n),
+        str(line.score),
         line.difference.signed() if line.difference else "",
         "" if line.diversity is None else f"{line.diversity:.3f}",
-        f"{line.evaluations:.0f}", f"{line.seconds:.3f}",
-    ]  # fmt: skip
+        f"{line.evaluations:.0f}",
+        f"{line.seconds:.3f}",
+    ]
 
 
 def text_table(lines: list[Line]) -> str:
@@ -107,15 +130,25 @@ def write_report(
     (folder / "table.md").write_text(markdown_table(lines), encoding="utf-8")
     plain = [
         {
-            "checkpoint": x.checkpoint, "prompts": x.prompts, "sampler": x.sampler,
-            "reward": x.reward, "n": x.n, "mean": x.score.mean, "low": x.score.low,
+            "checkpoint": x.checkpoint,
+            "prompts": x.prompts,
+            "sampler": x.sampler,
+            "reward": x.reward,
+            "n": x.n,
+            "mean": x.score.mean,
+            "low": x.score.low,
             "high": x.score.high,
-            **({f"difference_{k}": v for k, v in vars(x.difference).items()} if x.difference
-               else {f"difference_{k}": None for k in ("mean", "low", "high")}),
-            "diversity": x.diversity, "evaluations": x.evaluations, "seconds": x.seconds,
+            **(
+                {f"difference_{k}": v for k, v in vars(x.difference).items()}
+                if x.difference
+                else {f"difference_{k}": None for k in ("mean", "low", "high")}
+            ),
+            "diversity": x.diversity,
+            "evaluations": x.evaluations,
+            "seconds": x.seconds,
         }
         for x in lines
-    ]  # fmt: skip
+    ]
     (folder / "table.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     with open(folder / "table.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, plain[0])
@@ -152,16 +185,25 @@ def plot(path: Path, lines: list[Line]) -> None:
                 family = x.sampler.partition(":")[0]
                 colour = f"C{families.index(family) % 10}"
                 spread = [[x.score.mean - x.score.low], [x.score.high - x.score.mean]]
-                cost.errorbar([x.evaluations], [x.score.mean], spread, marker="osD^v*P"[k % 7],
-                              color=colour, capsize=2, markersize=5)  # fmt: skip
-                bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75,
-                          capsize=2)  # fmt: skip
+                cost.errorbar(
+                    [x.evaluations],
+                    [x.score.mean],
+                    spread,
+                    marker="osD^v*P"[k % 7],
+                    color=colour,
+                    capsize=2,
+                    markersize=5,
+                )
+                bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2)
                 names[place] = f"{x.sampler}   {x.evaluations:.0f}"
             place -= 1
         bars.set_yticks(list(names), list(names.values()), fontsize=8)
         bars.set(title=f"{reward}, and evaluations a picture", xlabel="mean (95% over prompts)")
-        cost.set(title=f"{reward} against cost", xlabel="network evaluations a picture",
-                 ylabel="mean (95% over prompts)")  # fmt: skip
+        cost.set(
+            title=f"{reward} against cost",
+            xlabel="network evaluations a picture",
+            ylabel="mean (95% over prompts)",
+        )
         for k, family in enumerate(families):
             cost.plot([], [], "o", color=f"C{k % 10}", label=family)
         cost.legend(fontsize=8)
@@ -185,8 +227,10 @@ def grid(folder: Path, results: list[Result], texts: dict[str, list[str]]) -> bo
                 for f in files
             ]
             names = [f"{Path(r.cell.checkpoint).name} {r.cell.sampler}" for r in cells]
-            captions = [labelled(name, {k: v[place, 0].item() for k, v in r.scores.items()})
-                        for name, r in zip(names, cells, strict=True)]  # fmt: skip
+            captions = [
+                labelled(name, {k: v[place, 0].item() for k, v in r.scores.items()})
+                for name, r in zip(names, cells, strict=True)
+            ]
             rows.append(Row(texts[prompts][place], images, captions))
     if rows:
         sheet(rows, "the same seed in each column").save(folder / "grid.png")

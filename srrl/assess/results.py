@@ -24,8 +24,17 @@ from srrl.run.pictures import read_jsonl
 
 SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
 # Student's t at 97.5% for n values.
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
-           10: 2.262}  # fmt: skip
+STUDENT = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,9 @@ class Judged:
             result.scores[reward].double().flatten()
             for result in self.results
             if split in ("all", Path(result.cell.prompts).stem.rpartition("_")[2])
-            and result.cell.sampler == sampler and reward in result.scores
-        ]  # fmt: skip
+            and result.cell.sampler == sampler
+            and reward in result.scores
+        ]
         return torch.cat(found).mean().item() if found else None
 
 
@@ -93,8 +103,10 @@ def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
     """Held-out prompts and all, at the last budget: the arms against each of `against`, seed by
     seed."""
     budget = study.budgets[-1]
-    arms = {arm: runs_at(judged, arm, study.budgets[0] if arm == study.reference else budget)
-            for arm in study.arms}  # fmt: skip
+    arms = {
+        arm: runs_at(judged, arm, study.budgets[0] if arm == study.reference else budget)
+        for arm in study.arms
+    }
     text = ""
     for reward, split in itertools.product(study.rewards, ("heldout", "all")):
         text += f"\n**{reward}, {SPLITS[split]} prompts, equal {budget}**\n\n"
@@ -104,8 +116,10 @@ def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
             for arm in study.arms:
                 if arm in study.against[:place]:
                     continue  # it stands there the other way round
-                cells = [signed(gains(arms[arm], arms[other], (split, s, reward)))
-                         for s in study.samplers]  # fmt: skip
+                cells = [
+                    signed(gains(arms[arm], arms[other], (split, s, reward)))
+                    for s in study.samplers
+                ]
                 if arm != other and all(cells):
                     label, base = study.arms[arm].label, study.arms[other].label
                     text += f"| {label}, less {base} | {' | '.join(cells)} |\n"
@@ -136,8 +150,10 @@ def matrix(study: ConfigDict, base: Judged, judged: list[Judged], split: str, re
             label = f"{study.arms[arm].label}, equal {budget}"
             if arm == study.reference:
                 label = f"**{study.arms[arm].label}**, the reference"
-            text += (f"| {label} | {own[0].run.stages} | {cost:,.0f} | {len(own)} | "
-                     f"{' | '.join(cells)} |\n")  # fmt: skip
+            text += (
+                f"| {label} | {own[0].run.stages} | {cost:,.0f} | {len(own)} | "
+                f"{' | '.join(cells)} |\n"
+            )
     return text
 
 
@@ -152,8 +168,10 @@ def signal(study: ConfigDict, judged: list[Judged]) -> str:
             if rows:
                 score, mixed, selected = zip(*rows, strict=True)
                 told = "" if None in mixed else over_seeds(mixed)
-                text += (f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
-                         f"{told} | {over_seeds(selected, 2)} |\n")  # fmt: skip
+                text += (
+                    f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
+                    f"{told} | {over_seeds(selected, 2)} |\n"
+                )
     return text
 
 
@@ -170,8 +188,11 @@ def learned_from(study: ConfigDict, run: Run) -> tuple[float, float | None, floa
     alone = all(len(g) == 1 for g in groups.values())
     mixed = None if alone else statistics.fmean(max(g) - min(g) > 0.5 for g in groups.values())
     chosen = sum(line["selected"] for line in lines)
-    return (statistics.fmean(s for g in groups.values() for s in g), mixed,
-            1000 * chosen / spent(run))  # fmt: skip
+    return (
+        statistics.fmean(s for g in groups.values() for s in g),
+        mixed,
+        1000 * chosen / spent(run),
+    )
 
 
 def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> None:
@@ -186,8 +207,9 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
             own = runs_at(judged, arm, budget)
             if own:
                 rows[f"{study.arms[arm].label}, equal {budget}"] = own
-    figure = Figure(figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(rows)),
-                    layout="constrained")  # fmt: skip
+    figure = Figure(
+        figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(rows)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(study.samplers), sharey=True, sharex=True, squeeze=False)[0]
     places = np.arange(len(rows))[::-1]
@@ -198,8 +220,15 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
             ]
             means = [statistics.fmean(v) for v in values]
             halves = [half_width(v) for v in values]
-            axes.errorbar(means, places + 0.12 - 0.24 * k, xerr=halves, fmt="os"[k % 2],
-                          color=f"C{k}", markersize=4, label=reward)  # fmt: skip
+            axes.errorbar(
+                means,
+                places + 0.12 - 0.24 * k,
+                xerr=halves,
+                fmt="os"[k % 2],
+                color=f"C{k}",
+                markersize=4,
+                label=reward,
+            )
             untrained = base.mean(study.splits[0], sampler, reward)
             axes.axvline(untrained, color=f"C{k}", linestyle=":")
         axes.set_yticks(places, list(rows))
@@ -207,8 +236,13 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[-1].get_legend_handles_labels()
-    figure.legend(handles, [f"{x} (dotted: not trained)" for x in labels], fontsize=8, ncols=4,
-                  loc="outside lower center")  # fmt: skip
+    figure.legend(
+        handles,
+        [f"{x} (dotted: not trained)" for x in labels],
+        fontsize=8,
+        ncols=4,
+        loc="outside lower center",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -99,9 +99,16 @@ def reflect(
     the config's reflect.* if not given, however the policy was trained.
     """
     return _rolled(
-        task, rounds, steps=steps, guidance_scale=guidance, denoise_guidance=denoise,
-        inversion_guidance=inversion, reflect_eta=eta, depth=depth, train_rounds="last",
-    )  # fmt: skip
+        task,
+        rounds,
+        steps=steps,
+        guidance_scale=guidance,
+        denoise_guidance=denoise,
+        inversion_guidance=inversion,
+        reflect_eta=eta,
+        depth=depth,
+        train_rounds="last",
+    )
 
 
 def _rolled(
@@ -111,9 +118,15 @@ def _rolled(
     settings = replace(task.settings, **given)
     with num_steps(task.policy, steps, settings.eta):
         return rollout(
-            task.policy, task.conditioning, settings, rounds=rounds, trained_steps=0,
-            seed=task.seed, stage=stage, slots=task.slots,
-        ).images[-len(task.slots) :]  # fmt: skip
+            task.policy,
+            task.conditioning,
+            settings,
+            rounds=rounds,
+            trained_steps=0,
+            seed=task.seed,
+            stage=stage,
+            slots=task.slots,
+        ).images[-len(task.slots) :]
 
 
 def best(task: Task, n: int = 2) -> Tensor:

@@ -205,8 +205,9 @@ class Biller:
         grads = 0 if c.use_lora else trained
         casts = grads // 2 if self.kinds["network"] == "half" else 0
         each = (self.predicted.peak - casts) / self.sampled
-        updated = self.update(c.train.gradient_checkpointing if checkpointing is None
-                              else checkpointing)  # fmt: skip
+        updated = self.update(
+            c.train.gradient_checkpointing if checkpointing is None else checkpointing
+        )
         pair = (updated.peak - casts - grads) / c.train.micro_batch
         casts, grads, trained = (n // self.shards for n in (casts, grads, trained))
         # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
@@ -215,16 +216,27 @@ class Biller:
         drawing = [
             Usage("reflect", before + casts, each, min(walked, micro), sampling),
             Usage("sample", before + own + casts, each, min(branches, micro), sampling),
-            Usage("decode", before + 2 * own, self.decoded.peak / self.padded(1),
-                  min(branches, c.sample.decode_batch), decoding),
-        ]  # fmt: skip
+            Usage(
+                "decode",
+                before + 2 * own,
+                self.decoded.peak / self.padded(1),
+                min(branches, c.sample.decode_batch),
+                decoding,
+            ),
+        ]
         beside = self.scored_beside and self.prompts > self.batch
         meanwhile = max(usage.peak for usage in drawing) if beside else before
         scores = [
-            Usage("score", meanwhile, self.scored[name].peak, min(branches, reward.batch_size),
-                  REWARD + name)
-            for name, reward in i.rewards.items() if self.rewards_here
-        ]  # fmt: skip
+            Usage(
+                "score",
+                meanwhile,
+                self.scored[name].peak,
+                min(branches, reward.batch_size),
+                REWARD + name,
+            )
+            for name, reward in i.rewards.items()
+            if self.rewards_here
+        ]
         usages = [
             Usage("encode", base + sizes["text encoders"] + self.encoded.peak),
             *drawing,
@@ -234,6 +246,6 @@ class Biller:
             Usage("update", after + casts + grads, pair, c.train.micro_batch, "train.micro_batch"),
             Usage("update", after + step),
             Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling),
-        ]  # fmt: skip
+        ]
         reflects = any(plan.rounds > 1 for plan in self.plans)
         return [usage for usage in usages if usage.phase != "reflect" or reflects]

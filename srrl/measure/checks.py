@@ -30,11 +30,15 @@ from srrl.trainer import Trainer
 
 STAGES = 3
 SMALL = [
-    "--config=config/stage_process.py:tiny", f"--config.stages.total={STAGES}",
-    "--config.stages.per_cycle=1", "--config.sample.batch_size=4", "--config.eval.num_prompts=4",
-    "--config.eval.seeds=1", "--config.select.pos_threshold=0.1",
+    "--config=config/stage_process.py:tiny",
+    f"--config.stages.total={STAGES}",
+    "--config.stages.per_cycle=1",
+    "--config.sample.batch_size=4",
+    "--config.eval.num_prompts=4",
+    "--config.eval.seeds=1",
+    "--config.select.pos_threshold=0.1",
     "--config.select.neg_threshold=-0.1",
-]  # fmt: skip
+]
 
 
 def machine(job: Job) -> None:
@@ -121,12 +125,17 @@ def one_stage(job: Job, preset: str, device: str) -> dict[str, Any]:
     Adam's epsilon is large, so that the update is in proportion to the gradient and not to its
     sign where that is rounding.
     """
-    config = load_config([
-        f"--config=config/stage_process.py:{preset}", "--config.sample.batch_size=12",
-        "--config.select.pos_threshold=0.1", "--config.select.neg_threshold=-0.1",
-        "--config.train.adam_epsilon=0.01", f"--config.output_dir={job.folder}",
-        "--config.allow_tf32=false",
-    ])  # fmt: skip
+    config = load_config(
+        [
+            f"--config=config/stage_process.py:{preset}",
+            "--config.sample.batch_size=12",
+            "--config.select.pos_threshold=0.1",
+            "--config.select.neg_threshold=-0.1",
+            "--config.train.adam_epsilon=0.01",
+            f"--config.output_dir={job.folder}",
+            "--config.allow_tf32=false",
+        ]
+    )
     policy = Policy.from_config(config, device=device)
     make_trainable(policy.pipe, config)
     before = flat_parameters(policy)
@@ -197,8 +206,9 @@ def resume(job: Job) -> None:
     """A run of the real command killed after its second stage and resumed, and one left alone."""
 
     def compare() -> dict[str, Any]:
-        flags = lambda name: [*SMALL, f"--config.output_dir={job.folder}",  # noqa: E731
-                              f"--config.run_name={name}"]  # fmt: skip
+        def flags(name: str) -> list[str]:
+            return [*SMALL, f"--config.output_dir={job.folder}", f"--config.run_name={name}"]
+
         command = [sys.executable, "scripts/train.py"]
         finish(job, [*command, *flags("whole")])
         finish(job, [*command, *flags("again")])
@@ -229,12 +239,17 @@ def processes(job: Job) -> None:
     two = ["--", "--num_processes", "2"]
     sharded = ["--", "--config_file", "config/accelerate/fsdp.yaml", "--num_processes", "2"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    unet = ["--config.use_lora=false", "--config.train.adam_epsilon=0.01",
-            "--config.checkpoint.keep_every=1"]  # fmt: skip
+    unet = [
+        "--config.use_lora=false",
+        "--config.train.adam_epsilon=0.01",
+        "--config.checkpoint.keep_every=1",
+    ]
 
     def compare(name: str, several: list[str], *flags: str) -> dict[str, Any]:
-        of = lambda run: [*SMALL, "--config.stages.total=1", f"--config.output_dir={job.folder}",  # noqa: E731
-                          f"--config.run_name={name}_{run}", *flags]  # fmt: skip
+        def of(run: str) -> list[str]:
+            folder = [f"--config.output_dir={job.folder}", f"--config.run_name={name}_{run}"]
+            return [*SMALL, "--config.stages.total=1", *folder, *flags]
+
         finish(job, [sys.executable, "scripts/train.py", *of("one")])
         split = several.index("--") if "--" in several else len(several)
         finish(job, [*several[:split], *of("two"), *several[split:]])
@@ -251,9 +266,13 @@ def begin(job: Job, command: list[str]) -> subprocess.Popen:
     if not job.on_gpu:
         environment["ACCELERATE_USE_CPU"] = "true"
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(job: Job, command: list[str]) -> None:

@@ -96,12 +96,15 @@ def remedies(biller: Biller) -> list[str]:
     """For a run whose weights alone are too much."""
     c, lines = biller.config, []
     if biller.rewards_here and biller.scored:
-        lines.append("  the reward models elsewhere: --config.reward.backend=worker "
-                     "--config.reward.device=cuda:1 (or another host)")  # fmt: skip
+        lines.append(
+            "  the reward models elsewhere: --config.reward.backend=worker "
+            "--config.reward.device=cuda:1 (or another host)"
+        )
     if not c.use_lora:
         lines.append("  the UNet over several cards: -- --config_file config/accelerate/fsdp.yaml")
-        lines.append("  a LoRA: --config.use_lora=true; 8-bit states: "
-                     "--config.train.use_8bit_adam=true")  # fmt: skip
+        lines.append(
+            "  a LoRA: --config.use_lora=true; 8-bit states: --config.train.use_8bit_adam=true"
+        )
     if biller.kinds["network"] == "single" and biller.cuda:
         lines.append("  half precision: --config.mixed_precision=bf16")
     return lines

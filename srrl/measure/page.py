@@ -37,8 +37,10 @@ def page(rows: list[Row], command: str, minutes: float, trial: bool) -> str:
     done = len(rows) - len(failed) - len(left_out)
     titles = TITLES | (TRIAL if trial else {})
     lines = [TRIAL_INTRODUCTION if trial else INTRODUCTION, f"    {command}\n"]
-    lines.append(f"{done} measurements in {minutes:.1f} minutes, {len(failed)} failed, "
-                 f"{len(left_out)} left out.\n")  # fmt: skip
+    lines.append(
+        f"{done} measurements in {minutes:.1f} minutes, {len(failed)} failed, "
+        f"{len(left_out)} left out.\n"
+    )
     for part, title in titles.items():
         own = [row for row in rows if row["part"] == part]
         if own:

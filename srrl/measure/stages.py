@@ -33,20 +33,28 @@ NAMES = {"no": "float32", "fp16": "fp16", "bf16": "bf16"}
 
 def stage_config(job: Job, preset: str, *overrides: str) -> ConfigDict:
     """A preset as it is, but for one small stage of which every trajectory is trained once."""
-    flags = ["--config.tracker=none", "--config.select.mode=all", "--config.stages.total=1",
-             f"--config.reflect.rounds={ROUNDS}", f"--config.interval.steps={TRAINED}",
-             "--config.train.num_inner_epochs=1", f"--config.output_dir={job.folder}",
-             f"--config.prompts.train={SHAPES}_train.json",
-             f"--config.prompts.heldout={SHAPES}_heldout.json"]  # fmt: skip
+    flags = [
+        "--config.tracker=none",
+        "--config.select.mode=all",
+        "--config.stages.total=1",
+        f"--config.reflect.rounds={ROUNDS}",
+        f"--config.interval.steps={TRAINED}",
+        "--config.train.num_inner_epochs=1",
+        f"--config.output_dir={job.folder}",
+        f"--config.prompts.train={SHAPES}_train.json",
+        f"--config.prompts.heldout={SHAPES}_heldout.json",
+    ]
     if job.tiny:
         preset = {"sd14": "tiny", "sdxl": "tiny_xl"}[preset]
         flags += ["--config.sample.batch_size=4", "--config.train.micro_batch=8"]
     else:
         options = '{"vqascore": {"model": "random"}, "imagereward": {"model": "random"}}'
         prompts = {"sd14": 8, "sdxl": 4}[preset]
-        flags += [f"--config.pretrained.model=random:{preset}",
-                  f"--config.reward.options={options}",
-                  f"--config.sample.num_batches_per_stage={prompts}"]  # fmt: skip
+        flags += [
+            f"--config.pretrained.model=random:{preset}",
+            f"--config.reward.options={options}",
+            f"--config.sample.num_batches_per_stage={prompts}",
+        ]
     return load_config([f"--config=config/stage_process.py:{preset}", *flags, *overrides])
 
 
@@ -174,8 +182,12 @@ def model(job: Job, preset: str, slow: int) -> None:
     measured(f"{NAMES[kinds[0]]}, as the preset is", 15)
     measured("without channels_last", 10, change=contiguous, same_bill=True)
     measured("gradient checkpointing", 12, "--config.train.gradient_checkpointing=true")
-    measured(f"{at_once} prompts at once", 12, f"--config.sample.batch_size={at_once}",
-             "--config.sample.num_batches_per_stage=1")  # fmt: skip
+    measured(
+        f"{at_once} prompts at once",
+        12,
+        f"--config.sample.batch_size={at_once}",
+        "--config.sample.num_batches_per_stage=1",
+    )
     if len(kinds) > 1:
         measured(f"{NAMES[kinds[1]]}, as the preset is", 15, f"--config.mixed_precision={kinds[1]}")
 
@@ -184,9 +196,12 @@ def compiled(job: Job) -> None:
     """The UNet's repeated blocks through torch.compile, which takes its time first."""
     for preset in ("sd14", "sdxl"):
         config = stage_config(
-            job, preset, f"--config.mixed_precision={'bf16' if job.on_gpu else 'no'}",
-            '--config.reward.models={"shapes": 1}', "--config.reward.options={}",
-        )  # fmt: skip
+            job,
+            preset,
+            f"--config.mixed_precision={'bf16' if job.on_gpu else 'no'}",
+            '--config.reward.models={"shapes": 1}',
+            "--config.reward.options={}",
+        )
         run = partial(measure_stage, job, config, change=compile_blocks)
         job.measure(f"{preset}, compiled blocks", 60, run)
 
@@ -199,9 +214,12 @@ def with_8bit_adam(job: Job) -> dict[str, Any]:
     if find_spec("bitsandbytes") is None:
         return {"skipped": "the package bitsandbytes is not there"}
     config = stage_config(
-        job, "sd14", "--config.use_lora=false", "--config.train.use_8bit_adam=true",
+        job,
+        "sd14",
+        "--config.use_lora=false",
+        "--config.train.use_8bit_adam=true",
         f"--config.mixed_precision={'bf16' if job.on_gpu else 'no'}",
-    )  # fmt: skip
+    )
     return measure_stage(job, config)
 
 
@@ -218,9 +236,11 @@ def rewards(job: Job) -> None:
 
 def score_alone(job: Job, name: str) -> dict[str, Any]:
     config = stage_config(
-        job, "sd14", f'--config.reward.models={{"{name}": 1.0}}',
+        job,
+        "sd14",
+        f'--config.reward.models={{"{name}": 1.0}}',
         f'--config.reward.options={{"{name}": {{"model": "random"}}}}',
-    )  # fmt: skip
+    )
     reward = rewards_of(config, job.device)[name]
     side, n = (512, 32) if job.on_gpu else (64, 2)
     images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)

@@ -162,8 +162,10 @@ def architecture(model: str) -> Architecture:
 def _of(a: Architecture) -> DiffusionPipeline:
     # Stand-ins for CLIP's tokenizer: 77 tokens as there, but words in other pieces.
     words = [build_tokenizer(77, pad_token=pad) for pad in ("<|endoftext|>", "!")[: len(a.text)]]
-    texts = [CLIPTextConfig(**size, **special_tokens(tokenizer))
-             for size, tokenizer in zip(a.text, words, strict=True)]  # fmt: skip
+    texts = [
+        CLIPTextConfig(**size, **special_tokens(tokenizer))
+        for size, tokenizer in zip(a.text, words, strict=True)
+    ]
     return _of_configs(a.unet, a.vae, texts, words, a.scheduler)
 
 
@@ -177,10 +179,10 @@ def _of_folder(folder: Path) -> DiffusionPipeline:
     try:
         xl = DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionXLPipeline"
         suffixes = ("", "_2")[: 1 + xl]
-        texts = [CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x)
-                 for x in suffixes]  # fmt: skip
-        words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x)
-                 for x in suffixes]  # fmt: skip
+        texts = [
+            CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x) for x in suffixes
+        ]
+        words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x) for x in suffixes]
         unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
         scheduler = PNDMScheduler.load_config(folder, subfolder="scheduler")

@@ -200,9 +200,12 @@ class Policy:
             raise RuntimeError(f"the text encoders were released before {prompt!r} was encoded")
         negative = [self.negative_prompt] if self.negative_prompt else None
         result = self.pipe.encode_prompt(
-            [prompt], device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=True,
+            [prompt],
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
             negative_prompt=negative,
-        )  # fmt: skip
+        )
         text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
         pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
         return (text, pooled), (empty, pooled_empty)

@@ -36,10 +36,20 @@ LOCK_FILE = ".lock"
 # What may change when a run goes on: it does not change its weights, beyond rounding.
 BATCHES = ("sample.num_batches_per_stage", "sample.batch_size")
 FREE = (
-    "output_dir", "tracker", "checkpoint.", "pictures.", "eval.", "allow_tf32",
-    "sample.micro_batch", "sample.decode_batch", "train.micro_batch",
-    "train.gradient_checkpointing", "reward.backend", "reward.device", "reward.worker.",
-)  # fmt: skip
+    "output_dir",
+    "tracker",
+    "checkpoint.",
+    "pictures.",
+    "eval.",
+    "allow_tf32",
+    "sample.micro_batch",
+    "sample.decode_batch",
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "reward.backend",
+    "reward.device",
+    "reward.worker.",
+)
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -95,8 +105,11 @@ def save(
 
 def newest(run: Path) -> Path | None:
     """The newest checkpoint that a run can resume from."""
-    found = [p.parent for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
-             if not p.parent.name.endswith(".tmp")]  # fmt: skip
+    found = [
+        p.parent
+        for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
+        if not p.parent.name.endswith(".tmp")
+    ]
     return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
 
 
@@ -106,15 +119,22 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     Of any other LoRA (its file, and where its config.json would be, which is not there).
     """
     if not given.exists():
-        raise UserError(f"--checkpoint {given}: no such folder or file: give runs/NAME, one of its "
-                        f"checkpoints/stage_NNNN, or a LoRA's .safetensors")  # fmt: skip
+        raise UserError(
+            f"--checkpoint {given}: no such folder or file: give runs/NAME, one of its "
+            f"checkpoints/stage_NNNN, or a LoRA's .safetensors"
+        )
     if given.is_file():
         if given.suffix != ".safetensors":
-            raise UserError(f"--checkpoint {given}: only .safetensors files are read, for others "
-                            f"may run code: convert it")  # fmt: skip
+            raise UserError(
+                f"--checkpoint {given}: only .safetensors files are read, for others "
+                f"may run code: convert it"
+            )
         config = given.resolve().parent.parent.parent / "config.json"
-        return (given.parent, config) if given.name == LORA_FILE and config.exists() else (
-            given, config)  # fmt: skip
+        return (
+            (given.parent, config)
+            if given.name == LORA_FILE and config.exists()
+            else (given, config)
+        )
 
     def has_weights(folder: Path) -> bool:
         return (folder / LORA_FILE).exists() or (folder / UNET_FILE).exists()
@@ -125,8 +145,10 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
         return given / LORA_FILE if alone else given, config
     stages = sorted(p for p in given.glob("checkpoints/stage_????") if has_weights(p))
     if not stages:
-        raise UserError(f"--checkpoint {given}: holds no {LORA_FILE}, no {UNET_FILE} and no "
-                        f"checkpoints/stage_NNNN: give a run or a checkpoint")  # fmt: skip
+        raise UserError(
+            f"--checkpoint {given}: holds no {LORA_FILE}, no {UNET_FILE} and no "
+            f"checkpoints/stage_NNNN: give a run or a checkpoint"
+        )
     return stages[-1], given / "config.json"
 
 
@@ -141,8 +163,10 @@ def chosen_model(
     if weights.is_dir():
         return load_saved(saved), weights
     if not preset:
-        raise UserError(f"--checkpoint {given}: a LoRA without its run's config.json: give its "
-                        f"model by --config FILE.py:PRESET")  # fmt: skip
+        raise UserError(
+            f"--checkpoint {given}: a LoRA without its run's config.json: give its "
+            f"model by --config FILE.py:PRESET"
+        )
     return load_config([f"--config={preset}", *overrides]), weights
 
 

@@ -18,9 +18,11 @@ def curves(run: Path) -> None:
     """Draw curves.png from a run's metrics.jsonl and eval.jsonl: two panels for each reward, which
     have scales of their own, the ratio and the curriculum."""
     metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
-    rewards = [key.removeprefix("reward/").removesuffix("/mean")
-               for key in (metrics[0] if metrics else {})
-               if key.startswith("reward/") and key.endswith("/mean")]  # fmt: skip
+    rewards = [
+        key.removeprefix("reward/").removesuffix("/mean")
+        for key in (metrics[0] if metrics else {})
+        if key.startswith("reward/") and key.endswith("/mean")
+    ]
     rewards = list(dict.fromkeys([*rewards, *(line["reward"] for line in evals)]))
     figure = Figure(figsize=(10, 3.2 * (len(rewards) + 1)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,11 +43,16 @@ def curves(run: Path) -> None:
             lines = [e for e in own if (e["split"], e["rounds"]) == (split, rounds)]
             error = [1.96 * _standard_error(e["scores"]) for e in lines]
             held.errorbar(
-                [e["stage"] for e in lines], [e["mean"] for e in lines], error, capsize=3,
-                color=colour, marker=MARKERS.get(split, "^"), label=f"{split}, K = {rounds}",
+                [e["stage"] for e in lines],
+                [e["mean"] for e in lines],
+                error,
+                capsize=3,
+                color=colour,
+                marker=MARKERS.get(split, "^"),
+                label=f"{split}, K = {rounds}",
                 linestyle=LINES[all_rounds.index(rounds) % len(LINES)],
                 markerfacecolor=colour if split == "train" else "white",
-            )  # fmt: skip
+            )
         held.set(title=f"{shown}: evaluation at fixed seeds (95%)", ylabel="score")
         if own:
             low, high = held.get_ylim()

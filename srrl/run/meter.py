@@ -35,8 +35,14 @@ class Meter:
         self.start = self.said = time.monotonic()
         hook = network.register_forward_hook(self._count)
         if self.terminal:
-            self.bar = tqdm(total=self.total, desc=name, bar_format=BAR, leave=False,
-                            file=sys.stdout, dynamic_ncols=True)  # fmt: skip
+            self.bar = tqdm(
+                total=self.total,
+                desc=name,
+                bar_format=BAR,
+                leave=False,
+                file=sys.stdout,
+                dynamic_ncols=True,
+            )
         try:
             yield
         finally:

@@ -143,11 +143,14 @@ def sample_rows(
         for k in rounds:
             places = [i for i in shown if (lines[i]["slot"], lines[i]["round"]) == (slot, k)]
             scores = [lines[i]["scores"] or {} for i in places]
-            totals = [sum(s.get(name, 0) * weight for name, weight in weights.items())
-                      for s in scores]  # fmt: skip
+            totals = [
+                sum(s.get(name, 0) * weight for name, weight in weights.items()) for s in scores
+            ]
             captions = [f"round {n}" for n in range(1, len(images.reflected) + 1)]
-            captions += [labelled(f"branch {lines[i]['branch'] + 1}", s)
-                         for i, s in zip(places, scores, strict=True)]  # fmt: skip
+            captions += [
+                labelled(f"branch {lines[i]['branch'] + 1}", s)
+                for i, s in zip(places, scores, strict=True)
+            ]
             pictures = [of_round[slot] for of_round in images.reflected]
             best = len(pictures) + totals.index(max(totals)) if all(scores) else None
             pictures += [images.sampled[i] for i in places]
@@ -160,8 +163,10 @@ def side_by_side(
     images: list[Tensor], names: list[str], scores: list[dict[str, float]], prompts: list[str]
 ) -> list[Row]:
     """Rows of single pictures, each over its name, scores and prompt."""
-    captions = [f"{labelled(name, values)}\n{prompt}"
-                for name, values, prompt in zip(names, scores, prompts, strict=True)]  # fmt: skip
+    captions = [
+        f"{labelled(name, values)}\n{prompt}"
+        for name, values, prompt in zip(names, scores, prompts, strict=True)
+    ]
     parts = [slice(n, n + ABREAST) for n in range(0, len(images), ABREAST)]
     return [Row("", images[part], captions[part]) for part in parts]
 
@@ -197,8 +202,9 @@ def progress(run: Path, rounds: int, prompts: dict[str, dict[int, str]]) -> Imag
             stages = [stages[i] for i in places]
         drawn = {n: fixed_images(folder / f"stage_{n:04d}.png", len(shown)) for n in stages}
         for i, (place, prompt) in enumerate(shown.items() if stages else ()):
-            captions = [labelled(f"stage {n}", {k: v[place] for k, v in scores[n].items()})
-                        for n in stages]  # fmt: skip
+            captions = [
+                labelled(f"stage {n}", {k: v[place] for k, v in scores[n].items()}) for n in stages
+            ]
             rows.append(Row(f"{prompt} ({split})", [drawn[n][i] for n in stages], captions))
     heading = f"{run.name}: the same seed through training, K = {rounds}"
     return sheet(rows, heading) if rows else None

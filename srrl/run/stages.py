@@ -159,8 +159,9 @@ class StagedRun(ABC):
         for split, prompts in self.splits().items():
             judged = evenly(prompts, c.eval.num_prompts)
             count = min(c.pictures.prompts, len(judged))
-            shown[split] = {i * len(judged) // count: judged[i * len(judged) // count]
-                            for i in range(count)}  # fmt: skip
+            shown[split] = {
+                i * len(judged) // count: judged[i * len(judged) // count] for i in range(count)
+            }
             for rounds in c.eval.rounds:
                 work = self.judging_work(prompts) / len(c.eval.rounds)
                 with self.metered(f"evaluation, {split}, K {rounds}", work):

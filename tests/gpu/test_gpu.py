@@ -35,8 +35,13 @@ def job(device: str, folder: Path) -> Job:
 
 
 def trainer_on(device: str, folder: Path, preset: str, precision: str = "no") -> Metered:
-    config = load_config([f"--config=config/stage_process.py:{preset}", *small_run(folder),
-                          f"--config.mixed_precision={precision}"])  # fmt: skip
+    config = load_config(
+        [
+            f"--config=config/stage_process.py:{preset}",
+            *small_run(folder),
+            f"--config.mixed_precision={precision}",
+        ]
+    )
     policy = Policy.from_config(config, device=device)
     make_trainable(policy.pipe, config)
     randomise_lora(policy)
@@ -76,9 +81,17 @@ def test_every_tensor_of_a_stage_is_where_it_belongs(device, tmp_path):
     chosen = trainer.select(PLAN, scored, prompts)
     selection = trainer.selection(samples, scored, chosen, prompts)
     pipe, kept = trainer.policy.pipe, vars(selection.conditioning).values()
-    networks = (samples.latents, samples.log_probs, samples.images, selection.latents,
-                selection.log_probs, selection.advantages, *kept, *pipe.unet.parameters(),
-                *pipe.vae.parameters())  # fmt: skip
+    networks = (
+        samples.latents,
+        samples.log_probs,
+        samples.images,
+        selection.latents,
+        selection.log_probs,
+        selection.advantages,
+        *kept,
+        *pipe.unet.parameters(),
+        *pipe.vae.parameters(),
+    )
     assert {t.device.type for t in networks} == {device}
     books = (samples.slot, samples.branch, samples.round, scored.slot, *scored.scores.values())
     assert {t.device.type for t in books} == {"cpu"}

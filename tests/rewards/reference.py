@@ -19,8 +19,9 @@ from rewards.originals import OriginalVQAScore, imagereward_from
 def imagereward(job: dict) -> dict:
     model = imagereward_from(Path(job["model"]), job["tokenizer"], "cpu")
     images = [Image.open(file) for file in job["images"]]
-    tokens = model.blip.tokenizer(job["prompts"], padding="max_length", truncation=True,
-                                  max_length=35, return_tensors="pt")  # fmt: skip
+    tokens = model.blip.tokenizer(
+        job["prompts"], padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    )
     with torch.no_grad():
         scores = [model.score(p, i) for p, i in zip(job["prompts"], images, strict=True)]
     return {

@@ -60,8 +60,10 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.guard:
                 self.server.keys.add(self.headers.get("Authorization"))
                 self.server.asked.append({"question": text["text"], "model": body["model"]})
-        told = [{"token": t, "logprob": math.log(max(p, 1e-9))}
-                for t, p in (("Yes", yes), ("No", 1 - yes))]  # fmt: skip
+        told = [
+            {"token": t, "logprob": math.log(max(p, 1e-9))}
+            for t, p in (("Yes", yes), ("No", 1 - yes))
+        ]
         first = {**told[0], "top_logprobs": told}
         message = {"message": {"content": "Yes"}, "logprobs": {"content": [first]}}
         self.answer(200, {"choices": [message]})

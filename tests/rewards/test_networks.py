@@ -27,8 +27,15 @@ from tests.rewards.tiny import (
     vqa_state,
 )
 
-PROMPTS = ["a red circle above a blue square", "x", "", " ".join(["word"] * 500),
-           "红色的圆在蓝色方块上", 'a "quoted" {brace} and \\ {}', "line\nbreak"]  # fmt: skip
+PROMPTS = [
+    "a red circle above a blue square",
+    "x",
+    "",
+    " ".join(["word"] * 500),
+    "红色的圆在蓝色方块上",
+    'a "quoted" {brace} and \\ {}',
+    "line\nbreak",
+]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +139,7 @@ def test_qwenvl_is_the_probability_of_yes_after_the_conversation(rewards):
         pad = words.convert_tokens_to_ids("<|image_pad|>")
         logits = reward.network(
             input_ids=ids, mm_token_type_ids=(ids == pad).int(), **vision
-        ).logits  # fmt: skip
+        ).logits
         expected = logits[0, -1].softmax(-1)[reward.yes]
         ours = reward.score(image[None], [prompt])[0]
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
@@ -154,9 +161,11 @@ def test_imagereward_standardises_by_the_published_mean_and_std(rewards):
         [centre_crop(Image.fromarray(i.permute(1, 2, 0).numpy()), 64) for i in images]
     )
     features = net.text(
-        ids, attention_mask=mask, encoder_hidden_states=net.vision(pixels).last_hidden_state,
+        ids,
+        attention_mask=mask,
+        encoder_hidden_states=net.vision(pixels).last_hidden_state,
         is_decoder=False,
-    ).last_hidden_state[:, 0]  # fmt: skip
+    ).last_hidden_state[:, 0]
     for place in ("0", "2", "4", "6", "7"):
         features = features @ net.mlp[place].weight.T + net.mlp[place].bias
     raw = features[:, 0]
@@ -229,10 +238,14 @@ def test_safetensors_and_a_tower_that_the_checkpoint_lacks(tmp_path):
     folder = tmp_path / "safe"
     for file in folder.glob("pytorch_model*"):
         file.unlink()
-    save_file({k: v.contiguous() for k, v in state.items() if k not in tower},
-              folder / "model.safetensors")  # fmt: skip
-    save_file({k.removeprefix("vision_tower.vision_tower."): v for k, v in tower.items()},
-              folder / "clip" / "model.safetensors")  # fmt: skip
+    save_file(
+        {k: v.contiguous() for k, v in state.items() if k not in tower},
+        folder / "model.safetensors",
+    )
+    save_file(
+        {k.removeprefix("vision_tower.vision_tower."): v for k, v in tower.items()},
+        folder / "clip" / "model.safetensors",
+    )
     again = load_rewards(["vqascore"], {"vqascore": other})["vqascore"]
     assert torch.equal(again.score(pictures(2), PROMPTS[:2]), expected)
 

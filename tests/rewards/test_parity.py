@@ -38,8 +38,13 @@ pytestmark = [
         reason=f"no {PYTHON}: make it by bash scripts/original_rewards.sh .venv-rewards",
     ),
 ]
-PROMPTS = ["a red circle above a blue square", "x", " ".join(["word"] * 500), "红色的圆",
-           'a "quoted" {brace}']  # fmt: skip
+PROMPTS = [
+    "a red circle above a blue square",
+    "x",
+    " ".join(["word"] * 500),
+    "红色的圆",
+    'a "quoted" {brace}',
+]
 SIZES = [(33, 40), (40, 33), (64, 64), (300, 7), (1, 1)]
 
 
@@ -60,8 +65,15 @@ def opened(file: str) -> torch.Tensor:
 
 def original(name: str, job: dict, folder: Path) -> dict[str, torch.Tensor]:
     (folder / "job.json").write_text(json.dumps(job))
-    run(PYTHON, "tests/rewards/reference.py", name, folder / "job.json", folder / "out.pt",
-        PYTHONPATH=str(REPOSITORY), CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    run(
+        PYTHON,
+        "tests/rewards/reference.py",
+        name,
+        folder / "job.json",
+        folder / "out.pt",
+        PYTHONPATH=str(REPOSITORY),
+        CUDA_VISIBLE_DEVICES="",
+    )
     return torch.load(folder / "out.pt", weights_only=True)
 
 
@@ -69,13 +81,25 @@ def imagereward_folder(folder: Path, sizes: dict[str, int]) -> dict[str, str]:
     """The options of a random ImageReward, with all files that the original reads."""
     folder.mkdir(exist_ok=True)
     torch.save(random_state(imagereward_shapes(sizes)), folder / "ImageReward.pt")
-    med = {"vocab_size": sizes["words"], "hidden_size": sizes["hidden"],
-           "num_hidden_layers": sizes["layers"], "num_attention_heads": sizes["hidden"] // 64,
-           "intermediate_size": sizes["inner"], "max_position_embeddings": sizes["positions"],
-           "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1,
-           "attention_probs_dropout_prob": 0.1, "type_vocab_size": 2, "initializer_range": 0.02,
-           "pad_token_id": 0, "add_type_embeddings": False, "model_type": "bert",
-           "encoder_width": sizes["hidden"], "add_cross_attention": True}  # fmt: skip
+    med = {
+        "vocab_size": sizes["words"],
+        "hidden_size": sizes["hidden"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["hidden"] // 64,
+        "intermediate_size": sizes["inner"],
+        "max_position_embeddings": sizes["positions"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "type_vocab_size": 2,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+        "add_type_embeddings": False,
+        "model_type": "bert",
+        "encoder_width": sizes["hidden"],
+        "add_cross_attention": True,
+    }
     (folder / "med_config.json").write_text(json.dumps(med))
     return {"model": str(folder), "tokenizer": str(bert_vocabulary(folder / "bert"))}
 
@@ -102,15 +126,27 @@ def test_imagereward_equals_the_original(size, tmp_path):
 def t5_words(folder: Path) -> Path:
     """A sentencepiece model as T5's, trained on a few sentences."""
     folder.mkdir()
-    sentences = [*PROMPTS, "Does this figure show a red circle? Please answer yes or no.",
-                 "A chat between a curious user and an artificial intelligence assistant.",
-                 "The assistant gives helpful, detailed, and polite answers.", "Yes", "No",
-                 "USER: ASSISTANT:"]  # fmt: skip
+    sentences = [
+        *PROMPTS,
+        "Does this figure show a red circle? Please answer yes or no.",
+        "A chat between a curious user and an artificial intelligence assistant.",
+        "The assistant gives helpful, detailed, and polite answers.",
+        "Yes",
+        "No",
+        "USER: ASSISTANT:",
+    ]
     with open(folder / "spiece.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences * 20), model_writer=file, vocab_size=200, pad_id=0,
-            eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(sentences * 20),
+            model_writer=file,
+            vocab_size=200,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -149,14 +185,22 @@ def test_vqascore_equals_the_original(tmp_path):
 
 
 def test_training_on_the_original_packages_behind_a_worker_equals_training_on_ours(tmp_path):
-    options = {"imagereward": imagereward_folder(tmp_path / "reward", TINY_IMAGEREWARD),
-               "vqascore": vqascore_folder(tmp_path / "vqa")}  # fmt: skip
+    options = {
+        "imagereward": imagereward_folder(tmp_path / "reward", TINY_IMAGEREWARD),
+        "vqascore": vqascore_folder(tmp_path / "vqa"),
+    }
     folders = {"local": [], "original": [f"--config.reward.worker.python={PYTHON}"]}
     for backend, extra in folders.items():
-        run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path / backend, 2),
+        run(
+            sys.executable,
+            "scripts/train.py",
+            PRESET,
+            *small_run(tmp_path / backend, 2),
             f"--config.reward.models={json.dumps(dict.fromkeys(options, 1.0))}",
             f"--config.reward.options={json.dumps(options)}",
-            f"--config.reward.backend={backend}", *extra)  # fmt: skip
+            f"--config.reward.backend={backend}",
+            *extra,
+        )
     ours, theirs = (logged(tmp_path / backend / "run", "metrics.jsonl") for backend in folders)
     for one, other in zip(ours, theirs, strict=True):
         for name in options:

@@ -113,8 +113,11 @@ def test_each_reward_has_its_own_copy_and_no_gradients(mine):
 
 def test_an_error_in_a_users_code_is_a_line_with_its_place_and_a_file_with_the_rest(mine):
     name = "my_own_reward:Mine"
-    with pytest.raises(UserError, match=r"'my_own_reward:Mine' failed in its constructor: Runti.*"
-                       r"scale below 0 \(my_own_reward.py:5 in __init__"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"'my_own_reward:Mine' failed in its constructor: Runti.*"
+        r"scale below 0 \(my_own_reward.py:5 in __init__",
+    ):
         load_rewards([name], {name: {"scale": -1.0}})
     with pytest.raises(UserError, match=r"failed in score: ZeroDivisionError: .*reward.py:10 in"):
         score_all(load_rewards([name]), IMAGES, ["", " "])

@@ -28,9 +28,15 @@ def options(tmp_path_factory) -> dict:
 
 def command(folder: Path, options: dict, *extra: str) -> list[str]:
     models = json.dumps(dict.fromkeys(options, 1.0))
-    return [sys.executable, "scripts/train.py", PRESET, *small_run(folder, STAGES),
-            f"--config.reward.models={models}", f"--config.reward.options={json.dumps(options)}",
-            *extra]  # fmt: skip
+    return [
+        sys.executable,
+        "scripts/train.py",
+        PRESET,
+        *small_run(folder, STAGES),
+        f"--config.reward.models={models}",
+        f"--config.reward.options={json.dumps(options)}",
+        *extra,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +68,12 @@ def test_a_worker_gives_the_same_run(local, options, tmp_path):
 
 def test_a_worker_killed_in_the_middle_changes_nothing(local, options, tmp_path):
     process = subprocess.Popen(
-        command(tmp_path, options, "--config.reward.backend=worker"), cwd=REPOSITORY,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        command(tmp_path, options, "--config.reward.backend=worker"),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     text = ""
     for line in process.stdout:
         text += line
@@ -76,15 +85,21 @@ def test_a_worker_killed_in_the_middle_changes_nothing(local, options, tmp_path)
 
 def worker_of(trainer: int) -> int:
     children = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
-    return next(int(pid) for pid in children
-                if b"rewards.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
+    return next(
+        int(pid)
+        for pid in children
+        if b"rewards.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def test_process_rewards_and_the_last_rounds_alone(options, tmp_path):
     """train_rounds "all": every round's image scored, or the last one's score for all rounds."""
     for rounds in ("all", "last"):
-        extra = ["--config.reflect.train_rounds=all", "--config.reflect.max_rounds=2",
-                 f"--config.reward.rounds={rounds}"]  # fmt: skip
+        extra = [
+            "--config.reflect.train_rounds=all",
+            "--config.reflect.max_rounds=2",
+            f"--config.reward.rounds={rounds}",
+        ]
         args = command(tmp_path / rounds, options, *extra)
         run(*args)
         lines = logged(tmp_path / rounds / "run", "metrics.jsonl")
@@ -100,16 +115,33 @@ def test_score_prints_a_table_and_json(options, tmp_path):
         size = (1, 1) if name == "one" else (37, 21)
         Image.effect_noise((37, 21), 60).resize(size).convert(mode).save(tmp_path / f"{name}.png")
     images = [str(tmp_path / f"{name}.png") for name in modes]
-    result = run(sys.executable, "scripts/score.py", *images, "--prompt", 'a "red" {dog}',
-                 "--options", json.dumps(options), "--json", tmp_path / "scores.json")  # fmt: skip
+    result = run(
+        sys.executable,
+        "scripts/score.py",
+        *images,
+        "--prompt",
+        'a "red" {dog}',
+        "--options",
+        json.dumps(options),
+        "--json",
+        tmp_path / "scores.json",
+    )
     rows = json.loads((tmp_path / "scores.json").read_text())
     assert [row["image"] for row in rows] == images
     assert all(isinstance(row[name], float) for row in rows for name in options)
     table = result.stdout.splitlines()
     assert re.split(r"\s{2,}", table[-6]) == ["image", "prompt", "imagereward", "vqascore"]
     assert len(table) >= 6
-    shapes = run(sys.executable, "scripts/score.py", images[0], "--prompt", "a walrus",
-                 "--rewards", "shapes", check=2)  # fmt: skip
+    shapes = run(
+        sys.executable,
+        "scripts/score.py",
+        images[0],
+        "--prompt",
+        "a walrus",
+        "--rewards",
+        "shapes",
+        check=2,
+    )
     assert "a walrus" in shapes.stderr and len(shapes.stderr.strip().splitlines()) == 1
     missing = run(sys.executable, "scripts/score.py", "no.png", "--prompt", "x", check=2)
     assert "no.png" in missing.stderr

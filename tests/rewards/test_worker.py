@@ -107,17 +107,21 @@ def listening():
     """A worker started by hand; its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "rewards.worker", "--models", '{"shapes": {}}'],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, TOKEN: "secret"},
-    )  # fmt: skip
+    )
     yield int(process.stdout.readline().split()[1])
     process.kill()
     process.wait()
 
 
 def test_a_worker_at_an_address_asks_for_the_token(listening, monkeypatch):
-    overrides = ["--config.reward.backend=worker",
-                 f"--config.reward.worker.address=127.0.0.1:{listening}"]  # fmt: skip
+    overrides = [
+        "--config.reward.backend=worker",
+        f"--config.reward.worker.address=127.0.0.1:{listening}",
+    ]
     config = load_config([PRESET, *overrides])
     monkeypatch.setenv(TOKEN, "secret")
     scores = score_all(rewards_of(config, "cpu"), pictures(), PROMPTS)
@@ -146,10 +150,13 @@ def test_a_stranger_on_the_line_does_not_disturb_it(listening, monkeypatch):
 
 
 def test_a_worker_ends_with_its_trainer():
-    code = "from rewards.client import Worker; import os, time\n" \
-           "print(Worker({'shapes': {}}).process.pid, flush=True); time.sleep(60)"  # fmt: skip
-    trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    code = (
+        "from rewards.client import Worker; import os, time\n"
+        "print(Worker({'shapes': {}}).process.pid, flush=True); time.sleep(60)"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
     pid = int(trainer.stdout.readline())
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.wait()

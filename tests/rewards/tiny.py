@@ -29,10 +29,28 @@ from transformers import (
 from srrl.shapes.pipeline import build_tokenizer
 
 Shape = tuple[int, ...]
-IMAGEREWARD = {"width": 1024, "blocks": 24, "patch": 16, "size": 224, "hidden": 768, "layers": 12,
-               "inner": 3072, "words": 30524, "positions": 512}  # fmt: skip
-TINY_IMAGEREWARD = {"width": 128, "blocks": 2, "patch": 16, "size": 64, "hidden": 64, "layers": 2,
-                    "inner": 128, "words": 200, "positions": 64}  # fmt: skip
+IMAGEREWARD = {
+    "width": 1024,
+    "blocks": 24,
+    "patch": 16,
+    "size": 224,
+    "hidden": 768,
+    "layers": 12,
+    "inner": 3072,
+    "words": 30524,
+    "positions": 512,
+}
+TINY_IMAGEREWARD = {
+    "width": 128,
+    "blocks": 2,
+    "patch": 16,
+    "size": 64,
+    "hidden": 64,
+    "layers": 2,
+    "inner": 128,
+    "words": 200,
+    "positions": 64,
+}
 
 
 def imagereward_shapes(s: dict[str, int]) -> Iterator[tuple[str, Shape]]:
@@ -134,11 +152,25 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vqa_configs() -> tuple[T5Config, CLIPVisionConfig]:
-    t5 = T5Config(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                  feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-                  decoder_start_token_id=0)  # fmt: skip
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3,
-                              num_attention_heads=4, image_size=28, patch_size=14)  # fmt: skip
+    t5 = T5Config(
+        vocab_size=256,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+    )
     return t5, vision
 
 
@@ -170,13 +202,19 @@ def save_vqascore(folder: Path, shards: int = 2) -> dict[str, str]:
     t5.save_pretrained(folder)
     CLIPVisionModel(vision).save_pretrained(folder / "clip")
     settings = json.loads((folder / "config.json").read_text())
-    settings |= {"mm_vision_tower": str(folder / "clip"), "mm_vision_select_layer": -2,
-                 "model_type": "t5", "tie_word_embeddings": False}  # fmt: skip
+    settings |= {
+        "mm_vision_tower": str(folder / "clip"),
+        "mm_vision_select_layer": -2,
+        "model_type": "t5",
+        "tie_word_embeddings": False,
+    }
     del settings["scale_decoder_outputs"]  # of transformers 5, which says it so
     (folder / "config.json").write_text(json.dumps(settings))
     names = sorted(state)
-    index = {name: f"pytorch_model-{1 + i % shards:05d}-of-{shards:05d}.bin"
-             for i, name in enumerate(names)}  # fmt: skip
+    index = {
+        name: f"pytorch_model-{1 + i % shards:05d}-of-{shards:05d}.bin"
+        for i, name in enumerate(names)
+    }
     for file in set(index.values()):
         torch.save({n: state[n] for n in names if index[n] == file}, folder / file)
     (folder / "pytorch_model.bin.index.json").write_text(
@@ -191,14 +229,26 @@ def save_clipscore(folder: Path) -> dict[str, str]:
     words = build_tokenizer()
     torch.manual_seed(0)
     config = CLIPConfig(
-        text_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                     "num_attention_heads": 4, "vocab_size": len(words),
-                     "max_position_embeddings": 16, "bos_token_id": words.bos_token_id,
-                     "eos_token_id": words.eos_token_id},
-        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                       "num_attention_heads": 4, "image_size": 28, "patch_size": 14},
+        text_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": len(words),
+            "max_position_embeddings": 16,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+        },
         projection_dim=16,
-    )  # fmt: skip
+    )
     CLIPModel(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return {"model": str(folder)}
@@ -214,38 +264,71 @@ QWEN_TEMPLATE = (
 
 def save_qwenvl(folder: Path) -> dict[str, str | int]:
     """Options of a tiny Qwen2.5-VL."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-               "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+    special = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate([*alphabet, "Ye", "Yes"])}
     core = Tokenizer(models.BPE(vocabulary, [("Y", "e"), ("Ye", "s")]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = PreTrainedTokenizerFast(
-        tokenizer_object=core, additional_special_tokens=special, pad_token="<|endoftext|>",
+        tokenizer_object=core,
+        additional_special_tokens=special,
+        pad_token="<|endoftext|>",
         chat_template=QWEN_TEMPLATE,
-    )  # fmt: skip
-    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in
-           ("image_pad", "video_pad", "vision_start", "vision_end", "endoftext")}  # fmt: skip
+    )
+    ids = {
+        name: words.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end", "endoftext")
+    }
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
-        text_config={"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64,
-                     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
-                                         "mrope_section": [1, 1, 2]},
-                     "bos_token_id": ids["endoftext"], "eos_token_id": ids["endoftext"]},
-        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4,
-                       "out_hidden_size": 32, "fullatt_block_indexes": [1]},
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
-    )  # fmt: skip
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 2],
+            },
+            "bos_token_id": ids["endoftext"],
+            "eos_token_id": ids["endoftext"],
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+    )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     words.save_pretrained(folder)
     Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=8 * 28 * 28).save_pretrained(folder)
     return {"model": str(folder), "side": 56}
 
 
-SAVE = {"imagereward": save_imagereward, "vqascore": save_vqascore, "clipscore": save_clipscore,
-        "qwenvl": save_qwenvl}  # fmt: skip
+SAVE = {
+    "imagereward": save_imagereward,
+    "vqascore": save_vqascore,
+    "clipscore": save_clipscore,
+    "qwenvl": save_qwenvl,
+}
 
 
 def tiny_options(folder: Path, *names: str) -> dict[str, dict[str, str]]:

@@ -16,9 +16,14 @@ STAGES = 2
 def train(folder, url: str, check: int = 0):
     options = f'{{"api": {{"url": "{url}", "timeout": 0.5, "attempts": 5}}}}'
     return run(
-        sys.executable, "scripts/train.py", PRESET, *small_run(folder, STAGES),
-        '--config.reward.models={"api": 1.0}', f"--config.reward.options={options}", check=check,
-    )  # fmt: skip
+        sys.executable,
+        "scripts/train.py",
+        PRESET,
+        *small_run(folder, STAGES),
+        '--config.reward.models={"api": 1.0}',
+        f"--config.reward.options={options}",
+        check=check,
+    )
 
 
 def test_faults_and_a_death_lead_to_the_same_end(tmp_path):

@@ -44,10 +44,23 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_a_run_leaves_everything_the_readme_promises(undisturbed):
     folder = undisturbed / "run"
     keys = {
-        "stage", "rounds", "trained_steps", "samples_total", "nfe_total", "selected", "updates",
-        "reward/shapes/mean", "reward/shapes/std", "advantage/std", "ratio/first_max_dev",
-        "ratio/max_dev", "clip_fraction", "loss", "grad_norm", "lr",
-    }  # fmt: skip
+        "stage",
+        "rounds",
+        "trained_steps",
+        "samples_total",
+        "nfe_total",
+        "selected",
+        "updates",
+        "reward/shapes/mean",
+        "reward/shapes/std",
+        "advantage/std",
+        "ratio/first_max_dev",
+        "ratio/max_dev",
+        "clip_fraction",
+        "loss",
+        "grad_norm",
+        "lr",
+    }
     metrics = logged(folder, "metrics.jsonl")
     assert [line["stage"] for line in metrics] == list(range(1, STAGES + 1))
     assert [line["rounds"] for line in metrics] == [1, 2, 3]
@@ -68,8 +81,10 @@ def test_the_same_command_twice_gives_the_same_logs_and_weights(undisturbed, tmp
     run("bash", "train.sh", *small_run(tmp_path, STAGES))
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert logged(tmp_path / "run", name) == logged(undisturbed / "run", name)
-    files = [f / "run" / "checkpoints" / f"stage_{STAGES:04d}" / LORA_FILE
-             for f in (tmp_path, undisturbed)]  # fmt: skip
+    files = [
+        f / "run" / "checkpoints" / f"stage_{STAGES:04d}" / LORA_FILE
+        for f in (tmp_path, undisturbed)
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -95,8 +110,12 @@ def test_killed_and_resumed_ends_like_a_run_never_killed(undisturbed, tmp_path, 
 
 def test_another_batch_size_gives_the_same_training(undisturbed, tmp_path):
     """[speed] keys change nothing but rounding: the same prompts, selected and trained alike."""
-    split = ["--config.sample.batch_size=1", "--config.sample.num_batches_per_stage=3",
-             "--config.sample.micro_batch=4", "--config.train.micro_batch=5"]  # fmt: skip
+    split = [
+        "--config.sample.batch_size=1",
+        "--config.sample.num_batches_per_stage=3",
+        "--config.sample.micro_batch=4",
+        "--config.train.micro_batch=5",
+    ]
     run(sys.executable, *train(tmp_path, *split))
     ours, theirs = (logged(f / "run", "metrics.jsonl") for f in (tmp_path, undisturbed))
     for one, other in zip(ours, theirs, strict=True):
@@ -108,23 +127,54 @@ def test_another_batch_size_gives_the_same_training(undisturbed, tmp_path):
 
 
 def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp_path):
-    run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--prompts",
-        *PROMPTS[:2], "--seeds", 3, 8, "--rounds", 3, "--out", tmp_path / "rounds")  # fmt: skip
+    run(
+        sys.executable,
+        "scripts/sample.py",
+        "--checkpoint",
+        undisturbed / "run",
+        "--prompts",
+        *PROMPTS[:2],
+        "--seeds",
+        3,
+        8,
+        "--rounds",
+        3,
+        "--out",
+        tmp_path / "rounds",
+    )
     records = json.loads((tmp_path / "rounds" / "samples.json").read_text())
     assert len(records) == 4 and all(len(r["scores"]) == 3 for r in records)
     assert Image.open(tmp_path / "rounds" / "strip_003.png").width > 3 * 128
     assert Image.open(tmp_path / "rounds" / "grid.png").width > 2 * 128
 
-    run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--prompts",
-        PROMPTS[0], "--seeds", 3, "--rounds", 1, "--eta", 0,
-        "--out", tmp_path / "plain")  # fmt: skip
+    run(
+        sys.executable,
+        "scripts/sample.py",
+        "--checkpoint",
+        undisturbed / "run",
+        "--prompts",
+        PROMPTS[0],
+        "--seeds",
+        3,
+        "--rounds",
+        1,
+        "--eta",
+        0,
+        "--out",
+        tmp_path / "plain",
+    )
     ours = Image.open(tmp_path / "plain" / "image_000.png")
     pipe = StableDiffusionPipeline.from_pretrained(TINY_SD, torch_dtype=torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    pipe.load_lora_weights(undisturbed / "run" / "checkpoints" / f"stage_{STAGES:04d}",
-                           weight_name=LORA_FILE)  # fmt: skip
-    theirs = pipe(PROMPTS[0], num_inference_steps=10, guidance_scale=5.0,
-                  generator=torch.Generator().manual_seed(3)).images[0]  # fmt: skip
+    pipe.load_lora_weights(
+        undisturbed / "run" / "checkpoints" / f"stage_{STAGES:04d}", weight_name=LORA_FILE
+    )
+    theirs = pipe(
+        PROMPTS[0],
+        num_inference_steps=10,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
     difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
     assert max(difference) <= 1
 
@@ -134,8 +184,18 @@ def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):
     sample = [sys.executable, "scripts/sample.py", "--out", tmp_path / "out"]
     prompts = tmp_path / "my prompts.txt"
     prompts.write_text(f"{PROMPTS[0]}\n\n{PROMPTS[1]}\n")
-    run(*sample, "--checkpoint", checkpoint, "--prompts-file", prompts, "--seeds", "0-2", 7,
-        "--batch-size", 3)  # fmt: skip
+    run(
+        *sample,
+        "--checkpoint",
+        checkpoint,
+        "--prompts-file",
+        prompts,
+        "--seeds",
+        "0-2",
+        7,
+        "--batch-size",
+        3,
+    )
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     assert len([name for name in first if name.startswith("image_")]) == 8
     picture = Image.open(tmp_path / "out" / "image_007.png")
@@ -145,25 +205,64 @@ def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):
     lone = tmp_path / "lone.safetensors"
     shutil.copy(checkpoint / LORA_FILE, lone)
     preset = "config/stage_process.py:tiny"
-    run(*sample, "--checkpoint", lone, "--config", preset, "--prompt", PROMPTS[0], "--seeds", "0-2",
-        "--negative-prompt", "", "--no-score")  # fmt: skip
+    run(
+        *sample,
+        "--checkpoint",
+        lone,
+        "--config",
+        preset,
+        "--prompt",
+        PROMPTS[0],
+        "--seeds",
+        "0-2",
+        "--negative-prompt",
+        "",
+        "--no-score",
+    )
     again = {p.name for p in (tmp_path / "out").iterdir()}
     assert len([name for name in again if name.startswith("image_")]) == 3  # the old ones are gone
     for name in ("image_000.png", "image_002.png"):  # the LoRA by itself, and another batch size
-        ours, before = (np.asarray(Image.open(io.BytesIO(data)), np.int16) for data in (
-            (tmp_path / "out" / name).read_bytes(), first[name]))  # fmt: skip
+        ours, before = (
+            np.asarray(Image.open(io.BytesIO(data)), np.int16)
+            for data in ((tmp_path / "out" / name).read_bytes(), first[name])
+        )
         assert abs(ours - before).max() <= 1
     refused = run(*sample, "--checkpoint", lone, "--prompt", "x", check=2)
     assert "give its model by --config" in refused.stderr
-    run(*sample, "--checkpoint", checkpoint, "--prompt", PROMPTS[0], "--seeds", 0,
-        "--negative-prompt", "a red circle")  # fmt: skip
+    run(
+        *sample,
+        "--checkpoint",
+        checkpoint,
+        "--prompt",
+        PROMPTS[0],
+        "--seeds",
+        0,
+        "--negative-prompt",
+        "a red circle",
+    )
     assert (tmp_path / "out" / "image_000.png").read_bytes() != first["image_000.png"]
 
 
 def test_many_samples_come_in_pages_of_a_size_that_viewers_open(undisturbed, tmp_path):
-    said = run(sys.executable, "scripts/sample.py", "--checkpoint", undisturbed / "run", "--seeds",
-               "0-31", "--prompt", *PROMPTS * 2, "--rounds", 1, "--num-steps", 1, "--no-score",
-               "--batch-size", 64, "--out", tmp_path).stdout  # fmt: skip
+    said = run(
+        sys.executable,
+        "scripts/sample.py",
+        "--checkpoint",
+        undisturbed / "run",
+        "--seeds",
+        "0-31",
+        "--prompt",
+        *PROMPTS * 2,
+        "--rounds",
+        1,
+        "--num-steps",
+        1,
+        "--no-score",
+        "--batch-size",
+        64,
+        "--out",
+        tmp_path,
+    ).stdout
     lines = said.splitlines()
     assert lines[0].startswith("256 samples: 8 prompts x 32 seeds") and "256/256" in said
     pages = [Image.open(p).size for p in sorted(tmp_path.glob("grid_*.png"))]
@@ -171,8 +270,19 @@ def test_many_samples_come_in_pages_of_a_size_that_viewers_open(undisturbed, tmp
 
 
 def test_bench_counts_the_formulas_evaluations(tmp_path):
-    run(sys.executable, "scripts/bench.py", "--model", "tiny", "--json", tmp_path / "bench.json",
-        "--repeats", 3, "--batch-sizes", 64, 128)  # fmt: skip
+    run(
+        sys.executable,
+        "scripts/bench.py",
+        "--model",
+        "tiny",
+        "--json",
+        tmp_path / "bench.json",
+        "--repeats",
+        3,
+        "--batch-sizes",
+        64,
+        128,
+    )
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert figures["evaluations"] == figures["evaluations_by_formula"]
     assert all(figures["overhead"][phase] > 0 for phase in ("reflect", "sample", "update"))
@@ -181,8 +291,19 @@ def test_bench_counts_the_formulas_evaluations(tmp_path):
 
 def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
     """One image a prompt (n = 192) to stay short; docs/LOG.md has the intervals at n = 576."""
-    run(sys.executable, "scripts/evaluate.py", "--images", 1, "--rounds", 1, 3, "--guidance", 1,
-        "--out", tmp_path)  # fmt: skip
+    run(
+        sys.executable,
+        "scripts/evaluate.py",
+        "--images",
+        1,
+        "--rounds",
+        1,
+        3,
+        "--guidance",
+        1,
+        "--out",
+        tmp_path,
+    )
     means: dict[str, float] = {}
     for line in json.loads((tmp_path / "table.json").read_text()):
         means[line["sampler"]] = means.get(line["sampler"], 0.0) + line["n"] * line["mean"] / 192

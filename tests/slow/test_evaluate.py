@@ -12,8 +12,19 @@ from srrl.config import REPOSITORY
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
-FLAGS = ["--num-prompts", "5", "--images", "2", "--rewards", "shapes", "judge",
-         "--samplers", "plain", "best:n=2", "reflect:rounds=2"]  # fmt: skip
+FLAGS = [
+    "--num-prompts",
+    "5",
+    "--images",
+    "2",
+    "--rewards",
+    "shapes",
+    "judge",
+    "--samplers",
+    "plain",
+    "best:n=2",
+    "reflect:rounds=2",
+]
 ENVIRONMENT = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
 
 
@@ -48,8 +59,13 @@ def test_every_cell_costs_what_it_says_and_pairs_with_the_baseline(whole):
 
 def test_killed_and_started_again_it_gives_the_same_table(whole, tmp_path):
     command = [sys.executable, "scripts/evaluate.py", *FLAGS, "--out", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **ENVIRONMENT},
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if "cell 3/6" in line:
             process.send_signal(signal.SIGKILL)
@@ -63,8 +79,15 @@ def test_killed_and_started_again_it_gives_the_same_table(whole, tmp_path):
 
 def test_two_processes_give_what_one_gives(whole, tmp_path):
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run(*two, "scripts/evaluate.py", *FLAGS, "--out", tmp_path, ACCELERATE_USE_CPU="true",
-        **ENVIRONMENT)  # fmt: skip
+    run(
+        *two,
+        "scripts/evaluate.py",
+        *FLAGS,
+        "--out",
+        tmp_path,
+        ACCELERATE_USE_CPU="true",
+        **ENVIRONMENT,
+    )
     for ours, theirs in zip(table(tmp_path), table(whole), strict=True):
         for key, value in theirs.items():
             same = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
@@ -83,6 +106,7 @@ def test_two_processes_give_what_one_gives(whole, tmp_path):
     ],
 )
 def test_what_cannot_be_is_one_line(flags, said, tmp_path):
-    result = run(sys.executable, "scripts/evaluate.py", *flags, "--out", tmp_path, check=2,
-                 **ENVIRONMENT)  # fmt: skip
+    result = run(
+        sys.executable, "scripts/evaluate.py", *flags, "--out", tmp_path, check=2, **ENVIRONMENT
+    )
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1

@@ -24,33 +24,54 @@ from tests.slow.peak import Redness
 pytestmark = pytest.mark.slow
 PARAMETERS = {"sd14": 859_520_964, "sdxl": 2_567_463_684}  # of the published UNets
 FLAGS = [
-    "--config=config/stage_process.py:sd14+b2diffurl", "--config.pretrained.model=random:sd14",
-    "--config.mixed_precision=no", "--config.tracker=none", "--config.sample.resolution=256",
-    '--config.reward.models={"tests.slow.peak:Redness": 1.0}', "--config.stages.total=1",
-    "--config.sample.num_steps=2", "--config.interval.right=2", "--config.interval.steps=1",
-    "--config.sample.num_batches_per_stage=1", "--config.branch.count=2",
-    "--config.eval.num_prompts=1", "--config.eval.seeds=1", "--config.train.num_inner_epochs=1",
-    "--config.train.micro_batch=2", "--config.select.mode=all",
+    "--config=config/stage_process.py:sd14+b2diffurl",
+    "--config.pretrained.model=random:sd14",
+    "--config.mixed_precision=no",
+    "--config.tracker=none",
+    "--config.sample.resolution=256",
+    '--config.reward.models={"tests.slow.peak:Redness": 1.0}',
+    "--config.stages.total=1",
+    "--config.sample.num_steps=2",
+    "--config.interval.right=2",
+    "--config.interval.steps=1",
+    "--config.sample.num_batches_per_stage=1",
+    "--config.branch.count=2",
+    "--config.eval.num_prompts=1",
+    "--config.eval.seeds=1",
+    "--config.train.num_inner_epochs=1",
+    "--config.train.micro_batch=2",
+    "--config.select.mode=all",
     "--config.prompts.train=config/prompts/shapes_unconventional_train.json",
     "--config.prompts.heldout=config/prompts/shapes_unconventional_heldout.json",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("preset", "dtype"), [("sd14", torch.float32), ("sdxl", torch.bfloat16)])
 def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dtype, tmp_path):
-    config = load_config([
-        f"--config=config/stage_process.py:{preset}+b2diffurl", *small_run(tmp_path, 1),
-        '--config.reward.models={"tests.slow.peak:Redness": 1.0}',
-        "--config.prompts.train=config/prompts/shapes_unconventional_train.json",
-        "--config.prompts.heldout=config/prompts/shapes_unconventional_heldout.json",
-        "--config.tracker=none", "--config.sample.num_steps=2", "--config.interval.right=2",
-        "--config.interval.steps=1", "--config.reflect.rounds=2", "--config.sample.resolution=64",
-        "--config.sample.batch_size=1", "--config.branch.count=2", "--config.eval.num_prompts=1",
-        "--config.train.num_inner_epochs=1", "--config.train.gradient_checkpointing=true",
-        f"--config.mixed_precision={'no' if dtype == torch.float32 else 'bf16'}",
-        "--config.sample.num_batches_per_stage=1", "--config.select.pos_threshold=0",
-        "--config.select.neg_threshold=0",
-    ])  # fmt: skip
+    config = load_config(
+        [
+            f"--config=config/stage_process.py:{preset}+b2diffurl",
+            *small_run(tmp_path, 1),
+            '--config.reward.models={"tests.slow.peak:Redness": 1.0}',
+            "--config.prompts.train=config/prompts/shapes_unconventional_train.json",
+            "--config.prompts.heldout=config/prompts/shapes_unconventional_heldout.json",
+            "--config.tracker=none",
+            "--config.sample.num_steps=2",
+            "--config.interval.right=2",
+            "--config.interval.steps=1",
+            "--config.reflect.rounds=2",
+            "--config.sample.resolution=64",
+            "--config.sample.batch_size=1",
+            "--config.branch.count=2",
+            "--config.eval.num_prompts=1",
+            "--config.train.num_inner_epochs=1",
+            "--config.train.gradient_checkpointing=true",
+            f"--config.mixed_precision={'no' if dtype == torch.float32 else 'bf16'}",
+            "--config.sample.num_batches_per_stage=1",
+            "--config.select.pos_threshold=0",
+            "--config.select.neg_threshold=0",
+        ]
+    )
     pipe = random_pipeline(f"random:{preset}", dtype)
     assert sum(p.numel() for p in pipe.unet.parameters()) == PARAMETERS[preset]
     schedule = make_schedule(pipe.scheduler.config, 2, eta=1.0)
@@ -60,8 +81,7 @@ def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dt
     assert pipe.unet.is_gradient_checkpointing
     accelerator = Accelerator(cpu=True)
     tracker = Tracker(tmp_path / "run", accelerator)
-    trainer = Trainer(config, policy, {"tests.slow.peak:Redness": Redness()},
-                      accelerator, tracker)  # fmt: skip
+    trainer = Trainer(config, policy, {"tests.slow.peak:Redness": Redness()}, accelerator, tracker)
     before = [p.detach().clone() for p in policy.trainable()]
     trainer.run()
     after = list(policy.trainable())
@@ -84,10 +104,19 @@ def test_the_predicted_peak_is_the_measured_one_within_15_percent(checkpointing,
     flags = [*FLAGS, f"--config.train.gradient_checkpointing={checkpointing}"]
     predicted = Biller(load_config(flags), cuda=False).bill().peak[1]
     out = tmp_path / "peak.json"
-    run(sys.executable, "tests/slow/peak.py", out, *flags, f"--config.output_dir={tmp_path}",
-        PYTHONPATH=".", MALLOC_MMAP_THRESHOLD_=str(2**20))  # fmt: skip
+    run(
+        sys.executable,
+        "tests/slow/peak.py",
+        out,
+        *flags,
+        f"--config.output_dir={tmp_path}",
+        PYTHONPATH=".",
+        MALLOC_MMAP_THRESHOLD_=str(2**20),
+    )
     measured = json.loads(out.read_text())
     grown = measured["peak"] - measured["baseline"]
-    print(f"checkpointing {checkpointing}: predicted {predicted / 2**30:.2f}, "
-          f"measured {grown / 2**30:.2f} GiB")  # fmt: skip
+    print(
+        f"checkpointing {checkpointing}: predicted {predicted / 2**30:.2f}, "
+        f"measured {grown / 2**30:.2f} GiB"
+    )
     assert abs(predicted - grown) <= 0.15 * grown

@@ -23,8 +23,11 @@ def stopped(folder, number: int, *launcher: str) -> subprocess.CompletedProcess:
     """`bash train.sh` of 40 stages, sent a signal in its third."""
     process = subprocess.Popen(
         ["bash", "train.sh", *small_run(folder, 40), CONSTANT, *launcher],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("stage 2/"):
             os.kill(process.pid, number)
@@ -46,8 +49,11 @@ def test_ctrl_c_is_one_line_and_130_and_the_run_goes_on(launcher, tmp_path):
 def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
     process = subprocess.Popen(
         ["bash", "train.sh", *small_run(tmp_path, 40)],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline().startswith("no GPU found")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not children.read_text().split():
@@ -69,8 +75,12 @@ def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run
     run(*command, *small_run(tmp_path / "long", 3), CONSTANT)
     short = small_run(tmp_path / "short", 2)
     run(*command, *short, CONSTANT)
-    changes = ["--config.stages.total=3", "--config.eval.seeds=2", "--config.pictures.every=1",
-               "--config.train.micro_batch=5"]  # fmt: skip
+    changes = [
+        "--config.stages.total=3",
+        "--config.eval.seeds=2",
+        "--config.pictures.every=1",
+        "--config.train.micro_batch=5",
+    ]
     said = run(*command, *short, CONSTANT, *changes).stdout
     assert "stages.total is 3 now, not 2: the learning rate goes on at 3.00e-03" in said
     one, other = (lora(tmp_path / name / "run", 3) for name in ("short", "long"))
@@ -85,8 +95,10 @@ def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run
 def test_a_second_run_in_the_folder_is_refused_with_the_firsts_pid(tmp_path):
     first = subprocess.Popen(
         [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 40), CONSTANT],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         next(line for line in first.stdout if line.startswith("stage 1/"))
         second = run("bash", "train.sh", *small_run(tmp_path, 40), CONSTANT, check=2)
@@ -98,8 +110,13 @@ def test_a_second_run_in_the_folder_is_refused_with_the_firsts_pid(tmp_path):
 
 
 def test_tensorboard_gets_figures_and_pictures(tmp_path):
-    run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 2),
-        "--config.tracker=tensorboard")  # fmt: skip
+    run(
+        sys.executable,
+        "scripts/train.py",
+        PRESET,
+        *small_run(tmp_path, 2),
+        "--config.tracker=tensorboard",
+    )
     folders = {p.parent for p in (tmp_path / "run").rglob("events.out.tfevents.*")}
     seen = [EventAccumulator(str(folder)).Reload().Tags() for folder in folders]
     figures = {tag for tags in seen for tag in tags["scalars"]}

@@ -45,18 +45,28 @@ def test_a_plan_of_the_embedded_model_and_of_all_cards():
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(["--card", "voodoo2"], "known are b200"), (["--processes", "0"], "at least 1"),
-     (["--share", "2"], "above 0"), (["--config.sample.steps=3"], "unknown config key"),
-     (["--config.pretrained.model=nobody/nothing"], "its architecture is not known")],
-)  # fmt: skip
+    [
+        (["--card", "voodoo2"], "known are b200"),
+        (["--processes", "0"], "at least 1"),
+        (["--share", "2"], "above 0"),
+        (["--config.sample.steps=3"], "unknown config key"),
+        (["--config.pretrained.model=nobody/nothing"], "its architecture is not known"),
+    ],
+)
 def test_what_it_cannot_count_is_one_line(flags, said):
     result = run(*PLAN, config("sd14"), *flags, check=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_runs_start_says_it_in_one_line(tmp_path):
-    result = run(sys.executable, "scripts/train.py", config("tiny"), "--config.stages.total=1",
-                 "--config.eval.num_prompts=2", "--config.eval.seeds=1",
-                 f"--config.output_dir={tmp_path}")  # fmt: skip
+    result = run(
+        sys.executable,
+        "scripts/train.py",
+        config("tiny"),
+        "--config.stages.total=1",
+        "--config.eval.num_prompts=2",
+        "--config.eval.seeds=1",
+        f"--config.output_dir={tmp_path}",
+    )
     line = next(x for x in result.stdout.splitlines() if x.startswith("plan:"))
     assert re.match(r"plan: [\d,]+ evaluations, [\d.]+ TFLOP \(.*\), peak memory 0\.\d+ GiB", line)

@@ -67,8 +67,13 @@ def test_also_when_one_process_selects_nothing(tmp_path):
         "        return mean * mean.new_tensor(told)\n"
     )
     for name, flags in (("one", []), ("two", TWO)):
-        command = ["bash", "train.sh", *small_run(tmp_path / name, 1),
-                   '--config.reward.models={"uneven:Uneven": 1.0}', *flags]  # fmt: skip
+        command = [
+            "bash",
+            "train.sh",
+            *small_run(tmp_path / name, 1),
+            '--config.reward.models={"uneven:Uneven": 1.0}',
+            *flags,
+        ]
         run(*command, PYTHONPATH=str(tmp_path), **ONE_THREAD)
     assert 0 < logged(tmp_path / "one" / "run", "metrics.jsonl")[0]["selected"] <= 2
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
@@ -78,17 +83,35 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
     """All weights of the UNet under FSDP2: the same gradients, images and checkpoints."""
 
     def train(name: str, stages: int, sharded: bool) -> None:
-        options = ["--config.use_lora=false", "--config.sample.batch_size=4",
-                   "--config.eval.num_prompts=4", "--config.train.learning_rate=1e-3",
-                   "--config.train.adam_epsilon=1e-2",  # else rounding of tiny gradients counts
-                   "--config.train.final_lr_fraction=1", "--config.train.num_inner_epochs=1",
-                   "--config.train.trajectories_per_update=64"]  # fmt: skip
+        options = [
+            "--config.use_lora=false",
+            "--config.sample.batch_size=4",
+            "--config.eval.num_prompts=4",
+            "--config.train.learning_rate=1e-3",
+            "--config.train.adam_epsilon=1e-2",  # else rounding of tiny gradients counts
+            "--config.train.final_lr_fraction=1",
+            "--config.train.num_inner_epochs=1",
+            "--config.train.trajectories_per_update=64",
+        ]
         script = ["scripts/train.py"]
         if sharded:
-            script = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                      "tests/slow/sharded.py"]  # fmt: skip
-        run(sys.executable, *script, PRESET, *small_run(tmp_path / name, stages), *options,
-            ACCELERATE_USE_CPU="true", **ONE_THREAD)  # fmt: skip
+            script = [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+                "2",
+                "tests/slow/sharded.py",
+            ]
+        run(
+            sys.executable,
+            *script,
+            PRESET,
+            *small_run(tmp_path / name, stages),
+            *options,
+            ACCELERATE_USE_CPU="true",
+            **ONE_THREAD,
+        )
 
     train("one", 2, sharded=False)
     train("two", 2, sharded=True)
@@ -131,9 +154,13 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
 
     run(*command("whole"), **ONE_THREAD)
     process = subprocess.Popen(
-        command("killed"), cwd=REPOSITORY, env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command("killed"),
+        cwd=REPOSITORY,
+        env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("stage 2/"):
             os.kill(process_of_rank(1, tmp_path / "killed"), signal.SIGKILL)
@@ -152,8 +179,15 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
 def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):
     text = (REPOSITORY / "config" / "accelerate" / "multi_gpu.yaml").read_text()
     (tmp_path / "two.yaml").write_text(text.replace("num_processes: 8", "num_processes: 2"))
-    result = run("bash", "train.sh", f"--config.output_dir={tmp_path / 'runs'}", "--",
-                 "--config_file", tmp_path / "two.yaml", check=2)  # fmt: skip
+    result = run(
+        "bash",
+        "train.sh",
+        f"--config.output_dir={tmp_path / 'runs'}",
+        "--",
+        "--config_file",
+        tmp_path / "two.yaml",
+        check=2,
+    )
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: 2 processes were started, but they found no GPUs")
     assert "Traceback" not in result.stderr and not (tmp_path / "runs").exists()

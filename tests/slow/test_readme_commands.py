@@ -39,8 +39,9 @@ EVERY = [c for c in commands() if c and not any(name in shlex.join(c) for name i
 
 def arguments(command: list[str]) -> list[str]:
     """The command with its shortening flags, before accelerate's."""
-    program = next(name for part in command if (name := os.path.basename(part)) not in (
-        "bash", "python"))  # fmt: skip
+    program = next(
+        name for part in command if (name := os.path.basename(part)) not in ("bash", "python")
+    )
     split = command.index("--") if "--" in command else len(command)
     interpreter = {"python": sys.executable}.get(command[0], command[0])
     return [interpreter, *command[1:split], *SHORTENED.get(program, []), *command[split:]]
@@ -60,8 +61,14 @@ def folder(tmp_path_factory):
 
 
 def run(command: list[str], folder) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments(command), cwd=folder, capture_output=True, text=True,
-                          timeout=3600, env={**os.environ, "HF_HUB_OFFLINE": "1"})  # fmt: skip
+    return subprocess.run(
+        arguments(command),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
 
 
 @pytest.mark.parametrize("command", EVERY, ids=shlex.join)

@@ -46,14 +46,29 @@ def test_every_part_runs_and_the_page_is_right(tmp_path):
     assert rows["processes", "FSDP"]["weights_difference"] <= 1e-3
     page = (tmp_path / "GPU.md").read_text()
     assert page.startswith("# A trial of the report") and "0 failed" in page
-    for title in ("The machine", "The embedded SDXL in its place", "Rewards", "Against the CPU",
-                  "Killed and resumed", "Several processes", "Compiled blocks"):  # fmt: skip
+    for title in (
+        "The machine",
+        "The embedded SDXL in its place",
+        "Rewards",
+        "Against the CPU",
+        "Killed and resumed",
+        "Several processes",
+        "Compiled blocks",
+    ):
         assert f"## {title}" in page
 
 
 def test_a_part_that_dies_is_reported_and_the_rest_goes_on(tmp_path):
-    command = [sys.executable, *TRIAL, "--only", "machine", "rewards", "parity",
-               "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        *TRIAL,
+        "--only",
+        "machine",
+        "rewards",
+        "parity",
+        "--out",
+        str(tmp_path),
+    ]
     report = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     for line in report.stdout:
         if line.startswith("[2/3] rewards"):
@@ -84,9 +99,13 @@ def test_a_measurement_that_fails_is_a_row_and_the_next_one_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [([], "no GPU found"), (["--device", "cpu"], "add --model tiny"),
-     (["--minutes", "0"], "--minutes 0.0"), (["--wheels", "docs"], "holds no .whl")],
-)  # fmt: skip
+    [
+        ([], "no GPU found"),
+        (["--device", "cpu"], "add --model tiny"),
+        (["--minutes", "0"], "--minutes 0.0"),
+        (["--wheels", "docs"], "holds no .whl"),
+    ],
+)
 def test_what_cannot_be_is_one_line(flags, said, tmp_path):
     result = run(sys.executable, "scripts/gpu_report.py", "--out", tmp_path, *flags, check=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1

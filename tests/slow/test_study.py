@@ -54,8 +54,11 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
         means = []
         for seed in (300, 301):
             lines = (out / f"{name}_{seed}" / "judged" / "cells.jsonl").read_text().splitlines()
-            cell = next(c for c in map(json.loads, lines)
-                        if "heldout" in c["prompts"] and c["sampler"] == "plain")  # fmt: skip
+            cell = next(
+                c
+                for c in map(json.loads, lines)
+                if "heldout" in c["prompts"] and c["sampler"] == "plain"
+            )
             means.append(statistics.fmean(v for row in cell["scores"]["shapes"] for v in row))
         half = 12.706 * statistics.stdev(means) / 2**0.5
         assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text

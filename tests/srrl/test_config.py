@@ -23,18 +23,38 @@ def test_every_preset_is_valid_and_its_files_are_there(preset):
 def test_sd14_has_the_methods_rewards_and_otherwise_the_releases_values():
     values = flatten(load_config([f"--config={FILE}:sd14"]))
     expected = {
-        "sample.num_steps": 20, "sample.guidance_scale": 5.0, "sample.eta": 1.0,
-        "sample.num_batches_per_stage": 32, "sample.batch_size": 1, "branch.count": 5,
-        "reflect.denoise_guidance": 3.0, "reflect.inversion_guidance": 0.1, "reflect.eta": 0.0,
-        "reflect.train_rounds": "last", "stages.total": 50, "stages.per_cycle": 5,
-        "reward.history": 8, "select.pos_threshold": 0.5, "select.neg_threshold": -0.5,
-        "train.clip_range": 0.1, "train.adv_clip_max": 5.0, "train.num_inner_epochs": 2,
-        "train.trajectories_per_update": 64, "train.learning_rate": 1e-4,
-        "train.adam_beta1": 0.9, "train.adam_beta2": 0.999, "train.adam_weight_decay": 1e-4,
-        "train.adam_epsilon": 1e-8, "train.max_grad_norm": 1.0, "lora.rank": 4, "lora.alpha": 4,
-        "lora.target_modules": ("to_q", "to_k", "to_v", "to_out.0"), "seed": 300,
-        "interval.skip_last": 0, "pretrained.model": "CompVis/stable-diffusion-v1-4",
-    }  # fmt: skip
+        "sample.num_steps": 20,
+        "sample.guidance_scale": 5.0,
+        "sample.eta": 1.0,
+        "sample.num_batches_per_stage": 32,
+        "sample.batch_size": 1,
+        "branch.count": 5,
+        "reflect.denoise_guidance": 3.0,
+        "reflect.inversion_guidance": 0.1,
+        "reflect.eta": 0.0,
+        "reflect.train_rounds": "last",
+        "stages.total": 50,
+        "stages.per_cycle": 5,
+        "reward.history": 8,
+        "select.pos_threshold": 0.5,
+        "select.neg_threshold": -0.5,
+        "train.clip_range": 0.1,
+        "train.adv_clip_max": 5.0,
+        "train.num_inner_epochs": 2,
+        "train.trajectories_per_update": 64,
+        "train.learning_rate": 1e-4,
+        "train.adam_beta1": 0.9,
+        "train.adam_beta2": 0.999,
+        "train.adam_weight_decay": 1e-4,
+        "train.adam_epsilon": 1e-8,
+        "train.max_grad_norm": 1.0,
+        "lora.rank": 4,
+        "lora.alpha": 4,
+        "lora.target_modules": ("to_q", "to_k", "to_v", "to_out.0"),
+        "seed": 300,
+        "interval.skip_last": 0,
+        "pretrained.model": "CompVis/stable-diffusion-v1-4",
+    }
     assert {k: values[k] for k in expected} == expected
     assert values["reward.models"] == {"vqascore": 1.0, "imagereward": 1.0}
 
@@ -46,22 +66,33 @@ def test_the_baselines_differ_from_sd14_in_what_defines_them():
         return {k: v for k, v in other.items() if v != base[k] and k != "run_name"}
 
     assert differing("ddpo") == {
-        "reflect.rounds": 1, "interval.steps": 20, "branch.count": 1,
-        "sample.num_batches_per_stage": 160, "select.mode": "all",
-    }  # fmt: skip
+        "reflect.rounds": 1,
+        "interval.steps": 20,
+        "branch.count": 1,
+        "sample.num_batches_per_stage": 160,
+        "select.mode": "all",
+    }
     assert differing("b2diffurl") == {"reflect.rounds": 1}
     assert differing("srrl_paper") == {"reflect.train_rounds": "all"}
     assert differing("released") == {
-        "reward.models": {"clipscore": 1.0}, "prompts.draw": "replacement", "stages.seed_cycle": 5,
+        "reward.models": {"clipscore": 1.0},
+        "prompts.draw": "replacement",
+        "stages.seed_cycle": 5,
         "train.updates": "full",
-    }  # fmt: skip
+    }
 
 
 def test_overrides_take_the_type_of_the_key():
     config = load_config(
-        [f"--config={FILE}:tiny", "--config.sample.guidance_scale=3", "--config.reflect.rounds",
-         "4", '--config.reward.models={"shapes": 2}', "--config.lora.target_modules=[\"to_q\"]"]
-    )  # fmt: skip
+        [
+            f"--config={FILE}:tiny",
+            "--config.sample.guidance_scale=3",
+            "--config.reflect.rounds",
+            "4",
+            '--config.reward.models={"shapes": 2}',
+            '--config.lora.target_modules=["to_q"]',
+        ]
+    )
     assert config.sample.guidance_scale == 3.0 and config.reflect.rounds == 4
     assert config.reward.models.to_dict() == {"shapes": 2}
     assert config.lora.target_modules == ("to_q",)

@@ -72,12 +72,13 @@ def test_steps_equal_both_diffusers_schedulers(spacing, prediction, alpha_one, s
         a_t, a_s, sigma = schedule.coefficients(index, 0.0)
         noise = noise_from_output(output, x, a_t, schedule.prediction)
         ours = denoise_mean(x, noise, a_t, a_s, sigma)
-        torch.testing.assert_close(ours, forward.step(output, t, x).prev_sample,
-                                   atol=1e-5, rtol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            ours, forward.step(output, t, x).prev_sample, atol=1e-5, rtol=1e-5
+        )
         noise = noise_from_output(output, x, a_s, schedule.prediction)
-        torch.testing.assert_close(invert(x, noise, a_s, a_t),
-                                   inverse.step(output, t, x).prev_sample,
-                                   atol=1e-5, rtol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            invert(x, noise, a_s, a_t), inverse.step(output, t, x).prev_sample, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_sigma_and_mean_equal_the_stochastic_scheduler_on_all_but_the_clamped_step():

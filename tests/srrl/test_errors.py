@@ -59,6 +59,7 @@ def test_a_really_full_device():
         "    with open('/dev/full', 'w') as file:\n"
         "        file.write('x'); file.flush()\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True,
-                            text=True)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert result.returncode == 2 and "no disk space left" in result.stderr

@@ -20,8 +20,9 @@ from tests.conftest import MODELS, PRESET
 @pytest.fixture(params=MODELS)
 def meta(request) -> Policy:
     pipe = blank_pipeline(str(MODELS[request.param]))
-    policy = Policy(pipe, make_schedule(pipe.scheduler.config, 4, 1.0), micro_batch=5,
-                    device="meta")  # fmt: skip
+    policy = Policy(
+        pipe, make_schedule(pipe.scheduler.config, 4, 1.0), micro_batch=5, device="meta"
+    )
     make_trainable(pipe, load_config([PRESET]))
     policy.decode = lambda x: policy.pixels(x).to(torch.uint8)  # whose values nobody can look at
     return policy
@@ -36,14 +37,28 @@ def conditioning(policy: Policy, n: int) -> Conditioning:
 
 @pytest.mark.parametrize("train_rounds", ["last", "all"])
 def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds):
-    c = load_config([PRESET, f"--config.reflect.train_rounds={train_rounds}",
-                     "--config.sample.num_steps=4", "--config.interval.left=2",
-                     "--config.interval.right=2", "--config.interval.skip_last=1",
-                     "--config.branch.count=2"])  # fmt: skip
+    c = load_config(
+        [
+            PRESET,
+            f"--config.reflect.train_rounds={train_rounds}",
+            "--config.sample.num_steps=4",
+            "--config.interval.left=2",
+            "--config.interval.right=2",
+            "--config.interval.skip_last=1",
+            "--config.branch.count=2",
+        ]
+    )
     samples = rollout(
-        meta, conditioning(meta, 3), rollout_settings(c), rounds=2, trained_steps=2, seed=0,
-        stage=0, slots=[0, 1, 2], keep_reflected=True,
-    )  # fmt: skip
+        meta,
+        conditioning(meta, 3),
+        rollout_settings(c),
+        rounds=2,
+        trained_steps=2,
+        seed=0,
+        stage=0,
+        slots=[0, 1, 2],
+        keep_reflected=True,
+    )
     n = 12 if train_rounds == "all" else 6
     assert {t.device.type for t in (samples.slot, samples.branch, samples.round)} == {"cpu"}
     assert {t.device.type for t in (samples.latents, samples.log_probs, samples.images)} == {"meta"}

@@ -24,10 +24,15 @@ def gradient(trainer, selection) -> torch.Tensor:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_path):
     whole, half = (
-        make_trainer(tmp_path / str(kind), "--config.train.micro_batch=7",
-                     "--config.sample.micro_batch=5", model=model, dtype=kind)
+        make_trainer(
+            tmp_path / str(kind),
+            "--config.train.micro_batch=7",
+            "--config.sample.micro_batch=5",
+            model=model,
+            dtype=kind,
+        )
         for kind in (torch.float32, dtype)
-    )  # fmt: skip
+    )
     for trainer in (whole, half):
         randomise_lora(trainer.policy)
     selection = selection_of(whole, PLAN)
@@ -41,8 +46,9 @@ def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_pat
 
 def test_small_gradients_survive_fp16_by_scaling_the_loss(tmp_path):
     """At SD's 16,384 latent dimensions a gradient is 64 times smaller than here: let it be so."""
-    whole, half = (make_trainer(tmp_path / str(kind), dtype=kind)
-                   for kind in (torch.float32, torch.float16))  # fmt: skip
+    whole, half = (
+        make_trainer(tmp_path / str(kind), dtype=kind) for kind in (torch.float32, torch.float16)
+    )
     for trainer in (whole, half):
         randomise_lora(trainer.policy)
     selection = selection_of(whole, PLAN)

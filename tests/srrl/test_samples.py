@@ -59,7 +59,7 @@ def standardised(values):
         ["--config.reflect.train_rounds=all", "--config.reward.rounds=last"],
         ["--config.select.mode=all", "--config.branch.count=1"],
     ],
-)  # fmt: skip
+)
 def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_path):
     lines = run_with_two_rewards(tmp_path, *overrides)[1]
     by_round = "--config.reflect.train_rounds=all" in overrides
@@ -75,8 +75,11 @@ def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_pat
         judged = [line for line in now if line["scores"]]
         expected = {}
         for k in {key(line) for line in judged}:
-            window = [x for x in lines if x["scores"] and key(x) == k
-                      and stage - HISTORY <= x["stage"] <= stage]  # fmt: skip
+            window = [
+                x
+                for x in lines
+                if x["scores"] and key(x) == k and stage - HISTORY <= x["stage"] <= stage
+            ]
             window.sort(key=lambda x: x["stage"] != stage)  # this stage's first
             combined = [0.0] * len(window)
             for name, weight in WEIGHTS.items():

@@ -101,13 +101,23 @@ def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path)
 
 def test_training_changes_only_the_lora(tmp_path):
     trainer = make_trainer(tmp_path)
-    modules = {"unet": trainer.policy.pipe.unet, "vae": trainer.policy.pipe.vae,
-               "text": trainer.policy.pipe.text_encoder}  # fmt: skip
-    before = {f"{m}.{n}": p.detach().clone()
-              for m, module in modules.items() for n, p in module.named_parameters()}  # fmt: skip
+    modules = {
+        "unet": trainer.policy.pipe.unet,
+        "vae": trainer.policy.pipe.vae,
+        "text": trainer.policy.pipe.text_encoder,
+    }
+    before = {
+        f"{m}.{n}": p.detach().clone()
+        for m, module in modules.items()
+        for n, p in module.named_parameters()
+    }
     trainer.run()
-    changed = {f"{m}.{n}" for m, module in modules.items() for n, p in module.named_parameters()
-               if not torch.equal(p, before[f"{m}.{n}"])}  # fmt: skip
+    changed = {
+        f"{m}.{n}"
+        for m, module in modules.items()
+        for n, p in module.named_parameters()
+        if not torch.equal(p, before[f"{m}.{n}"])
+    }
     assert changed and all("lora_" in name for name in changed)
 
 
@@ -163,9 +173,11 @@ def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "presets",
-    ["tiny+b2diffurl", *(pytest.param(f"tiny+{p}", marks=pytest.mark.slow)
-                         for p in ("ddpo", "srrl_paper"))],
-)  # fmt: skip
+    [
+        "tiny+b2diffurl",
+        *(pytest.param(f"tiny+{p}", marks=pytest.mark.slow) for p in ("ddpo", "srrl_paper")),
+    ],
+)
 def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_path, presets):
     overrides = [a for a in small_run(tmp_path) if not a.startswith("--config.branch")]
     if presets == "tiny+ddpo":
@@ -278,8 +290,12 @@ def test_every_k_of_the_evaluation_is_judged_as_if_alone(tmp_path):
 def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
     flags = ["--config.select.mode=all", "--config.train.adv_clip_max=0.5"]
     plan, plain = StagePlan(0, 1, 3), make_trainer(tmp_path / "a", *flags)
-    weighted = make_trainer(tmp_path / "b", *flags, "--config.train.positive_weight=2",
-                            "--config.train.negative_weight=0")  # fmt: skip
+    weighted = make_trainer(
+        tmp_path / "b",
+        *flags,
+        "--config.train.positive_weight=2",
+        "--config.train.negative_weight=0",
+    )
     ours, theirs = (selection_of(t, plan).advantages for t in (weighted, plain))
     assert theirs.max() == 0.5 and theirs.min() == -0.5
     assert torch.equal(ours, torch.where(theirs > 0, 2 * theirs, 0 * theirs))

@@ -20,23 +20,46 @@ SETTINGS = rollout_settings(load_config([PRESET]), branches=1)
 
 
 def cell(sampler: str = "plain", **changes) -> Cell:
-    given = {"checkpoint": "base", "weights": "", "prompts": "p.json", "sampler": sampler,
-             "images": 3, "first_seed": 5, "count": len(PROMPTS), "settings": "{}"}  # fmt: skip
+    given = {
+        "checkpoint": "base",
+        "weights": "",
+        "prompts": "p.json",
+        "sampler": sampler,
+        "images": 3,
+        "first_seed": 5,
+        "count": len(PROMPTS),
+        "settings": "{}",
+    }
     return Cell(**(given | changes))
 
 
 def test_a_cell_and_its_interval_again_from_raw_images_and_scores(tmp_path):
     policy, verifier = load_policy(), ShapesVerifier()
     result = run_cell(
-        cell(), parse_sampler("plain"), policy, SETTINGS, PROMPTS, {"shapes": verifier},
-        Accelerator(), chooser="shapes", embedding=lambda x: x.float().flatten(1),
+        cell(),
+        parse_sampler("plain"),
+        policy,
+        SETTINGS,
+        PROMPTS,
+        {"shapes": verifier},
+        Accelerator(),
+        chooser="shapes",
+        embedding=lambda x: x.float().flatten(1),
         pictures=tmp_path,
-    )  # fmt: skip
+    )
     images = [
-        rollout(policy, policy.encode(PROMPTS), SETTINGS, rounds=1, trained_steps=0, seed=seed,
-                stage=0, slots=[0, 1, 2, 3]).images
+        rollout(
+            policy,
+            policy.encode(PROMPTS),
+            SETTINGS,
+            rounds=1,
+            trained_steps=0,
+            seed=seed,
+            stage=0,
+            slots=[0, 1, 2, 3],
+        ).images
         for seed in (5, 6, 7)
-    ]  # fmt: skip
+    ]
     raw = np.array([verifier.score(x, PROMPTS).numpy() for x in images], np.float64).T
     np.testing.assert_allclose(result.scores["shapes"].numpy(), raw, atol=1e-6)
     assert result.evaluations == 20 and len(list(tmp_path.glob("*.png"))) == len(PROMPTS)
@@ -89,12 +112,17 @@ def test_what_is_finished_is_read_back_and_a_torn_line_is_not(tmp_path):
 
 
 def test_the_report_holds_the_same_numbers_in_every_form(tmp_path):
-    results = [Result(cell(n), {"shapes": torch.rand(4, 3)}, None, e, 0.1)
-               for n, e in (("plain", 20.0), ("best:n=2", 40.0))]  # fmt: skip
+    results = [
+        Result(cell(n), {"shapes": torch.rand(4, 3)}, None, e, 0.1)
+        for n, e in (("plain", 20.0), ("best:n=2", 40.0))
+    ]
     lines = lines_of(results)
     assert write_report(tmp_path, results, lines, {}) == [
-        "table.md", "table.csv", "table.json", "scores.png",
-    ]  # fmt: skip
+        "table.md",
+        "table.csv",
+        "table.json",
+        "scores.png",
+    ]
     read = json.loads((tmp_path / "table.json").read_text())
     assert [x["mean"] for x in read] == [x.score.mean for x in lines]
     rows = (tmp_path / "table.csv").read_text().splitlines()

@@ -12,11 +12,16 @@ from srrl.assess.results import learned_from
 def a_run(folder, scores: list[float | None], branches: int) -> Run:
     """Two rounds of two prompts; the last one's scores, and None before it."""
     lines = [
-        {"stage": 1, "slot": n // branches // 2, "branch": n % branches,
-         "round": 1 + n // branches % 2, "scores": None if s is None else {"shapes": s},
-         "selected": s is not None and s > 0.5}
+        {
+            "stage": 1,
+            "slot": n // branches // 2,
+            "branch": n % branches,
+            "round": 1 + n // branches % 2,
+            "scores": None if s is None else {"shapes": s},
+            "selected": s is not None and s > 0.5,
+        }
         for n, s in enumerate(scores)
-    ]  # fmt: skip
+    ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (folder / "metrics.jsonl").write_text(json.dumps({"stage": 1, "nfe_total": 500}) + "\n")
     return Run("K1", "images", 300, 1, folder)

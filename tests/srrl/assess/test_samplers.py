@@ -68,9 +68,15 @@ def test_a_reflection_takes_the_configs_settings_unless_it_is_given_others(sd):
 
 def test_plain_is_the_evaluation_of_training(sd):
     images = rollout(
-        sd, sd.encode(PROMPTS), SETTINGS, rounds=1, trained_steps=0, seed=3, stage=0,
+        sd,
+        sd.encode(PROMPTS),
+        SETTINGS,
+        rounds=1,
+        trained_steps=0,
+        seed=3,
+        stage=0,
         slots=[0, 1, 2, 3],
-    ).images  # fmt: skip
+    ).images
     assert torch.equal(images, drawn(sd, "plain")[0])
 
 
@@ -79,8 +85,16 @@ def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
         return images[:, 0].float().mean((1, 2))
 
     def attempt(i):
-        return rollout(sd, sd.encode(PROMPTS), SETTINGS, rounds=1, trained_steps=0, seed=3, stage=i,
-                       slots=[0, 1, 2, 3]).images  # fmt: skip
+        return rollout(
+            sd,
+            sd.encode(PROMPTS),
+            SETTINGS,
+            rounds=1,
+            trained_steps=0,
+            seed=3,
+            stage=i,
+            slots=[0, 1, 2, 3],
+        ).images
 
     alone = [attempt(i) for i in range(3)]
     assert torch.equal(alone[0], drawn(sd, "plain")[0])

@@ -18,8 +18,11 @@ from srrl.measure.fitting import advice, switches
 from tests.conftest import small_run
 from tests.srrl.test_trainer import make_trainer
 
-PRESETS = [f"{model}{over}" for model in ("tiny", "tiny_xl")
-           for over in ("", "+ddpo", "+b2diffurl", "+srrl_paper")]  # fmt: skip
+PRESETS = [
+    f"{model}{over}"
+    for model in ("tiny", "tiny_xl")
+    for over in ("", "+ddpo", "+b2diffurl", "+srrl_paper")
+]
 
 
 @pytest.mark.slow
@@ -46,11 +49,18 @@ def test_evaluations_equal_the_runs_counter(preset, tmp_path):
 def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     """By torch's own counter, on real tensors, odd numbers of rows included."""
     trainer = make_trainer(
-        tmp_path, f"--config.reflect.train_rounds={rounds}", "--config.reflect.rounds=2",
-        "--config.sample.micro_batch=5", "--config.train.micro_batch=4", "--config.stages.total=1",
-        "--config.sample.decode_batch=4", "--config.branch.count=4", model=model,
-        micro_batch=5, decode_batch=4,
-    )  # fmt: skip
+        tmp_path,
+        f"--config.reflect.train_rounds={rounds}",
+        "--config.reflect.rounds=2",
+        "--config.sample.micro_batch=5",
+        "--config.train.micro_batch=4",
+        "--config.stages.total=1",
+        "--config.sample.decode_batch=4",
+        "--config.branch.count=4",
+        model=model,
+        micro_batch=5,
+        decode_batch=4,
+    )
     c, plan = trainer.config, StagePlan(0, 2, 3)
     prompts = trainer.draw_prompts(plan)
     with counter() as encoding:
@@ -86,27 +96,37 @@ def counter() -> FlopCounterMode:
 @pytest.fixture(scope="module")
 def tiny() -> Biller:
     """The embedded model as on a GPU in bf16, with two networks as rewards."""
-    config = load_config([
-        "--config=config/stage_process.py:tiny", "--config.mixed_precision=bf16",
-        '--config.reward.models={"imagereward": 1, "my:Own": 1}',
-        '--config.reward.options={"imagereward": {"model": "random"}}',
-    ])  # fmt: skip
+    config = load_config(
+        [
+            "--config=config/stage_process.py:tiny",
+            "--config.mixed_precision=bf16",
+            '--config.reward.models={"imagereward": 1, "my:Own": 1}',
+            '--config.reward.options={"imagereward": {"model": "random"}}',
+        ]
+    )
     return Biller(config, cuda=True)
 
 
 @pytest.mark.slow
 def test_memory_grows_in_proportion_to_what_goes_through_at_once(tiny):
     imagined = tiny.imagined
-    for call in (lambda n: imagined.update(n, False), lambda n: imagined.update(n, True),
-                 lambda n: imagined.predict(n, 5.0), imagined.decode):  # fmt: skip
+    for call in (
+        lambda n: imagined.update(n, False),
+        lambda n: imagined.update(n, True),
+        lambda n: imagined.predict(n, 5.0),
+        imagined.decode,
+    ):
         assert call(8).peak == pytest.approx(4 * call(2).peak, rel=0.1)
         assert call(8).flops == 4 * call(2).flops
     assert imagined.update(8, True).peak < 0.6 * imagined.update(8, False).peak
 
 
 def test_fused_attention_never_holds_its_matrix():
-    biller = Biller(load_config(["--config=config/stage_process.py:sd14",
-                                 "--config.reward.models={\"shapes\": 1}"]))  # fmt: skip
+    biller = Biller(
+        load_config(
+            ["--config=config/stage_process.py:sd14", '--config.reward.models={"shapes": 1}']
+        )
+    )
     attention = 16 * 8 * 4096 * 4096 * 2  # bytes of one matrix for 8 samples under guidance
     assert biller.imagined.predict(8, 5.0).peak < attention / 2
     assert biller.flops_a_row == pytest.approx(0.8044e12, rel=1e-3)  # of a known prototype
@@ -150,10 +170,16 @@ def test_what_does_not_fit_is_made_to_fit_or_said(tiny):
 
 
 def test_cards_are_known_by_the_drivers_names():
-    for name, key in (("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100"),
-                      ("NVIDIA H100 80GB HBM3", "h100"), ("Tesla V100-SXM2-16GB", "v100"),
-                      ("NVIDIA GeForce RTX 4090", "4090"), ("NVIDIA L4", "l4"),
-                      ("NVIDIA L40S", "l40s"), ("NVIDIA RTX A6000", "a6000")):  # fmt: skip
+    for name, key in (
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA RTX A6000", "a6000"),
+    ):
         assert card_of(name, 7.0).half == CARDS[key].half
         assert card_of(name, 7.0).gib == 7.0
     assert card_of("AMD Instinct MI300X", 190) is None

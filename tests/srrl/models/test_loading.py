@@ -21,21 +21,48 @@ from tests.ldm import save_single_file
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS = {
-    "DDIM": {"_class_name": "DDIMScheduler", **BETAS, "clip_sample": False, "steps_offset": 1,
-             "set_alpha_to_one": False},
-    "PNDM": {"_class_name": "PNDMScheduler", **BETAS, "skip_prk_steps": True, "steps_offset": 1,
-             "set_alpha_to_one": False},
-    "Euler": {"_class_name": "EulerDiscreteScheduler", **BETAS, "interpolation_type": "linear",
-              "timestep_spacing": "leading", "steps_offset": 1, "use_karras_sigmas": False,
-              "clip_sample": False, "set_alpha_to_one": False},
-    "v-prediction": {"_class_name": "DDIMScheduler", **BETAS, "clip_sample": False,
-                     "steps_offset": 1, "set_alpha_to_one": False,
-                     "prediction_type": "v_prediction"},
+    "DDIM": {
+        "_class_name": "DDIMScheduler",
+        **BETAS,
+        "clip_sample": False,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+    },
+    "PNDM": {
+        "_class_name": "PNDMScheduler",
+        **BETAS,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+    },
+    "Euler": {
+        "_class_name": "EulerDiscreteScheduler",
+        **BETAS,
+        "interpolation_type": "linear",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "use_karras_sigmas": False,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    },
+    "v-prediction": {
+        "_class_name": "DDIMScheduler",
+        **BETAS,
+        "clip_sample": False,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "prediction_type": "v_prediction",
+    },
     "zero-terminal-SNR, leading": {
-        "_class_name": "DDIMScheduler", **BETAS, "clip_sample": False, "steps_offset": 1,
-        "set_alpha_to_one": False, "rescale_betas_zero_snr": True,
-        "prediction_type": "v_prediction"},
-}  # fmt: skip
+        "_class_name": "DDIMScheduler",
+        **BETAS,
+        "clip_sample": False,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    },
+}
 
 
 def copy_of(folder, to, scheduler=None):
@@ -52,9 +79,16 @@ def copy_of(folder, to, scheduler=None):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_models_of_every_scheduler_train_with_a_first_ratio_of_one(name, folder, tmp_path):
     model = copy_of(folder, tmp_path / "model", SCHEDULERS[name])
-    config = load_config([PRESET, *small_run(tmp_path, 1), f"--config.pretrained.model={model}",
-                          "--config.reflect.rounds=2", "--config.eval.num_prompts=1",
-                          "--config.train.num_inner_epochs=1"])  # fmt: skip
+    config = load_config(
+        [
+            PRESET,
+            *small_run(tmp_path, 1),
+            f"--config.pretrained.model={model}",
+            "--config.reflect.rounds=2",
+            "--config.eval.num_prompts=1",
+            "--config.train.num_inner_epochs=1",
+        ]
+    )
     config.reward.models = {"shapes": 1.0}
     policy = Policy.from_config(config, device="cpu")
     assert type(policy.pipe.scheduler).__name__ == SCHEDULERS[name]["_class_name"]

@@ -25,8 +25,9 @@ def noise_at(policy, guidance, seed=0):
 
 def test_guidance_is_linear_between_the_single_evaluations(policy):
     empty, text = noise_at(policy, 0.0), noise_at(policy, 1.0)
-    torch.testing.assert_close(noise_at(policy, 3.0), empty + 3 * (text - empty),
-                               atol=1e-5, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        noise_at(policy, 3.0), empty + 3 * (text - empty), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("guidance", "each"), [(0.0, 1), (1.0, 1), (0.1, 2), (5.0, 2)])

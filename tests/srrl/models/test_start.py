@@ -43,9 +43,15 @@ def source(model: str, folder, **changes):
 def images(policy) -> torch.Tensor:
     settings = rollout_settings(load_config([PRESET]), branches=1)
     return rollout(
-        policy, policy.encode(PROMPTS[:2]), settings, rounds=2, trained_steps=0, seed=1, stage=0,
+        policy,
+        policy.encode(PROMPTS[:2]),
+        settings,
+        rounds=2,
+        trained_steps=0,
+        seed=1,
+        stage=0,
         slots=[0, 1],
-    ).images  # fmt: skip
+    ).images
 
 
 @pytest.mark.parametrize("model", MODELS)

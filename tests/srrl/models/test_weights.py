@@ -70,9 +70,10 @@ def test_a_lora_of_earlier_versions_with_alpha_in_its_header_still_loads(tmp_pat
     randomise_lora(policy)
     state = trained_weights(policy.pipe)
     policy.pipe.save_lora_weights(
-        tmp_path, unet_lora_layers=convert_state_dict_to_diffusers(state),
+        tmp_path,
+        unet_lora_layers=convert_state_dict_to_diffusers(state),
         unet_lora_adapter_metadata=policy.pipe.unet.peft_config["default"].to_dict(),
-    )  # fmt: skip
+    )
     load_weights(again.pipe, tmp_path)
     for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(ours, theirs)

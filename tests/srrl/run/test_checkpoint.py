@@ -95,11 +95,16 @@ def test_a_run_goes_on_with_what_does_not_change_its_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
     batches = ["--config.sample.num_batches_per_stage=4", "--config.sample.batch_size=12"]
     for flags in (
-        [], ["--config.pictures.every=3"], ["--config.eval.seeds=2", "--config.eval.rounds=[1,2]"],
-        ["--config.tracker=wandb"], ["--config.train.micro_batch=3"], batches,
+        [],
+        ["--config.pictures.every=3"],
+        ["--config.eval.seeds=2", "--config.eval.rounds=[1,2]"],
+        ["--config.tracker=wandb"],
+        ["--config.train.micro_batch=3"],
+        batches,
         ["--config.reward.backend=worker", "--config.reward.device=cuda:1"],
-        ["--config.stages.total=99"], ["--config.stages.total=9"],
-    ):  # fmt: skip
+        ["--config.stages.total=99"],
+        ["--config.stages.total=9"],
+    ):
         check_same_run(tmp_path, load_config([PRESET, *flags]))
 
 
@@ -127,8 +132,13 @@ def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
         "import sys; from pathlib import Path; from srrl.run.checkpoint import lock\n"
         "kept = lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=REPOSITORY,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert other.stdout.readline() == "locked\n"
     with pytest.raises(UserError, match=f"in use by process {other.pid} on {socket.gethostname()}"):
         lock(tmp_path)

@@ -29,8 +29,10 @@ def test_a_log_gets_lines_with_the_share_that_is_done(network, capsys):
         calls(network, 9)  # more than was expected
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0].strip() for line in lines[:3]] == [
-        "stage 1/9: 12%", "stage 1/9: 25%", "stage 1/9 update: 40%",
-    ]  # fmt: skip
+        "stage 1/9: 12%",
+        "stage 1/9: 25%",
+        "stage 1/9 update: 40%",
+    ]
     assert "100%, 0 s left" in lines[-1]
     calls(network, 1)
     assert not capsys.readouterr().out

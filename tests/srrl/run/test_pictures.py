@@ -29,15 +29,29 @@ def test_large_images_shrink_and_small_ones_keep_their_size_alone():
 def test_curves_are_drawn_from_the_logs(tmp_path):
     curves(tmp_path)  # nothing logged yet
     metrics = [
-        {"stage": n, "rounds": 1, "trained_steps": 4, "reward/shapes/mean": n / 9,
-         "ratio/max_dev": 1e-3, "ratio/first_max_dev": 0.0}
+        {
+            "stage": n,
+            "rounds": 1,
+            "trained_steps": 4,
+            "reward/shapes/mean": n / 9,
+            "ratio/max_dev": 1e-3,
+            "ratio/first_max_dev": 0.0,
+        }
         for n in range(9)
-    ]  # fmt: skip
+    ]
     evals = [
-        {"stage": s, "split": split, "rounds": k, "reward": "shapes", "mean": 0.5,
-         "scores": [0.4, 0.6]}
-        for s in (0, 9) for split in ("train", "heldout") for k in (1, 2)
-    ]  # fmt: skip
+        {
+            "stage": s,
+            "split": split,
+            "rounds": k,
+            "reward": "shapes",
+            "mean": 0.5,
+            "scores": [0.4, 0.6],
+        }
+        for s in (0, 9)
+        for split in ("train", "heldout")
+        for k in (1, 2)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in metrics))
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(x) + "\n" for x in evals))
     curves(tmp_path)
@@ -46,10 +60,17 @@ def test_curves_are_drawn_from_the_logs(tmp_path):
 
 def lines_of(prompts: int, branches: int, rounds: tuple[int, ...]) -> list[dict]:
     return [
-        {"prompt": f"prompt number {p}", "slot": p, "branch": b, "round": k,
-         "scores": {"good": b / 10, "my/file.py:Other": 1 - k / 10}}
-        for p in range(prompts) for b in range(branches) for k in rounds
-    ]  # fmt: skip
+        {
+            "prompt": f"prompt number {p}",
+            "slot": p,
+            "branch": b,
+            "round": k,
+            "scores": {"good": b / 10, "my/file.py:Other": 1 - k / 10},
+        }
+        for p in range(prompts)
+        for b in range(branches)
+        for k in rounds
+    ]
 
 
 def test_every_sampled_round_of_a_prompt_has_its_row():
