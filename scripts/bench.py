@@ -111,7 +111,7 @@ def main() -> None:
     config = load_config([f"--config=config/stage_process.py:{args.model}"])
     accelerator = Accelerator()
     policy = Policy.from_config(config, device=accelerator.device)
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
         tracker = Tracker(Path(folder) / config.run_name, accelerator)

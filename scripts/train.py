@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
     rewards = rewards_of(config, accelerator.device)
     policy = Policy.from_config(config, device=accelerator.device)
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     if log_with:
         accelerator.init_trackers(
             "srrl",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from srrl.curriculum import StagePlan, stage_plan
+from srrl.curriculum import StagePlan, plan_for, shows_pictures
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,6 @@ class StageCost:
 def evaluations(guidance: float) -> int:
     """Evaluations of one guided prediction: one where the guidance is 0 or 1, otherwise two."""
     return 1 if guidance in (0, 1) else 2
-
-
-def plan_for(c: ConfigDict, stage: int) -> StagePlan:
-    """The plan of a stage under the config. Where a reflection walks back only reflect.depth steps,
-    no more than those are there to train."""
-    plan = stage_plan(
-        stage,
-        per_cycle=c.stages.per_cycle,
-        left=c.interval.left,
-        right=c.interval.right,
-        rounds=c.reflect.rounds,
-        max_rounds=c.reflect.max_rounds,
-        trained_steps=c.interval.steps,
-    )
-    if c.reflect.depth is None or plan.rounds == 1:
-        return plan
-    return replace(
-        plan, trained_steps=min(plan.trained_steps, c.reflect.depth - c.interval.skip_last)
-    )
 
 
 @dataclass(frozen=True)
@@ -181,19 +162,6 @@ def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
 def evaluation_cost(c: ConfigDict, num_prompts: int) -> int:
     """Network evaluations of evaluating `num_prompts` prompts once."""
     return sum(x.evaluations for x in evaluation_calls(c, num_prompts))
-
-
-def shows_pictures(c: ConfigDict, stage: int) -> bool:
-    """Is a stage one whose pictures are written, its reflecting rounds' as well?"""
-    every, total = c.pictures.every, c.stages.total
-    return stage == 0 or (stage + 1) % every == 0 or stage + 1 == total
-
-
-def evaluated_stages(c: ConfigDict) -> list[int]:
-    """After how many stages the policy is evaluated: 0, every eval.every, and all; or never."""
-    if not c.eval.every:
-        return []
-    return sorted({*range(0, c.stages.total + 1, c.eval.every), c.stages.total})
 
 
 def expected_selected(c: ConfigDict, cost: StageCost) -> int:

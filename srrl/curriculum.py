@@ -1,10 +1,13 @@
-"""The stage plan: how many rounds a stage has and how many last steps it trains.
+"""The stage plan: how many rounds a stage has and how many last steps it trains; and after which
+stages the policy is evaluated and pictures are written.
 
 SRRL grows the number of reflections from cycle to cycle, and within each cycle of `per_cycle`
 stages walks the trained interval back from the end of the trajectory (as B2-DiffuRL does).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ml_collections import ConfigDict
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,35 @@ def stage_plan(
         if trained_steps is not None
         else interval_steps(stage, per_cycle, left, right),
     )
+
+
+def plan_for(c: ConfigDict, stage: int) -> StagePlan:
+    """The plan of a stage under the config. Where a reflection walks back only reflect.depth steps,
+    no more than those are there to train."""
+    plan = stage_plan(
+        stage,
+        per_cycle=c.stages.per_cycle,
+        left=c.interval.left,
+        right=c.interval.right,
+        rounds=c.reflect.rounds,
+        max_rounds=c.reflect.max_rounds,
+        trained_steps=c.interval.steps,
+    )
+    if c.reflect.depth is None or plan.rounds == 1:
+        return plan
+    return replace(
+        plan, trained_steps=min(plan.trained_steps, c.reflect.depth - c.interval.skip_last)
+    )
+
+
+def shows_pictures(c: ConfigDict, stage: int) -> bool:
+    """Is a stage one whose pictures are written, its reflecting rounds' as well?"""
+    every, total = c.pictures.every, c.stages.total
+    return stage == 0 or (stage + 1) % every == 0 or stage + 1 == total
+
+
+def evaluated_stages(c: ConfigDict) -> list[int]:
+    """After how many stages the policy is evaluated: 0, every eval.every, and all; or never."""
+    if not c.eval.every:
+        return []
+    return sorted({*range(0, c.stages.total + 1, c.eval.every), c.stages.total})

@@ -45,10 +45,10 @@ def evaluate(
                 trained_steps=0,
                 seed=seed,
                 stage=0,
-                slots=own,
+                prompts=own,
             ).images[-len(own) :]
             scores = score_all(rewards, images, mine)
-            kept = images.cpu() if kept is None else kept
+            kept = images if kept is None else kept
         places = torch.tensor(own, dtype=torch.int64)
         for name, values in scores.items():
             parts[name].append(share(accelerator, values, places, len(prompts)))

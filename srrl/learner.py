@@ -1,9 +1,9 @@
-"""The update: the clipped policy gradient over selected trajectories, on one or more processes."""
+"""The update: an objective's gradient over shuffled samples, on one or more processes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,32 +16,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from srrl.curriculum import StagePlan
-from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
-from srrl.models.policy import Conditioning, Policy
+from srrl.models.trainee import Trainee
 from srrl.models.weights import WHOLE
-from srrl.ppo import Objective, clipped_objective
-from srrl.rollout import generator
+from srrl.ppo import Objective
 
-FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The S trajectories to train on, the same on every process.
-
-    latents float32 [S, m + 1, C, h, w], log_probs float32 [S, m], advantages float32 [S],
-    conditioning of S rows.
-    """
-
-    latents: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    conditioning: Conditioning
-
-    def __len__(self) -> int:
-        return len(self.advantages)
+# The loss scale in fp16, and after how many updates without an overflow a lowered one doubles.
+LOSS_SCALE, GROWTH_INTERVAL = 2.0**16, 20
+Data = TypeVar("Data")
 
 
 @dataclass(frozen=True)
@@ -54,40 +36,49 @@ class Update:
     ratio_max_dev: float
 
 
-class Learner:
-    """Owns the optimizer; `update` trains the policy on a stage's selection.
+class Learner(Generic[Data]):
+    """Owns the optimizer; `update` trains on a stage's data.
 
-    Every process takes its share of each update's micro-batches and the gradients are summed over
-    the processes before each optimizer step, so the weights stay the same on all of them. In fp16
-    the loss is scaled so that small gradients survive; an update that overflows is repeated at
-    half the scale, not lost.
+    objective(data, items) is the Objective of some of the data's items, int64 [B, ...]; what an
+    item is, a trajectory's step say, is the method's affair. Every process takes its share of each
+    update's micro-batches and the gradients are summed over the processes before each optimizer
+    step, so the weights stay the same on all of them. In fp16 the loss is scaled so that small
+    gradients survive; an update that overflows is repeated at half the scale, not lost.
     """
 
-    def __init__(self, config: ConfigDict, policy: Policy, accelerator: Accelerator):
-        self.config, self.policy, self.accelerator = config, policy, accelerator
-        self.loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
+    def __init__(
+        self,
+        config: ConfigDict,
+        trainee: Trainee,
+        accelerator: Accelerator,
+        objective: Callable[[Data, Tensor], Objective],
+    ):
+        self.config, self.trainee, self.accelerator = config, trainee, accelerator
+        self.objective = objective
+        self.largest_scale = LOSS_SCALE if trainee.dtype == torch.float16 else 1.0
+        self.loss_scale, self.since_overflow = self.largest_scale, 0
         t = config.train
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         optimizer = adamw(t.use_8bit_adam)(
-            policy.trainable(),
+            trainee.trainable(),
             lr=t.learning_rate,
             betas=(t.adam_beta1, t.adam_beta2),
             weight_decay=t.adam_weight_decay,
             eps=t.adam_epsilon,
         )
         if self.sharded:
-            policy.pipe.unet.to(memory_format=torch.contiguous_format)
-            _, prepared = accelerator.prepare(policy.pipe.unet, optimizer)  # in place
+            trainee.network.to(memory_format=torch.contiguous_format)
+            _, prepared = accelerator.prepare(trainee.network, optimizer)  # in place
             optimizer = prepared.optimizer
         self.optimizer = optimizer
 
-    def update(self, plan: StagePlan, selection: Selection) -> dict[str, float]:
-        """num_inner_epochs passes of the clipped policy gradient over the selection."""
+    def update(self, stage: int, data: Data, steps: Iterable[Tensor]) -> dict[str, float]:
+        """Train on the items int64 [B, ...] of each of a stage's optimizer steps."""
         updates: list[Update] = []
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(plan.stage)
-        for pairs in shuffled_pairs(self.config, plan, len(selection)):
-            updates.append(self.optimizer_step(selection, pairs, first=not updates))
+            group["lr"] = self.learning_rate(stage)
+        for items in steps:
+            updates.append(self.optimizer_step(data, items, first=not updates))
         n = max(len(updates), 1)
         return {
             "updates": len(updates),
@@ -104,19 +95,19 @@ class Learner:
         t, total = self.config.train, self.config.stages.total
         return t.learning_rate * (1 - (1 - t.final_lr_fraction) * stage / total)
 
-    def optimizer_step(self, selection: Selection, pairs: Tensor, first: bool) -> Update:
-        """One update on (trajectory, trained step) pairs int64 [B, 2], in micro-batches."""
+    def optimizer_step(self, data: Data, items: Tensor, first: bool) -> Update:
+        """One update on some items int64 [B, ...], in micro-batches."""
         while True:
-            loss, clipped, deviation = self.backward(selection, pairs)
+            loss, clipped, deviation = self.backward(data, items)
             norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.trainable(), self.config.train.max_grad_norm
+                self.trainee.trainable(), self.config.train.max_grad_norm
             )
             norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             if first:
                 self.check_first_ratio(deviation)
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale <= 1:
                 break
-            self.loss_scale /= 2
+            self.loss_scale, self.since_overflow = self.loss_scale / 2, 0
             self.optimizer.zero_grad(set_to_none=True)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
@@ -125,29 +116,30 @@ class Learner:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.since_overflow += 1
+        if self.since_overflow >= GROWTH_INTERVAL and self.loss_scale < self.largest_scale:
+            self.loss_scale, self.since_overflow = self.loss_scale * 2, 0
         return Update(loss, norm, clipped, deviation)
 
-    def backward(self, selection: Selection, pairs: Tensor) -> tuple[float, float, float]:
-        """Leave the gradient of the pairs' mean loss in .grad, summed over the processes.
+    def backward(self, data: Data, items: Tensor) -> tuple[float, float, float]:
+        """Leave the gradient of the items' mean loss in .grad, summed over the processes.
 
-        Returns the loss, the share of clipped pairs and max |ratio - 1|, of all processes too.
+        Returns the loss, the share of clipped ratios and max |ratio - 1|, of all processes too.
         """
         loss = clipped = deviation = 0.0
         processes = self.accelerator.num_processes
-        for part, counts in self.own_micro_batches(pairs):
-            counted = self.policy.nfe
-            objective = selection_objective(
-                self.config, self.policy, selection, part.to(self.policy.device)
-            )
+        for part, counts in self.own_micro_batches(items):
+            counted = self.trainee.nfe
+            objective = self.objective(data, part)
             if not counts:
-                self.policy.nfe = counted
-            share = counts * len(part) / len(pairs)
+                self.trainee.nfe = counted
+            share = counts * len(part) / len(items)
             scale = self.loss_scale * (processes if self.sharded else 1)  # sharded ones average
             (objective.loss * (share * scale)).backward()
             loss += objective.loss.item() * share
             clipped += objective.clipped.float().mean().item() * share
             deviation = max(deviation, (objective.ratio - 1).abs().max().item())
-        parameters = list(self.policy.trainable())
+        parameters = list(self.trainee.trainable())
         for parameter in parameters:
             if parameter.grad is None:  # this process had no micro-batch
                 parameter.grad = torch.zeros_like(parameter)
@@ -156,16 +148,16 @@ class Learner:
             return loss, clipped, deviation
         if not self.sharded:
             sum_gradients(self.accelerator, parameters)
-        measured = torch.tensor([[loss, clipped, deviation]], device=self.policy.device)
+        measured = torch.tensor([[loss, clipped, deviation]], device=self.trainee.device)
         measured = self.accelerator.gather(measured)
         return (*measured[:, :2].sum(0).tolist(), measured[:, 2].max().item())
 
-    def own_micro_batches(self, pairs: Tensor) -> Iterator[tuple[Tensor, int]]:
+    def own_micro_batches(self, items: Tensor) -> Iterator[tuple[Tensor, int]]:
         """This process's micro-batches of an update, and 1 for each: every N-th one of those that
         one process would make. Where the UNet is spread over the processes they all must call it
         equally often: a process short of one gets the last one again, with 0.
         """
-        parts, n = pairs.split(self.config.train.micro_batch), self.accelerator.num_processes
+        parts, n = items.split(self.config.train.micro_batch), self.accelerator.num_processes
         for i in range(self.accelerator.process_index, -(-len(parts) // n) * n, n):
             if i < len(parts):
                 yield parts[i], 1
@@ -176,7 +168,7 @@ class Learner:
         """Stop if sampling and training disagree: before a stage's first update, ratio is 1."""
         limit = self.config.train.max_first_ratio_dev
         if limit is None:
-            limit = 1e-4 if self.policy.dtype == torch.float32 else 2e-2
+            limit = 1e-4 if self.trainee.dtype == torch.float32 else 2e-2
         if not deviation <= limit:
             raise UserError(
                 f"|ratio - 1| is {deviation:.2e} before the first update of a stage, above "
@@ -189,60 +181,24 @@ class Learner:
         if self.sharded and not self.optimizer.state:
             optimizer = {}  # torch would make one by a step, and count it
         elif self.sharded:
-            unet = self.policy.pipe.unet
-            optimizer = get_optimizer_state_dict(unet, self.optimizer, options=WHOLE)
+            network = self.trainee.network
+            optimizer = get_optimizer_state_dict(network, self.optimizer, options=WHOLE)
         else:
             optimizer = self.optimizer.state_dict()
-        return {"optimizer": optimizer, "loss_scale": self.loss_scale}
+        return {
+            "optimizer": optimizer,
+            "loss_scale": self.loss_scale,
+            "since_overflow": self.since_overflow,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         optimizer = state["optimizer"]
         if not self.sharded:
             self.optimizer.load_state_dict(optimizer)
         elif optimizer:
-            unet = self.policy.pipe.unet
-            set_optimizer_state_dict(unet, self.optimizer, optimizer, options=WHOLE)
-        self.loss_scale = state["loss_scale"]
-
-
-def shuffled_pairs(c: ConfigDict, plan: StagePlan, selected: int) -> Iterator[Tensor]:
-    """The (trajectory, trained step) pairs int64 [B, 2] of each of a stage's optimizer steps.
-
-    train.updates "even" splits each pass evenly; "full" lets steps of exactly
-    trajectories_per_update trajectories run on across the passes and drops what is left.
-    """
-    t, most = c.train, c.train.trajectories_per_update
-    parts: list[tuple[Tensor, torch.Generator]] = []
-    for epoch in range(t.num_inner_epochs if selected else 0):
-        shuffle = generator(c.seed, plan.stage, epoch, 0, 0, "updates")
-        order = torch.randperm(selected, generator=shuffle)
-        if t.updates == "full":
-            parts.append((order[: selected // 2 * 2], shuffle))
-        else:
-            parts += [(part, shuffle) for part in order.tensor_split(-(-selected // most))]
-    if t.updates == "full" and parts:
-        whole = torch.cat([order for order, _ in parts])
-        shuffle = parts[0][1]
-        parts = [(part, shuffle) for part in whole.split(most) if len(part) == most]
-    for part, shuffle in parts:
-        pairs = torch.cartesian_prod(part, torch.arange(plan.trained_steps))
-        yield pairs[torch.randperm(len(pairs), generator=shuffle)]
-
-
-def selection_objective(
-    c: ConfigDict, policy: Policy, selection: Selection, pairs: Tensor
-) -> Objective:
-    """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
-    schedule, row, j = policy.schedule, pairs[:, 0], pairs[:, 1]
-    x, x_next = selection.latents[row, j], selection.latents[row, j + 1]
-    step = schedule.num_steps - c.interval.skip_last - selection.log_probs.shape[1] + j
-    a_t, a_s, sigma = schedule.coefficients(step, c.sample.eta)
-    conditioning = selection.conditioning.rows(row)
-    noise = policy.noise(x, step, a_t, conditioning, c.sample.guidance_scale)
-    log_p = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
-    return clipped_objective(
-        log_p, selection.log_probs[row, j], selection.advantages[row], c.train.clip_range
-    )
+            network = self.trainee.network
+            set_optimizer_state_dict(network, self.optimizer, optimizer, options=WHOLE)
+        self.loss_scale, self.since_overflow = state["loss_scale"], state["since_overflow"]
 
 
 def sum_gradients(accelerator: Accelerator, parameters: list[Tensor]) -> None:

@@ -1,20 +1,21 @@
 """The K-round reflective trajectory (SRRL, arXiv 2505.22407): denoise, invert, denoise again.
 
-Rounds 1 .. K-1 reflect: denoise x_T^k to x_0^k, then walk it back to x_T^(k+1) under weak
-guidance from the prompt. Round K samples: the G branches of a prompt share every step until the
-trained interval, the last m steps, then diverge; the policy gradient trains on those m steps.
+Rounds 1 .. K-1 reflect (`reflect_round`): denoise x_T^k to x_0^k, then walk it back to x_T^(k+1)
+under weak guidance from the prompt. Round K samples (`sample_round`): the G branches of a prompt
+share every step until the trained interval, the last m steps, then diverge; the policy gradient
+trains on those m steps.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from srrl.ddim import denoise_mean, invert, log_prob
+from srrl.ddim import log_prob
 from srrl.models.policy import Conditioning, Policy
 
 SHARED_BRANCH = 2**16  # the branch number of noise that all branches of a prompt share
@@ -55,17 +56,17 @@ def rollout_settings(c: ConfigDict, branches: int | None = None) -> RolloutSetti
 class Rollout:
     """N trajectories, each the m trained steps of one sampled round of one branch.
 
-    What counts and chooses (slots, rounds, places, rows) lives on the CPU, what the networks read
-    and write on the policy's device; a tensor crosses only by a `.to(` or `.cpu()` in plain sight.
+    What counts and chooses (indices, rounds) and the pictures live on the CPU, what the network
+    reads on the policy's device; a tensor crosses only by a `.to(` or `.cpu()` in plain sight.
 
-    slot, branch, round  int64 [N]: index of the prompt, of the branch, of the round (from 1)
-    latents              float32 [N, m + 1, C, h, w], the first before the m steps
-    log_probs            float32 [N, m], under the sampling policy
-    images               uint8 [N, 3, H, W], the decoded x_0
-    reflected            for each reflecting round its images uint8 [P, 3, H, W], if kept
+    prompt, branch, round  int64 [N]: index of the prompt, of the branch, of the round (from 1)
+    latents                float32 [N, m + 1, C, h, w], the first before the m steps
+    log_probs              float32 [N, m], under the sampling policy
+    images                 uint8 [N, 3, H, W], the decoded x_0
+    reflected              for each reflecting round its images uint8 [P, 3, H, W], if kept
     """
 
-    slot: Tensor
+    prompt: Tensor
     branch: Tensor
     round: Tensor
     latents: Tensor
@@ -75,22 +76,25 @@ class Rollout:
 
     @classmethod
     def cat(cls, parts: "Iterable[Rollout]") -> "Rollout":
+        """All parts in one. They are used up: each tensor is freed once it is copied."""
         parts = list(parts)
-        tensors = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("slot", "branch", "round", "latents", "log_probs", "images")
-        }
+        tensors = {}
+        for name in (f.name for f in fields(cls) if f.name != "reflected"):
+            tensors[name] = torch.cat([vars(part).pop(name) for part in parts])
         rounds = zip(*(part.reflected for part in parts), strict=True)
         return cls(**tensors, reflected=[torch.cat(images) for images in rounds])
 
 
-def generator(seed: int, stage: int, slot: int, branch: int, to_go: int, purpose: str):
+def generator(
+    seed: int, stage: int, prompt: int, branch: int, to_go: int, purpose: str
+) -> torch.Generator:
     """The random generator of one sample and purpose: a function of these numbers alone.
 
-    Results therefore do not depend on batch size, number of processes or what ran before.
-    `to_go` counts rounds from the end, so that runs of different K share their last round's noise.
+    Results therefore do not depend on the number of processes or what ran before, nor, on a CPU,
+    on the batch size. `to_go` counts rounds from the end, so that runs of different K share their
+    last round's noise.
     """
-    key = (seed, stage, slot, branch, to_go, PURPOSES.index(purpose))
+    key = (seed, stage, prompt, branch, to_go, PURPOSES.index(purpose))
     state = np.random.SeedSequence(key).generate_state(2, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -105,6 +109,34 @@ class Noise:
         """float32 [B, *shape]"""
         drawn = [torch.randn(self.shape, generator=g) for g in self.generators]
         return torch.stack(drawn).to(self.device)
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Where the noise of P prompts with G branches each comes from.
+
+    prompts: the numbers of the prompts, which with the seed and the stage decide all of it.
+    """
+
+    policy: Policy
+    seed: int
+    stage: int
+    prompts: list[int]
+    branches: int
+
+    def noise(self, purpose: str, to_go: int = 0, per_branch: bool = False) -> Noise:
+        """Of the "start" or of the "steps" of a round: a row for each prompt, or for each of its
+        branches, prompts outermost."""
+        branches = range(self.branches) if per_branch else [SHARED_BRANCH]
+        return Noise(
+            [
+                generator(self.seed, self.stage, prompt, branch, to_go, purpose)
+                for prompt in self.prompts
+                for branch in branches
+            ],
+            self.policy.latent_shape,
+            self.policy.device,
+        )
 
 
 @torch.no_grad()
@@ -124,10 +156,7 @@ def denoise_steps(
     """
     latents, log_probs = [x], []
     for i in steps:
-        step = torch.full((len(x),), i, device=x.device)
-        a_t, a_s, sigma = policy.schedule.coefficients(step, eta)
-        predicted = policy.noise(x, step, a_t, conditioning, guidance)
-        mean = denoise_mean(x, predicted, a_t, a_s, sigma)
+        mean, sigma = policy.step(x, i, conditioning, guidance, eta)
         x = mean
         if eta > 0:
             x = mean + sigma * noise.draw()
@@ -144,14 +173,76 @@ def invert_steps(
     steps of a denoising only."""
     total = policy.schedule.num_steps
     for i in reversed(range(total - (depth or total), total)):
-        step = torch.full((len(x),), i, device=x.device)
-        a_t, a_s, _ = policy.schedule.coefficients(step, 0.0)
-        predicted = policy.noise(x, step, a_s, conditioning, guidance)
-        x = invert(x, predicted, a_s, a_t)
+        x = policy.step_back(x, i, conditioning, guidance)
     return x
 
 
-@torch.no_grad()
+def reflect_round(
+    policy: Policy,
+    x: Tensor,
+    down: Conditioning,
+    up: Conditioning,
+    settings: RolloutSettings,
+    noise: Noise | None = None,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """A round that only reflects: denoise x [B, C, h, w] from step `first` on to x_0 under `down`,
+    and invert that under `up`. Returns x_0 and where the next round begins.
+
+    noise: of the steps, where settings.reflect_eta is above 0.
+    """
+    steps = range(first, policy.schedule.num_steps)
+    guidance, eta = settings.denoise_guidance, settings.reflect_eta
+    x0 = denoise_steps(policy, x, down, steps, guidance, eta, noise)[0][-1]
+    return x0, invert_steps(policy, x0, up, settings.inversion_guidance, settings.depth)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled round of N = P * G trajectories: latents float32 [N, m + 1, C, h, w], log_probs
+    float32 [N, m] of its m trained steps, and x0 [N, C, h, w]."""
+
+    latents: Tensor
+    log_probs: Tensor
+    x0: Tensor
+
+
+def sample_round(
+    policy: Policy,
+    x: Tensor,
+    conditioning: Conditioning,
+    settings: RolloutSettings,
+    randomness: Randomness,
+    *,
+    trained_steps: int,
+    first: int = 0,
+    to_go: int = 0,
+    branched: bool = False,
+) -> Sampled:
+    """A round that is sampled, from step `first` on: conditioning of P prompts, x [P, C, h, w],
+    whose G branches share the steps before the trained ones; or, where the branches have parted
+    before (`branched`), x [P * G, C, h, w]. `to_go` counts the rounds that follow.
+    """
+    guidance, eta, total = settings.guidance_scale, settings.eta, policy.schedule.num_steps
+    diverge = total - settings.skip_last - trained_steps if trained_steps else total
+    spread = torch.arange(len(conditioning), device=x.device).repeat_interleave(settings.branches)
+    own = first
+    if not branched:
+        noise = randomness.noise("steps", to_go)
+        together = range(first, diverge)
+        x = denoise_steps(policy, x, conditioning, together, guidance, eta, noise)[0][-1][spread]
+        own = diverge
+    noise, rows = randomness.noise("steps", to_go, per_branch=True), conditioning.rows(spread)
+    path, log_probs = denoise_steps(policy, x, rows, range(own, total), guidance, eta, noise)
+    begin = diverge - own  # of the trained steps, among those taken here
+    trained = log_probs[begin : begin + trained_steps]
+    return Sampled(
+        torch.stack(path[begin : begin + trained_steps + 1], 1),
+        torch.stack(trained, 1) if trained else x.new_zeros(len(x), 0),
+        path[-1],
+    )
+
+
 def rollout(
     policy: Policy,
     conditioning: Conditioning,
@@ -161,87 +252,64 @@ def rollout(
     trained_steps: int,
     seed: int,
     stage: int,
-    slots: list[int],
+    prompts: list[int],
     start: Tensor | None = None,
     keep_reflected: bool = False,
     timed: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> Rollout:
-    """K-round trajectories for P prompts: conditioning of P rows, `slots` their P numbers.
+    """K-round trajectories for P prompts: conditioning of P rows, `prompts` their P numbers.
 
-    They start from `start` [P, C, h, w], or from noise that belongs to (seed, stage, slot).
+    They start from `start` [P, C, h, w], or from noise that belongs to (seed, stage, prompt).
     Returns P * G trajectories (with train_rounds "all", P * G * K), prompts outermost. `timed`
     is entered around the work of the phases "reflect", "sample" and "decode".
     """
-    device, shape = policy.device, policy.latent_shape
     total, branches = policy.schedule.num_steps, settings.branches
-    diverge = total - settings.skip_last - trained_steps if trained_steps else total
     later = total - (settings.depth or total)  # where rounds after the first begin
-    if rounds > 1 and diverge < later:
+    if rounds > 1 and trained_steps and total - settings.skip_last - trained_steps < later:
         raise ValueError(f"{trained_steps} trained steps begin before the reflection's depth")
     every_round = settings.train_rounds == "all"
-    slot = torch.tensor(slots).repeat_interleave(branches)
-    branch = torch.arange(branches).repeat(len(slots))
-    spread = torch.arange(len(slots), device=device).repeat_interleave(branches)
-
-    def noise(to_go: int, purpose: str, per_branch: bool) -> Noise:
-        keys = (
-            list(zip(slot.tolist(), branch.tolist(), strict=True))
-            if per_branch
-            else [(s, SHARED_BRANCH) for s in slots]
-        )
-        drawn = [generator(seed, stage, s, b, to_go, purpose) for s, b in keys]
-        return Noise(drawn, shape, device)
+    randomness = Randomness(policy, seed, stage, prompts, branches)
+    prompt = torch.tensor(prompts).repeat_interleave(branches)
+    branch = torch.arange(branches).repeat(len(prompts))
+    spread = torch.arange(len(prompts), device=policy.device).repeat_interleave(branches)
 
     def decode(x0: Tensor) -> Tensor:
         with timed("decode"):
             return policy.decode(x0)
 
-    def reflect(x: Tensor, k: int) -> Tensor:
-        """x_0^k of a round that only reflects."""
-        own = noise(rounds - k, "steps", per_branch=False)
-        guidance, eta = settings.denoise_guidance, settings.reflect_eta
-        steps = range(later if k > 1 else 0, total)
-        return denoise_steps(policy, x, conditioning, steps, guidance, eta, own)[0][-1]
-
     def sample(x: Tensor, k: int) -> tuple[Rollout, Tensor]:
-        """Round k from x [P or P * G, C, h, w], branching before the trained steps; and x_0^k."""
-        guidance, eta = settings.guidance_scale, settings.eta
-        taken = range(later if k > 1 else 0, total)
+        """Round k from x, and its x_0."""
         with timed("sample"):
-            if len(x) == len(slots):
-                own = noise(rounds - k, "steps", per_branch=False)
-                together = range(taken.start, diverge)
-                shared = denoise_steps(policy, x, conditioning, together, guidance, eta, own)
-                x, taken = shared[0][-1][spread], range(diverge, total)
-            own = noise(rounds - k, "steps", per_branch=True)
-            cond = conditioning.rows(spread)
-            latents, log_probs = denoise_steps(policy, x, cond, taken, guidance, eta, own)
-        first = diverge - taken.start  # of the trained steps, among those taken here
-        last = first + trained_steps
-        kept = log_probs[first:last]
-        return Rollout(
-            slot,
-            branch,
-            torch.full_like(slot, k),
-            torch.stack(latents[first : last + 1], 1),
-            torch.stack(kept, 1) if kept else torch.zeros(len(x), 0, device=device),
-            decode(latents[-1]),
-        ), latents[-1]
+            sampled = sample_round(
+                policy,
+                x,
+                conditioning,
+                settings,
+                randomness,
+                trained_steps=trained_steps,
+                first=later if k > 1 else 0,
+                to_go=rounds - k,
+                branched=every_round and k > 1 and branches > 1,
+            )
+        images, number = decode(sampled.x0), torch.full_like(prompt, k)
+        kept = sampled.latents, sampled.log_probs
+        return Rollout(prompt, branch, number, *kept, images), sampled.x0
 
-    x = noise(0, "start", per_branch=False).draw() if start is None else start.to(device)
+    x = start.to(policy.device) if start is not None else randomness.noise("start").draw()
     sampled, reflected = [], []
     for k in range(1, rounds):
         if every_round:
             part, x0 = sample(x, k)
             sampled.append(part)
-            cond = conditioning.rows(spread)
-        else:
+            rows, weak = conditioning.rows(spread), settings.inversion_guidance
             with timed("reflect"):
-                x0, cond = reflect(x, k), conditioning
-            if keep_reflected:
-                reflected.append(decode(x0))
+                x = invert_steps(policy, x0, rows, weak, settings.depth)
+            continue
         with timed("reflect"):
-            x = invert_steps(policy, x0, cond, settings.inversion_guidance, settings.depth)
+            noise, first = randomness.noise("steps", rounds - k), later if k > 1 else 0
+            x0, x = reflect_round(policy, x, conditioning, conditioning, settings, noise, first)
+        if keep_reflected:
+            reflected.append(decode(x0))
     sampled.append(sample(x, rounds)[0])
     result = Rollout.cat(sampled) if every_round else sampled[0]
     result.reflected = reflected

@@ -27,7 +27,7 @@ def load_policy(model: str = "sd", lora: bool = False, num_steps: int = 10, **ch
     arguments = {"num_steps": num_steps, "eta": 1.0, "micro_batch": 64, **changes}
     policy = Policy.load(str(MODELS.get(model, model)), **arguments)
     if lora:
-        add_lora(policy.pipe, LORA, seed=0)
+        add_lora(policy.network, LORA, seed=0)
     return policy
 
 

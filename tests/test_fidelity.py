@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState, GradientState
 
 from rewards import load_rewards
 from srrl.advantages import ScoreHistory, prompt_advantages, select, stage_advantages
-from srrl.budget import plan_for, trained_passes
+from srrl.budget import trained_passes
 from srrl.config import load_config
-from srrl.curriculum import StagePlan
+from srrl.curriculum import StagePlan, plan_for
 from srrl.ddim import log_prob, make_schedule
 from srrl.learner import shuffled_pairs
 from srrl.models.architectures import blank_pipeline

@@ -7,8 +7,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.assess.cells import Result, finished
-from srrl.budget import expected_selected, plan_for, stage_cost, trained_passes
+from srrl.budget import expected_selected, stage_cost, trained_passes
 from srrl.config import REPOSITORY, load_config
+from srrl.curriculum import plan_for
 from srrl.run.pictures import read_jsonl
 
 FLAG = "--config."

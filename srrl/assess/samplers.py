@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srrl.ddim import denoise_mean, invert, make_schedule
+from srrl.ddim import make_schedule
 from srrl.errors import UserError
 from srrl.models.policy import Conditioning, Policy
 from srrl.rollout import (
-    SHARED_BRANCH,
     Noise,
+    Randomness,
     RolloutSettings,
     denoise_steps,
-    generator,
     invert_steps,
     rollout,
 )
@@ -47,8 +46,7 @@ class Task:
 
     def noise(self, purpose: str, to_go: int = 0) -> Noise:
         """The noise that rollout draws for this seed, of the start or of a round's steps."""
-        keys = [(self.seed, 0, slot, SHARED_BRANCH, to_go, purpose) for slot in self.slots]
-        return Noise([generator(*key) for key in keys], self.policy.latent_shape, self.device)
+        return Randomness(self.policy, self.seed, 0, self.slots, 1).noise(purpose, to_go)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +123,7 @@ def _rolled(
             trained_steps=0,
             seed=task.seed,
             stage=stage,
-            slots=task.slots,
+            prompts=task.slots,
         ).images[-len(task.slots) :]
 
 
@@ -139,7 +137,7 @@ def best(task: Task, n: int = 2) -> Tensor:
             images, scores = drawn, judged
             continue
         better = judged > scores
-        images = torch.where(better.to(drawn.device)[:, None, None, None], drawn, images)
+        images = torch.where(better[:, None, None, None], drawn, images)
         scores = torch.where(better, judged, scores)
     return images
 
@@ -153,13 +151,9 @@ def zigzag(task: Task, steps: int | None = None, inversion: float | None = None)
     weak = s.inversion_guidance if inversion is None else inversion
     x, noise = task.noise("start").draw(), task.noise("steps")
     for i in range(total):
-        step = torch.full((len(x),), i, device=x.device)
         if i < (total if steps is None else steps):
-            a_t, a_s, sigma = policy.schedule.coefficients(step, 0.0)
-            ahead = policy.noise(x, step, a_t, task.conditioning, s.guidance_scale)
-            down = denoise_mean(x, ahead, a_t, a_s, sigma)
-            back = policy.noise(down, step, a_s, task.conditioning, weak)
-            x = invert(down, back, a_s, a_t)
+            down, _ = policy.step(x, i, task.conditioning, s.guidance_scale, 0.0)
+            x = policy.step_back(down, i, task.conditioning, weak)
         taken = denoise_steps(
             policy, x, task.conditioning, range(i, i + 1), s.guidance_scale, s.eta, noise
         )

@@ -14,17 +14,16 @@ from ml_collections import ConfigDict
 
 from srrl.budget import (
     Calls,
-    evaluated_stages,
     evaluation_calls,
     evaluation_decodes,
     evaluations,
     expected_selected,
-    plan_for,
     stage_calls,
     stage_cost,
     stage_decodes,
     trained_passes,
 )
+from srrl.curriculum import evaluated_stages, plan_for
 from srrl.measure.bill import PHASES, REWARD, Bill, Phase, Usage
 from srrl.measure.counting import Count
 from srrl.measure.imagined import Imagined

@@ -137,7 +137,7 @@ def one_stage(job: Job, preset: str, device: str) -> dict[str, Any]:
         ]
     )
     policy = Policy.from_config(config, device=device)
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     before = flat_parameters(policy)
     accelerator = Accelerator(cpu=not job.on_gpu)
     tracker = Tracker(job.folder / "parity", accelerator)
@@ -179,7 +179,7 @@ def scoring(job: Job) -> None:
         config = stage_config(job, "sd14", f"--config.mixed_precision={kind}")
         accelerator = Accelerator(cpu=not job.on_gpu)
         policy = Policy.from_config(config, device=accelerator.device)
-        make_trainable(policy.pipe, config)
+        make_trainable(policy.network, config)
         rewards = rewards_of(config, accelerator.device)
         trainer = Trainer(config, policy, rewards, accelerator, Tracker(job.folder, accelerator))
         plan, seconds, scores = StagePlan(0, 1, 1), {}, {}

@@ -51,7 +51,7 @@ class Imagined:
             dtype=dtype,
             device="meta",
         )
-        make_trainable(pipe, c)
+        make_trainable(pipe.unet, c)
         self.rewards: dict[str, BlankReward] = {}
         self.uncounted: list[str] = []  # rewards of unknown architecture
         for name in c.reward.models:

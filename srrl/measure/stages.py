@@ -99,7 +99,7 @@ def measure_stage(
     accelerator = Accelerator(cpu=not job.on_gpu)
     start = time.monotonic()
     policy = Policy.from_config(config, device=accelerator.device)
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     if change:
         change(policy)
     rewards = rewards or rewards_of(config, accelerator.device)

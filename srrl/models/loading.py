@@ -1,5 +1,6 @@
 """Pipelines from a diffusers folder, the hub or a single .safetensors file, or one clear line."""
 
+import os
 from pathlib import Path
 
 import diffusers
@@ -26,10 +27,19 @@ NO_CHECKER = {
 }
 
 
-def set_tf32(allowed: bool, device: torch.device | str) -> None:
-    """Let a GPU round the factors of float32 products to TF32, or not; a CPU is left alone."""
-    if torch.device(device).type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+def set_arithmetic(tf32: bool, deterministic: bool, device: torch.device | str) -> None:
+    """How a GPU computes; a CPU, which always gives the same, is left alone.
+
+    tf32: the factors of float32 products may be rounded to TF32. deterministic: only algorithms
+    that give the same sums every time; to be said before the first product.
+    """
+    if torch.device(device).type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS begins
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def load_pipeline(

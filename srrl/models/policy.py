@@ -6,9 +6,10 @@ predictions and pictures.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
@@ -16,9 +17,11 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from srrl.config import resolve
-from srrl.ddim import Schedule, make_schedule, noise_from_output
+from srrl.ddim import Schedule, denoise_mean, invert, make_schedule, noise_from_output
 from srrl.errors import UserError
-from srrl.models.loading import load_pipeline, set_tf32
+from srrl.models import weights
+from srrl.models.loading import load_pipeline, set_arithmetic
+from srrl.models.start import start_from
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # On a CPU, matrix products of few rows, or of a number that is no multiple, take other kernels and
@@ -48,7 +51,7 @@ class Conditioning:
 
 
 class Policy:
-    """A Stable Diffusion or SDXL pipeline as a policy over denoising steps.
+    """A Stable Diffusion or SDXL pipeline as a policy over denoising steps; a Trainee.
 
     `micro_batch` bounds the samples in one network call without gradient, `decode_batch` the
     pictures decoded at once, and so the memory; results do not depend on them. `dtype` is the
@@ -146,7 +149,7 @@ class Policy:
         On a CPU, half precision becomes float32: it would be slow there.
         """
         p, half = c.pretrained, torch.device(device).type != "cpu"
-        set_tf32(c.allow_tf32, device)
+        set_arithmetic(c.allow_tf32, c.deterministic, device)
         return cls.load(
             model or resolve(p.model),
             num_steps=num_steps or c.sample.num_steps,
@@ -184,7 +187,7 @@ class Policy:
             pooled_empty.to(self.device).expand(n[:2]),
         )
 
-    def remember(self, prompts: list[str]) -> None:
+    def remember(self, prompts: Iterable[str]) -> None:
         """Encode what is not encoded yet and keep it.
 
         One at a time, so that an embedding does not depend on the company it was made in.
@@ -210,29 +213,49 @@ class Policy:
         pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
         return (text, pooled), (empty, pooled_empty)
 
-    def release_text_encoders(self) -> None:
-        """Free the text encoders' memory. What was encoded stays; new prompts cannot be."""
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Encode every prompt that is still to come and free the text encoders' memory."""
+        self.remember(prompts)
         for name in ("text_encoder", "text_encoder_2") if self.is_xl else ("text_encoder",):
             setattr(self.pipe, name, None)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures uint8 [B, 3, H, W] of latents [B, C, h, w]."""
+        """Pictures uint8 [B, 3, H, W] on the CPU, of latents [B, C, h, w].
+
+        A batch that overflows the VAE's half precision is decoded again in float32. Raises
+        UserError for pixels that are not finite there either.
+        """
         pictures = []
         for part in latents.split(self.decode_batch):
             decoded = self.pixels(part)
-            if not bool(torch.isfinite(decoded).all()):
-                raise FloatingPointError("the VAE decoded non-finite pixels: use fp32 for the VAE")
-            pictures.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
+            if self.vae_dtype != torch.float32 and not _finite(decoded):
+                decoded = self.pixels(part, torch.float32)
+            if not _finite(decoded):
+                raise UserError(
+                    "the VAE decodes to pixels that are not finite, in float32 as well: the "
+                    "policy's latents have left what it knows; resume from an earlier checkpoint "
+                    "with a lower train.learning_rate, or try another pretrained.vae"
+                )
+            pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round()
+            pictures.append(pixels.to(torch.uint8).cpu())
         return torch.cat(pictures)
 
-    def pixels(self, latents: Tensor) -> Tensor:
-        """The VAE's output float32 [B, 3, H, W], about -1 to 1, of latents [B, C, h, w]."""
-        vae = self.pipe.vae
-        padded = self._pad(latents / vae.config.scaling_factor)
-        return vae.decode(padded.to(self.vae_dtype)).sample[: len(latents)].float()
+    def pixels(self, latents: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The VAE's output float32 [B, 3, H, W], about -1 to 1, of latents [B, C, h, w].
 
-    # ------------------------------------------------------------------ noise prediction
+        dtype: another precision than `vae_dtype`, for this call.
+        """
+        vae, dtype = self.pipe.vae, dtype or self.vae_dtype
+        padded = self._pad(latents / vae.config.scaling_factor)
+        if dtype == self.vae_dtype:
+            return vae.decode(padded.to(dtype)).sample[: len(latents)].float()
+        nn.Module.to(vae, dtype)
+        decoded = vae.decode(padded.to(dtype)).sample[: len(latents)].float()
+        nn.Module.to(vae, self.vae_dtype)
+        return decoded
+
+    # ------------------------------------------------------------------ denoising steps
 
     def predict(
         self, x: Tensor, step: Tensor, conditioning: Conditioning, guidance: float
@@ -256,12 +279,42 @@ class Policy:
         empty, text = self._unet(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
         return empty + guidance * (text - empty)
 
-    def noise(
+    def step(
+        self,
+        x: Tensor,
+        step: int | Tensor,
+        conditioning: Conditioning,
+        guidance: float,
+        eta: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The Gaussian p(x_s | x_t) of a denoising step: its mean [B, C, h, w] and sigma [B, 1, 1,
+        1], 0 where eta is 0.
+
+        x: x_t [B, C, h, w]; step: the step's index, one for all or int64 [B].
+        """
+        step = self._index(step, x)
+        a_t, a_s, sigma = self.schedule.coefficients(step, eta)
+        noise = self._noise(x, step, a_t, conditioning, guidance)
+        return denoise_mean(x, noise, a_t, a_s, sigma), sigma
+
+    def step_back(
+        self, x: Tensor, step: int | Tensor, conditioning: Conditioning, guidance: float
+    ) -> Tensor:
+        """x_t [B, C, h, w] from x_s: the denoising step with this index inverted."""
+        step = self._index(step, x)
+        a_t, a_s, _ = self.schedule.coefficients(step, 0.0)
+        noise = self._noise(x, step, a_s, conditioning, guidance)
+        return invert(x, noise, a_s, a_t)
+
+    def _noise(
         self, x: Tensor, step: Tensor, alpha: Tensor, conditioning: Conditioning, guidance: float
     ) -> Tensor:
         """Guided predicted noise [B, C, h, w] at x of level alpha [B, 1, 1, 1]."""
         output = self.predict(x, step, conditioning, guidance)
         return noise_from_output(output, x, alpha, self.schedule.prediction)
+
+    def _index(self, step: int | Tensor, x: Tensor) -> Tensor:
+        return step if isinstance(step, Tensor) else torch.full((len(x),), step, device=x.device)
 
     def _unet(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """The network's output float32 [B, C, h, w]."""
@@ -299,5 +352,31 @@ class Policy:
         missing = self.padded(len(x)) - len(x)
         return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
+    # ------------------------------------------------------------------ as a Trainee
+
+    @property
+    def network(self) -> nn.Module:
+        return self.pipe.unet
+
     def trainable(self) -> Iterator[nn.Parameter]:
-        return (p for p in self.pipe.unet.parameters() if p.requires_grad)
+        return weights.trainable(self.network)
+
+    def weights(self) -> dict[str, Tensor]:
+        return weights.trained_weights(self.network)
+
+    def save_weights(self, folder: Path, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        weights.save_weights(self.network, folder, state)
+        return state if weights.has_lora(self.network) else None
+
+    def load_weights(self, folder: Path, exact: dict[str, Tensor] | None = None) -> None:
+        weights.load_weights(self.network, folder)
+        if exact:
+            weights.put_weights(self.network, exact)
+
+    def start(self, lora: str) -> None:
+        """Give the fresh LoRA the effect of another one (srrl.models.start)."""
+        start_from(self.pipe, lora)
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())

@@ -1,6 +1,7 @@
 """What is trained, a LoRA or the whole UNet: made, written and read in diffusers' own formats."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,24 +32,24 @@ UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 
-def make_trainable(pipe: DiffusionPipeline, c: ConfigDict) -> None:
-    """Make trainable what the config trains: a fresh LoRA, or with use_lora=False the UNet."""
+def make_trainable(network: nn.Module, c: ConfigDict) -> None:
+    """Make trainable what the config trains: a fresh LoRA, or with use_lora=False the network."""
     if c.use_lora:
-        add_lora(pipe, c.lora, c.seed)
+        add_lora(network, c.lora, c.seed)
     else:
-        pipe.unet.float().requires_grad_(True)
+        network.float().requires_grad_(True)
     if c.train.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing()
 
 
-def add_lora(pipe: DiffusionPipeline, settings: ConfigDict, seed: int) -> None:
-    """Add a fresh LoRA (arXiv 2106.09685) to the UNet, which changes nothing until trained.
+def add_lora(network: nn.Module, settings: ConfigDict, seed: int) -> None:
+    """Add a fresh LoRA (arXiv 2106.09685) to a UNet, which changes nothing until trained.
 
     settings: the config's `lora` section. Its weights are float32 whatever the UNet's are.
     """
     torch.manual_seed(seed)
     try:
-        pipe.unet.add_adapter(
+        network.add_adapter(
             LoraConfig(
                 r=settings.rank,
                 lora_alpha=settings.alpha,
@@ -60,20 +61,24 @@ def add_lora(pipe: DiffusionPipeline, settings: ConfigDict, seed: int) -> None:
         raise UserError(
             f"config.lora.target_modules={list(settings.target_modules)}: {error}"
         ) from error
-    for parameter in pipe.unet.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for parameter in trainable(network):
+        parameter.data = parameter.data.float()
 
 
-def has_lora(pipe: DiffusionPipeline) -> bool:
-    return bool(getattr(pipe.unet, "peft_config", None))
+def trainable(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that are trained, in the network's order."""
+    return (p for p in network.parameters() if p.requires_grad)
 
 
-def trained_weights(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+def has_lora(network: nn.Module) -> bool:
+    return bool(getattr(network, "peft_config", None))
+
+
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """The LoRA's or the UNet's state. Every process takes part: a UNet may be spread over them."""
-    if has_lora(pipe):
-        return get_peft_model_state_dict(pipe.unet)
-    return get_model_state_dict(pipe.unet, options=WHOLE)
+    if has_lora(network):
+        return get_peft_model_state_dict(network)
+    return get_model_state_dict(network, options=WHOLE)
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -85,8 +90,8 @@ def write_tensors(state: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o666 & ~mask)  # save_file leaves it to its owner alone
 
 
-def lora_scale(pipe: DiffusionPipeline) -> float:
-    settings = pipe.unet.peft_config["default"]
+def lora_scale(network: nn.Module) -> float:
+    settings = network.peft_config["default"]
     return settings.lora_alpha / settings.r
 
 
@@ -95,48 +100,48 @@ def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     return {k: v * factor if "lora_B" in k else v for k, v in state.items()}
 
 
-def save_weights(pipe: DiffusionPipeline, folder: Path, state: dict[str, Tensor]) -> None:
+def save_weights(network: nn.Module, folder: Path, state: dict[str, Tensor]) -> None:
     """Write trained_weights: the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the
     UNet as `unet`, which `UNet2DConditionModel.from_pretrained` reads.
 
     alpha / rank is in the LoRA's B, so that readers which know only weights, as every version of
     diffusers does, apply the whole effect.
     """
-    if not has_lora(pipe):
+    if not has_lora(network):
         write_tensors(state, folder / UNET_FILE)
-        pipe.unet.save_config(folder / "unet")
+        network.save_config(folder / "unet")
         return
-    plain = convert_state_dict_to_diffusers(scaled(state, lora_scale(pipe)))
+    plain = convert_state_dict_to_diffusers(scaled(state, lora_scale(network)))
     write_tensors({f"unet.{k}": v for k, v in plain.items()}, folder / LORA_FILE)
 
 
-def read_lora(pipe: DiffusionPipeline, file: Path) -> dict[str, Tensor]:
+def read_lora(network: nn.Module, file: Path) -> dict[str, Tensor]:
     """The state of a LORA_FILE under peft's names. alpha / rank leaves its B again, but for files
     of earlier versions, which have alpha in their header."""
     with safe_open(file, "pt") as opened:
         headed = "lora_adapter_metadata" in (opened.metadata() or {})
     state = {k.removeprefix("unet."): v for k, v in load_file(file).items()}
     state = convert_unet_state_dict_to_peft(state)
-    return state if headed else scaled(state, 1 / lora_scale(pipe))
+    return state if headed else scaled(state, 1 / lora_scale(network))
 
 
-def put_weights(pipe: DiffusionPipeline, state: dict[str, Tensor]) -> bool:
+def put_weights(network: nn.Module, state: dict[str, Tensor]) -> bool:
     """Set a LoRA's weights; says whether they are all there and fit."""
-    result = set_peft_model_state_dict(pipe.unet, state)
+    result = set_peft_model_state_dict(network, state)
     missing = any("lora_" in k for k in result.missing_keys)
     return not (missing or result.unexpected_keys)
 
 
-def load_weights(pipe: DiffusionPipeline, folder: Path) -> None:
+def load_weights(network: nn.Module, folder: Path) -> None:
     """Read what save_weights wrote into what make_trainable made: exactly, but for a rounding
     where alpha / rank is not a power of two."""
     fits = True
     try:
-        if has_lora(pipe):
-            fits = put_weights(pipe, read_lora(pipe, folder / LORA_FILE))
+        if has_lora(network):
+            fits = put_weights(network, read_lora(network, folder / LORA_FILE))
         else:
             state = load_file(folder / UNET_FILE)
-            result = set_model_state_dict(pipe.unet, state, options=WHOLE)
+            result = set_model_state_dict(network, state, options=WHOLE)
             fits = not (result.missing_keys or result.unexpected_keys)
     except RuntimeError:  # other shapes
         fits = False
@@ -155,8 +160,8 @@ def load_trained(pipe: DiffusionPipeline, c: ConfigDict, weights: Path | None) -
     if weights is None:
         return
     if weights.is_dir():
-        make_trainable(pipe, c)
-        load_weights(pipe, weights)
+        make_trainable(pipe.unet, c)
+        load_weights(pipe.unet, weights)
     else:
         try:
             pipe.load_lora_weights(weights.parent, weight_name=weights.name, adapter_name="default")
@@ -174,7 +179,7 @@ def export_kohya(pipe: DiffusionPipeline, path: Path) -> None:
     lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, the module's dots as
     underscores.
     """
-    if not has_lora(pipe):
+    if not has_lora(pipe.unet):
         raise UserError("--export kohya: the checkpoint is a whole UNet, not a LoRA")
     alpha = pipe.unet.peft_config["default"].lora_alpha
     state = convert_state_dict_to_kohya(

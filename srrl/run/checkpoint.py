@@ -16,21 +16,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from srrl.advantages import ScoreHistory
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
-from srrl.models.weights import (
-    LORA_FILE,
-    UNET_FILE,
-    has_lora,
-    load_weights,
-    put_weights,
-    save_weights,
-)
+from srrl.models.trainee import Trainee
+from srrl.models.weights import LORA_FILE, UNET_FILE
 
 LOCK_FILE = ".lock"
 # What may change when a run goes on: it does not change its weights, beyond rounding.
@@ -38,6 +30,7 @@ BATCHES = ("sample.num_batches_per_stage", "sample.batch_size")
 FREE = (
     "output_dir",
     "tracker",
+    "deterministic",
     "checkpoint.",
     "pictures.",
     "eval.",
@@ -79,10 +72,10 @@ def write_atomic(path: Path, text: str) -> None:
 
 def save(
     run: Path,
-    pipe: DiffusionPipeline,
+    trainee: Trainee,
     weights: dict[str, Tensor],
     learner_state: dict[str, Any],
-    history: ScoreHistory,
+    method_state: dict[str, Any],
     progress: Progress,
 ) -> Path:
     """Write checkpoints/stage_NNNN: trained weights, and what else resuming needs."""
@@ -90,10 +83,9 @@ def save(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_weights(pipe, temporary, weights)
-    resumed = {"learner": learner_state, "lora": weights if has_lora(pipe) else None}
-    torch.save(resumed, temporary / OPTIMIZER_FILE)
-    state = {**asdict(progress), "history": history.entries}
+    exact = trainee.save_weights(temporary, weights)
+    torch.save({"learner": learner_state, "weights": exact}, temporary / OPTIMIZER_FILE)
+    state = {**asdict(progress), **method_state}
     (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     for file in filter(Path.is_file, temporary.rglob("*")):
         with open(file, "rb") as handle:
@@ -183,20 +175,13 @@ def prune(run: Path, newest_stage: int, keep_every: int) -> None:
             shutil.rmtree(folder)
 
 
-def load(
-    folder: Path, pipe: DiffusionPipeline, history: ScoreHistory
-) -> tuple[Progress, dict[str, Any]]:
-    """Restore weights and history; returns the progress and the learner's state."""
-    load_weights(pipe, folder)
+def load(folder: Path, trainee: Trainee) -> tuple[Progress, dict[str, Any], dict[str, Any]]:
+    """Restore the weights; returns the progress, and the states of the method and the learner."""
     resumed = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-    if resumed["lora"]:
-        put_weights(pipe, resumed["lora"])  # without the file's rounding
+    trainee.load_weights(folder, resumed["weights"])
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    history.entries = {
-        key: [(stage, scores) for stage, scores in entries]
-        for key, entries in state.pop("history").items()
-    }
-    return Progress(**state), resumed["learner"]
+    progress = Progress(**{name: state.pop(name) for name in asdict(Progress())})
+    return progress, state, resumed["learner"]
 
 
 def saved_config(run: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """curves.png: a run's rewards, evaluations, ratio and curriculum, from its logs."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,9 +16,17 @@ MARKERS, LINES = {"train": "o", "heldout": "s"}, ("-", "--", ":", "-.")
 FLOOR = 1e-8  # shown for a ratio that is exactly 1
 
 
-def curves(run: Path) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """A method's own panel: a title, and keys of metrics.jsonl with what they are called."""
+
+    title: str
+    keys: dict[str, str]
+
+
+def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
     """Draw curves.png from a run's metrics.jsonl and eval.jsonl: two panels for each reward, which
-    have scales of their own, the ratio and the curriculum."""
+    have scales of their own, the ratio, and the method's own panels."""
     metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
     rewards = [
         key.removeprefix("reward/").removesuffix("/mean")
@@ -24,9 +34,10 @@ def curves(run: Path) -> None:
         if key.startswith("reward/") and key.endswith("/mean")
     ]
     rewards = list(dict.fromkeys([*rewards, *(line["reward"] for line in evals)]))
-    figure = Figure(figsize=(10, 3.2 * (len(rewards) + 1)), layout="constrained")
+    lines = len(rewards) + 1 + len(own_panels) // 2
+    figure = Figure(figsize=(10, 3.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(rewards) + 1, 2, squeeze=False)
+    panels = figure.subplots(lines, 2, squeeze=False)
     stages = [line["stage"] for line in metrics]
     few = "o" if len(stages) < 3 else ""  # a line of one point cannot be seen
     for i, reward in enumerate(rewards):
@@ -58,7 +69,9 @@ def curves(run: Path) -> None:
             low, high = held.get_ylim()
             held.set_ylim(low, high + 0.3 * (high - low))  # room above the lines
             held.legend(fontsize=8, ncols=2, loc="upper left")
-    ratio, plan = panels[-1]
+    ratio, *others = panels[len(rewards) :].flat
+    for axes in others[len(own_panels) :]:
+        axes.set_visible(False)
     for key, label, colour in (
         ("ratio/max_dev", "at the stage's last updates: grows as the policy moves", "0.6"),
         ("ratio/first_max_dev", "before its first update: the check, 0 in exact arithmetic", "k"),
@@ -66,11 +79,12 @@ def curves(run: Path) -> None:
         deviations = [max(line[key], FLOOR) for line in metrics]
         ratio.plot(stages, deviations, color=colour, label=label, marker=few)
     ratio.set(title="largest |ratio - 1|", yscale="log", ylim=(FLOOR / 2, 1))
-    for key, label in (("rounds", "rounds K"), ("trained_steps", "trained steps m")):
-        plan.step(stages, [line[key] for line in metrics], where="mid", label=label, marker=few)
-    plan.set(title="curriculum", ylim=(0, None))
-    plan.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (ratio, plan):
+    for axes, panel in zip(others, own_panels, strict=False):
+        for key, label in panel.keys.items():
+            axes.step(stages, [x[key] for x in metrics], where="mid", label=label, marker=few)
+        axes.set(title=panel.title, ylim=(0, None))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (ratio, *others[: len(own_panels)]):
         if metrics:
             axes.legend(fontsize=8)
     for axes in panels.flat:

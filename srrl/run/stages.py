@@ -5,27 +5,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from srrl.advantages import ScoreHistory
-from srrl.budget import evaluated_stages, shows_pictures
-from srrl.models.policy import Policy
-from srrl.models.start import start_from
-from srrl.models.weights import trained_weights
+from srrl.curriculum import evaluated_stages, shows_pictures
+from srrl.errors import UserError
+from srrl.learner import Learner
+from srrl.models.trainee import Trainee
 from srrl.prompts import evenly
 from srrl.run import checkpoint
-from srrl.run.distributed import total_of
+from srrl.run.curves import Panel
+from srrl.run.distributed import differing, total_of
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, sample_rows
 from srrl.run.tracking import Clock, Tracker
-
-PHASES = ("reflect", "sample", "decode", "score", "update")
 
 
 @dataclass(frozen=True)
@@ -33,38 +32,41 @@ class Outcome:
     """What a stage leaves.
 
     plan     what it was to do and
-    metrics  what it measured, for its line of metrics.jsonl; `selected` among them
+    metrics  what it measured, for its line of metrics.jsonl: `selected`, and what the learner gave,
+             are among them
     heading  what its line on the terminal says, like "K 2  m 5"
-    lines    for each trajectory of all processes its line of samples.jsonl: prompt, slot, branch,
-             round, scores, advantage, selected
-    images   gives the pictures of the first so many prompts; every process calls it or none
+    records  for each sample of all processes its line of samples.jsonl
+    images   where the samples are pictures: gives those of the first so many prompts; every process
+             calls it or none. The records then say prompt, slot (its index), branch, round, scores.
     """
 
     plan: dict[str, int]
     metrics: dict[str, float]
     heading: str
-    lines: list[dict[str, Any]]
-    images: Callable[[int], Images]
+    records: list[dict[str, Any]]
+    images: Callable[[int], Images] | None = None
 
 
 class StagedRun(ABC):
     """A run of `stages.total` stages that can be killed at any moment and goes on.
 
-    A method says what a stage is, what it costs and how the policy is judged; its `learner` and
-    `history` are saved beside the weights.
+    A method says what a stage is (`stage`) and sets its `learner`; the rest it says where it has
+    something to say: what of its own is saved beside the weights, the phases that are timed, the
+    panels of curves.png, what it costs, and how the trainee is evaluated.
     """
 
-    learner: Any
-    history: ScoreHistory
+    phases: ClassVar[tuple[str, ...]] = ("sample", "score", "update")
+    panels: ClassVar[tuple[Panel, ...]] = ()
+    learner: Learner
 
     def __init__(
-        self, config: ConfigDict, policy: Policy, accelerator: Accelerator, tracker: Tracker
+        self, config: ConfigDict, trainee: Trainee, accelerator: Accelerator, tracker: Tracker
     ):
-        self.config, self.policy = config, policy
+        self.config, self.trainee = config, trainee
         self.accelerator, self.tracker = accelerator, tracker
         self.folder = Path(config.output_dir) / config.run_name
         self.progress = checkpoint.Progress()
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds = dict.fromkeys(self.phases, 0.0)
         self.meter = Meter(tracker.active)
 
     # ------------------------------------------------------------------ what a method says
@@ -73,107 +75,132 @@ class StagedRun(ABC):
     def stage(self, stage: int) -> Outcome:
         """Run a stage, up to and including its update."""
 
-    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What of the method's own a checkpoint keeps beside the weights, for JSON."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        return None
+
+    def describe(self) -> str:
+        """What the run will do, to print at its start."""
+        return f"  stages  {self.config.stages.total}"
+
+    def begin(self) -> None:
+        """Done once, where a run begins and does not go on."""
+        return None
+
     def prompts_of(self, stage: int) -> list[str]:
         """The prompts that a stage needs."""
+        return []
 
-    @abstractmethod
     def splits(self) -> dict[str, list[str]]:
-        """The prompts that the policy is judged on, by split."""
+        """The prompts that the trainee is evaluated on, by split."""
+        return {}
 
-    @abstractmethod
-    def judge(
+    def evaluate_split(
         self, prompts: list[str], rounds: int, shown: list[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Each reward's scores [n] of the policy's pictures of so many rounds at fixed seeds, and
-        the pictures uint8 [len(shown), 3, H, W] of some of the prompts at the first of them."""
+        """Each reward's scores [n] of pictures of so many rounds at fixed seeds, and the pictures
+        uint8 [len(shown), 3, H, W] of some of the prompts at the first of them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def stage_work(self, stage: int, selected: int | None = None) -> float:
         """A stage's work, for the time left; as far as known before it has selected."""
+        return 1.0
 
-    @abstractmethod
-    def judging_work(self, prompts: list[str]) -> float:
-        """The work of judging a split with each K of eval.rounds, in the same unit."""
+    def evaluation_work(self, prompts: list[str]) -> float:
+        """The work of evaluating a split with each K of eval.rounds, in the same unit."""
+        return 0.0
 
     # ------------------------------------------------------------------ the run
 
     def run(self) -> None:
         """Run from the newest checkpoint, or from the start, to the last stage."""
         self.resume()
-        total = self.config.stages.total
-        for stage in range(self.progress.stage, total):
-            with self.metered(f"stage {stage + 1}/{total}", self.stage_work(stage)):
-                outcome = self.stage(stage)
-            self.finish(stage, outcome)
+        for stage in range(self.progress.stage, self.config.stages.total):
+            self.run_stage(stage)
         self.tracker.summary()
 
-    def finish(self, stage: int, outcome: Outcome) -> None:
-        """Log, show, evaluate and save a stage; the save comes last and makes it count."""
-        c, done, metrics = self.config, stage + 1, outcome.metrics
-        self.progress.stage = done
-        self.progress.samples_total += len(outcome.lines)
-        self.progress.nfe_total += total_of(self.accelerator, self.policy.nfe)
+    def run_stage(self, stage: int) -> None:
+        """One stage and all that follows it; nothing of it outlives the call but its logs."""
+        name = f"stage {stage + 1}/{self.config.stages.total}"
+        with self.metered(name, self.stage_work(stage)):
+            outcome = self.stage(stage)
+        self.log(stage, outcome)
+        heading, metrics, sampled = outcome.heading, outcome.metrics, len(outcome.records)
+        del outcome
+        self.finish(stage, metrics)
+        self.tracker.say(
+            f"{name}  {heading}  selected {metrics['selected']}/{sampled}  "
+            f"ratios within {metrics['ratio/max_dev']:.1e} of 1  ETA {self.clock.eta()}"
+        )
+
+    def log(self, stage: int, outcome: Outcome) -> None:
+        """Log a stage, and save the pictures that are wanted of it."""
+        self.progress.stage = stage + 1
+        self.progress.samples_total += len(outcome.records)
+        self.progress.nfe_total += total_of(self.accelerator, self.trainee.nfe)
         line = {
-            "stage": done,
+            "stage": stage + 1,
             **outcome.plan,
             "samples_total": self.progress.samples_total,
             "nfe_total": self.progress.nfe_total,
-            **metrics,
+            **outcome.metrics,
             **{f"seconds/{phase}": round(s, 3) for phase, s in self.seconds.items()},
         }
-        self.policy.nfe, self.seconds = 0, dict.fromkeys(PHASES, 0.0)
+        self.trainee.nfe, self.seconds = 0, dict.fromkeys(self.phases, 0.0)
         self.tracker.metrics(line)
         self.show(stage, outcome)
-        work = self.stage_work(stage, int(metrics["selected"]))
-        self.clock.advance(work, self.stage_work(stage))
-        if not metrics["selected"]:
+
+    def finish(self, stage: int, metrics: dict[str, float]) -> None:
+        """Evaluate and save a stage; the save comes last and makes it count."""
+        c, done, selected = self.config, stage + 1, metrics["selected"]
+        self.clock.advance(self.stage_work(stage, int(selected)), self.stage_work(stage))
+        if not selected:
             self.tracker.say("  nothing was selected: no prompt's scores differ enough (select.*)")
         if done in evaluated_stages(c):
             self.evaluate()
         if done in evaluated_stages(c) or shows_pictures(c, stage):
-            self.tracker.curves()
+            self.tracker.curves(self.panels)
         if done % c.checkpoint.every == 0 or done == c.stages.total:
             self.save()
-        self.tracker.say(
-            f"stage {done}/{c.stages.total}  {outcome.heading}  "
-            f"selected {metrics['selected']}/{len(outcome.lines)}  "
-            f"ratios within {metrics['ratio/max_dev']:.1e} of 1  ETA {self.clock.eta()}"
-        )
 
     def show(self, stage: int, outcome: Outcome) -> None:
-        """Log a stage's trajectories, and save the pictures that are wanted of them."""
-        c, done, lines = self.config.pictures, stage + 1, outcome.lines
-        prompts = lines[-1]["slot"] + 1
+        """Log a stage's samples, and save the pictures that are wanted of them."""
+        c, done, records = self.config.pictures, stage + 1, outcome.records
+        if outcome.images is None:
+            return self.tracker.samples(done, records)
+        prompts = records[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
         images = outcome.images(prompts if c.images else shown) if c.images or shown else None
-        self.tracker.trajectories(done, lines, images.sampled if c.images else None)
+        self.tracker.samples(done, records, images.sampled if c.images else None)
         if shown:
             weights = self.config.reward.models.to_dict()
-            rows = sample_rows(lines, images, weights, shown)
-            self.tracker.samples(done, rows, f"stage {done}")
+            rows = sample_rows(records, images, weights, shown)
+            self.tracker.page(done, rows, f"stage {done}")
 
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""
         c, shown = self.config, {}
         for split, prompts in self.splits().items():
-            judged = evenly(prompts, c.eval.num_prompts)
-            count = min(c.pictures.prompts, len(judged))
-            shown[split] = {
-                i * len(judged) // count: judged[i * len(judged) // count] for i in range(count)
-            }
+            evaluated = evenly(prompts, c.eval.num_prompts)
+            count = min(c.pictures.prompts, len(evaluated))
+            places = [i * len(evaluated) // count for i in range(count)]
+            shown[split] = {place: evaluated[place] for place in places}
             for rounds in c.eval.rounds:
-                work = self.judging_work(prompts) / len(c.eval.rounds)
+                work = self.evaluation_work(prompts) / len(c.eval.rounds)
                 with self.metered(f"evaluation, {split}, K {rounds}", work):
-                    scores, images = self.judge(prompts, rounds, list(shown[split]))
+                    scores, images = self.evaluate_split(prompts, rounds, list(shown[split]))
                 for name, values in scores.items():
-                    self.note(split, rounds, name, values)
+                    self.log_evaluation(split, rounds, name, values)
                 self.tracker.fixed(self.progress.stage, split, rounds, images)
-            self.clock.advance(self.judging_work(prompts))
+            self.clock.advance(self.evaluation_work(prompts))
         for rounds in c.eval.rounds:
             self.tracker.progress(rounds, shown)
 
-    def note(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
+    def log_evaluation(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
         """Log a split's scores [n] by a reward."""
         mean = values.double().mean().item()
         self.tracker.evaluation(
@@ -197,12 +224,20 @@ class StagedRun(ABC):
     # ------------------------------------------------------------------ stop and go on
 
     def save(self) -> None:
-        """Write a checkpoint; every process takes part, the main one writes."""
-        weights, state = trained_weights(self.policy.pipe), self.learner.state_dict()
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.folder, self.policy.pipe, weights, state, self.history, self.progress
+        """Write a checkpoint; every process takes part, the main one writes.
+
+        Raises UserError where the processes' weights, which are always the same, are not.
+        """
+        weights, learner = self.trainee.weights(), self.learner.state_dict()
+        if not self.learner.sharded and (apart := differing(self.accelerator, weights)):
+            raise UserError(
+                f"the processes' weights have come apart, at {apart[0]} and {len(apart) - 1} "
+                f"more: not saved; start the same command again, and it goes on from the newest "
+                f"checkpoint"
             )
+        if self.accelerator.is_main_process:
+            state = self.state()
+            checkpoint.save(self.folder, self.trainee, weights, learner, state, self.progress)
             checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
@@ -210,10 +245,11 @@ class StagedRun(ABC):
         """Continue from the newest checkpoint, or evaluate the start and save it as stage 0."""
         newest = checkpoint.newest(self.folder)
         if newest:
-            self.progress, state = checkpoint.load(newest, self.policy.pipe, self.history)
-            self.learner.load_state_dict(state)
+            self.progress, state, learner = checkpoint.load(newest, self.trainee)
+            self.load_state(state)
+            self.learner.load_state_dict(learner)
         done = self.progress.stage
-        self.encode_ahead(done)
+        self.prepare(done)
         planned = checkpoint.saved_config(self.folder).get("stages.total")
         self.tracker.start(self.config, done if newest else -1)
         self.clock = Clock(self.work_left(done, evaluate_now=newest is None))
@@ -227,32 +263,31 @@ class StagedRun(ABC):
                     f"{rate:.2e} and follows the new total"
                 )
         else:
-            if self.config.pretrained.lora:
-                start_from(self.policy.pipe, self.config.pretrained.lora)
+            self.begin()
             self.evaluate()
             self.save()
 
     def work_left(self, done: int, evaluate_now: bool) -> float:
         """The work after `done` stages, evaluations included."""
         times = sum(n > done for n in evaluated_stages(self.config)) + evaluate_now
-        judging = sum(self.judging_work(prompts) for prompts in self.splits().values())
+        judging = sum(self.evaluation_work(prompts) for prompts in self.splits().values())
         stages = range(done, self.config.stages.total)
         return sum(self.stage_work(n) for n in stages) + times * judging
 
-    def encode_ahead(self, done: int) -> None:
-        """Encode every prompt that the stages left will need, and free the text encoders."""
-        for stage in range(done, self.config.stages.total):
-            self.policy.remember(self.prompts_of(stage))
-        for split in self.splits().values():
-            self.policy.remember(evenly(split, self.config.eval.num_prompts))
-        self.policy.release_text_encoders()
+    def prepare(self, done: int) -> None:
+        """Tell the trainee every prompt that the stages left and the evaluations will need."""
+        stages = range(done, self.config.stages.total)
+        drawn = chain.from_iterable(map(self.prompts_of, stages))
+        splits = self.splits().values()
+        evaluated = chain.from_iterable(evenly(s, self.config.eval.num_prompts) for s in splits)
+        self.trainee.prepare(chain(drawn, evaluated))
 
     # ------------------------------------------------------------------ stopwatch and progress
 
     def metered(self, name: str, work: float) -> AbstractContextManager:
         """Show the progress of this process's share of the work inside."""
         share = work / self.accelerator.num_processes
-        return self.meter.work(name, self.policy.pipe.unet, share)
+        return self.meter.work(name, self.trainee.network, share)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -262,7 +297,8 @@ class StagedRun(ABC):
         self.seconds[phase] += self.now() - start
 
     def now(self) -> float:
-        """Seconds, once the device has done what it was given."""
-        if self.policy.device.type == "cuda":
-            torch.cuda.synchronize(self.policy.device)
+        """Seconds, once the device has done what it was given here; scoring, which has a stream of
+        its own, goes on beside."""
+        if self.trainee.device.type == "cuda":
+            torch.cuda.current_stream(self.trainee.device).synchronize()
         return time.monotonic()

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from srrl.config import flatten
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
-from srrl.run.curves import curves
+from srrl.run.curves import Panel, curves
 from srrl.run.statistics import format_difference
 
 
@@ -52,14 +52,14 @@ class Tracker:
             name = f"eval/{line['split']}/{line['reward']}{reflected}"
             self.accelerator.log({name: line["mean"]}, step=line["stage"])
 
-    def trajectories(
-        self, stage: int, lines: list[dict[str, Any]], images: Tensor | None = None
+    def samples(
+        self, stage: int, records: list[dict[str, Any]], images: Tensor | None = None
     ) -> None:
-        """Append a stage's lines to samples.jsonl; save their images uint8 [n, 3, H, W], if given,
-        as images/stage_NNNN/PROMPT_BRANCH_ROUND.png."""
+        """Append a stage's records to samples.jsonl; save their images uint8 [n, 3, H, W], if
+        given, as images/stage_NNNN/PROMPT_BRANCH_ROUND.png."""
         if not self.active:
             return
-        named = [{"stage": stage, **line} for line in lines]
+        named = [{"stage": stage, **record} for record in records]
         if images is not None:
             folder = self.folder / "images" / f"stage_{stage:04d}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class Tracker:
                 line["image"] = str(file.relative_to(self.folder))
         self._append("samples.jsonl", *named)
 
-    def samples(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
+    def page(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
         """Write samples/stage_NNNN.png and send it to the trackers."""
         if self.active:
             page = pictures.sheet(rows, heading)
@@ -93,9 +93,10 @@ class Tracker:
         if page:
             page.save(self.folder / f"progress_K{rounds}.png")
 
-    def curves(self) -> None:
+    def curves(self, panels: Sequence[Panel] = ()) -> None:
+        """Draw curves.png, with a method's own panels."""
         if self.active:
-            curves(self.folder)
+            curves(self.folder, panels)
 
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by image."""

@@ -43,7 +43,7 @@ def trainer_on(device: str, folder: Path, preset: str, precision: str = "no") ->
         ]
     )
     policy = Policy.from_config(config, device=device)
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     randomise_lora(policy)
     accelerator = Accelerator(cpu=device == "cpu")
     tracker = Tracker(folder / "run", accelerator)

@@ -14,7 +14,7 @@ import torch
 
 from scripts import train
 from srrl import rollout
-from srrl.run import checkpoint
+from srrl.models import weights
 
 
 def die() -> None:
@@ -48,14 +48,14 @@ def main(where: str, count: int, arguments: list[str]) -> None:
 
         torch.optim.AdamW.step = half_step
     else:
-        save_weights = checkpoint.save_weights
+        save_weights = weights.save_weights
 
         def half_saved(*arguments):
             save_weights(*arguments)
             if reached():
                 die()
 
-        checkpoint.save_weights = half_saved
+        weights.save_weights = half_saved
     train.main(arguments)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from srrl.budget import plan_for
 from srrl.config import load_config
+from srrl.curriculum import plan_for
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -37,7 +37,7 @@ def main(out: str, flags: list[str]) -> None:
     accelerator = Accelerator(cpu=True)
     baseline = status("VmRSS")
     policy = Policy.from_config(config, device="cpu")
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     loaded = status("VmRSS")
     folder = Path(config.output_dir) / config.run_name
     rewards = {name: Redness() for name in config.reward.models}

@@ -77,7 +77,7 @@ def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dt
     schedule = make_schedule(pipe.scheduler.config, 2, eta=1.0)
     policy = Policy(pipe, schedule, micro_batch=2, decode_batch=1, resolution=64, dtype=dtype)
     assert policy.latent_shape == (4, 8, 8)
-    make_trainable(pipe, config)
+    make_trainable(pipe.unet, config)
     assert pipe.unet.is_gradient_checkpointing
     accelerator = Accelerator(cpu=True)
     tracker = Tracker(tmp_path / "run", accelerator)
@@ -92,7 +92,7 @@ def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dt
     trained = [p.detach().clone() for p in after]
     for parameter in after:
         parameter.data.zero_()
-    load_weights(pipe, folder)
+    load_weights(pipe.unet, folder)
     assert all(torch.equal(a, b) for a, b in zip(trained, policy.trainable(), strict=True))
     del trainer, policy, pipe
     gc.collect()

@@ -43,12 +43,12 @@ def test_loras_of_any_alpha_have_their_whole_effect(diffusers, then, tmp_path):
             unet = policy.pipe.unet
             with torch.no_grad():
                 without = unet(**inputs(unet)).sample
-                add_lora(policy.pipe, settings, seed=0)
+                add_lora(policy.network, settings, seed=0)
                 randomise_lora(policy)
                 ours = unet(**inputs(unet)).sample
             assert (ours - without).abs().max() > 0.01
             folder = tmp_path / f"{model}_{alpha}"
-            save_weights(policy.pipe, folder, trained_weights(policy.pipe))
+            save_weights(policy.network, folder, trained_weights(policy.network))
             export_kohya(policy.pipe, folder / "kohya.safetensors")
             expected |= {file: ours for file in folder.glob("*.safetensors")}
         command = [sys.executable, "tests/slow/load_lora.py", MODELS[model], *expected]

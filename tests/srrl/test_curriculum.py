@@ -1,8 +1,8 @@
 """The plan of the full-size run, and the evaluations it costs."""
 
-from srrl.budget import evaluated_stages, evaluations, plan_for, stage_cost
+from srrl.budget import evaluations, stage_cost
 from srrl.config import load_config
-from srrl.curriculum import StagePlan
+from srrl.curriculum import StagePlan, evaluated_stages, plan_for
 
 
 def test_sd14_follows_the_released_curriculum():

@@ -7,9 +7,9 @@ finds every tensor that is made on the CPU and not moved.
 import pytest
 import torch
 
+from srrl.batch import Batch, pairs_objective
 from srrl.config import load_config
 from srrl.ddim import make_schedule
-from srrl.learner import Selection, selection_objective
 from srrl.models.architectures import blank_pipeline
 from srrl.models.policy import Conditioning, Policy
 from srrl.models.weights import make_trainable
@@ -23,7 +23,7 @@ def meta(request) -> Policy:
     policy = Policy(
         pipe, make_schedule(pipe.scheduler.config, 4, 1.0), micro_batch=5, device="meta"
     )
-    make_trainable(pipe, load_config([PRESET]))
+    make_trainable(pipe.unet, load_config([PRESET]))
     policy.decode = lambda x: policy.pixels(x).to(torch.uint8)  # whose values nobody can look at
     return policy
 
@@ -56,18 +56,18 @@ def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds)
         trained_steps=2,
         seed=0,
         stage=0,
-        slots=[0, 1, 2],
+        prompts=[0, 1, 2],
         keep_reflected=True,
     )
     n = 12 if train_rounds == "all" else 6
-    assert {t.device.type for t in (samples.slot, samples.branch, samples.round)} == {"cpu"}
+    assert {t.device.type for t in (samples.prompt, samples.branch, samples.round)} == {"cpu"}
     assert {t.device.type for t in (samples.latents, samples.log_probs, samples.images)} == {"meta"}
     assert samples.latents.shape == (n, 3, 4, 8, 8) and samples.images.shape == (n, 3, 32, 32)
-    selection = Selection(
+    batch = Batch(
         samples.latents, samples.log_probs, torch.ones(n, device="meta"), conditioning(meta, n)
     )
     pairs = torch.cartesian_prod(torch.arange(n), torch.arange(2)).to(meta.device)
-    selection_objective(c, meta, selection, pairs).loss.backward()
+    pairs_objective(c, meta, batch, pairs).loss.backward()
     assert {p.grad.device.type for p in meta.trainable()} == {"meta"}
 
 

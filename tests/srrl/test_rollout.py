@@ -5,7 +5,7 @@ import torch
 
 from srrl.budget import rollout_calls
 from srrl.config import load_config
-from srrl.ddim import denoise_mean, log_prob
+from srrl.ddim import log_prob
 from srrl.rollout import Rollout, RolloutSettings, denoise_steps, generator, invert_steps, rollout
 from tests.conftest import PRESET, PROMPTS, load_policy
 
@@ -30,7 +30,7 @@ def roll(policy, slots=(0, 1, 2, 3), rounds=2, m=4, **changes) -> Rollout:
         trained_steps=m,
         seed=5,
         stage=7,
-        slots=list(slots),
+        prompts=list(slots),
         keep_reflected=True,
     )
 
@@ -44,7 +44,7 @@ def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, r
     together = roll(policy, **settings)
     parts = Rollout.cat(roll(policy, slots=[s], **settings) for s in (0, 1, 2, 3))
     keys = [
-        [tuple(k) for k in torch.stack([r.slot, r.branch, r.round], 1).tolist()]
+        [tuple(k) for k in torch.stack([r.prompt, r.branch, r.round], 1).tolist()]
         for r in (together, parts)
     ]
     order = [keys[1].index(k) for k in keys[0]]
@@ -71,21 +71,19 @@ def test_branches_share_everything_before_the_trained_interval_and_nothing_after
     for g in (1, 2):
         assert torch.equal(by_prompt[:, 0, 0], by_prompt[:, g, 0])
         assert not torch.isclose(by_prompt[:, 0, 1], by_prompt[:, g, 1]).all()
-    assert result.slot.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert result.prompt.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert result.branch.tolist() == [0, 1, 2] * 4
 
 
 def test_stored_log_probs_are_those_of_the_stored_latents(policy):
     m, skip = 4, 2
     result = roll(policy, m=m)
-    conditioning = policy.encode([PROMPTS[i] for i in result.slot.tolist()])
+    conditioning = policy.encode([PROMPTS[i] for i in result.prompt.tolist()])
     for j in range(m):
-        step = torch.full((12,), 10 - skip - m + j)
-        a_t, a_s, sigma = policy.schedule.coefficients(step, 1.0)
         x, x_next = result.latents[:, j], result.latents[:, j + 1]
         with torch.no_grad():
-            noise = policy.noise(x, step, a_t, conditioning, 5.0)
-        expected = log_prob(x_next, denoise_mean(x, noise, a_t, a_s, sigma), sigma)
+            mean, sigma = policy.step(x, 10 - skip - m + j, conditioning, 5.0, 1.0)
+        expected = log_prob(x_next, mean, sigma)
         torch.testing.assert_close(result.log_probs[:, j], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -105,11 +103,9 @@ def test_runs_of_different_rounds_share_start_and_last_rounds_noise(policy):
     latents = {k: roll(policy, rounds=k, m=10, skip_last=0, branches=1).latents for k in (1, 3)}
     drawn = {}
     for k, path in latents.items():
-        a_t, a_s, sigma = policy.schedule.coefficients(torch.zeros(4, dtype=torch.int64), 1.0)
-        step = torch.zeros(4, dtype=torch.int64)
         with torch.no_grad():
-            noise = policy.noise(path[:, 0], step, a_t, policy.encode(PROMPTS), 5.0)
-        drawn[k] = (path[:, 1] - denoise_mean(path[:, 0], noise, a_t, a_s, sigma)) / sigma
+            mean, sigma = policy.step(path[:, 0], 0, policy.encode(PROMPTS), 5.0, 1.0)
+        drawn[k] = (path[:, 1] - mean) / sigma
     torch.testing.assert_close(drawn[1], drawn[3], atol=1e-4, rtol=1e-4)
 
 
@@ -126,7 +122,7 @@ def test_every_part_of_the_key_changes_the_noise():
 
 def test_all_mode_gives_a_trajectory_for_every_round_and_renoises_each_samples_own_image(policy):
     result = roll(policy, slots=[0, 1], rounds=3, m=4, train_rounds="all")
-    assert len(result.slot) == 2 * 3 * 3 and sorted(set(result.round.tolist())) == [1, 2, 3]
+    assert len(result.prompt) == 2 * 3 * 3 and sorted(set(result.round.tolist())) == [1, 2, 3]
     second = result.latents[result.round == 2].view(2, 3, 5, *policy.latent_shape)
     assert not torch.isclose(second[:, 0, 0], second[:, 1, 0]).all()  # branches stay apart
 

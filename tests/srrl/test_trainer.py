@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from rewards import load_rewards
+from srrl.batch import shuffled_pairs
 from srrl.budget import evaluation_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
@@ -30,11 +31,16 @@ def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> T
     return Trainer(config, policy, rewards, accelerator, tracker)
 
 
-def selection_of(trainer, plan):
+def update(trainer, plan, batch):
+    pairs = shuffled_pairs(trainer.config, plan, len(batch))
+    return trainer.learner.update(plan.stage, batch, pairs)
+
+
+def batch_of(trainer, plan):
     prompts = trainer.draw_prompts(plan)
     samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)
-    return trainer.selection(samples, scored, trainer.select(plan, scored, prompts), prompts)
+    return trainer.batch(samples, scored, trainer.select(plan, scored, prompts), prompts)
 
 
 def test_the_first_ratio_is_one(tmp_path):
@@ -42,7 +48,8 @@ def test_the_first_ratio_is_one(tmp_path):
         tmp_path, "--config.train.micro_batch=7", "--config.sample.micro_batch=5"
     )
     randomise_lora(trainer.policy)
-    metrics = trainer.learner.update(plan := StagePlan(0, 2, 6), selection_of(trainer, plan))
+    plan = StagePlan(0, 2, 6)
+    metrics = update(trainer, plan, batch_of(trainer, plan))
     assert metrics["ratio/first_max_dev"] <= 1e-5
     assert metrics["ratio/max_dev"] > metrics["ratio/first_max_dev"]  # later updates have moved
 
@@ -50,11 +57,11 @@ def test_the_first_ratio_is_one(tmp_path):
 def test_a_ratio_that_is_not_one_stops_the_run_before_the_weights_change(tmp_path):
     trainer = make_trainer(tmp_path)
     plan = StagePlan(0, 1, 4)
-    selection = selection_of(trainer, plan)
+    batch = batch_of(trainer, plan)
     randomise_lora(trainer.policy)  # the policy is no longer the one that sampled
     before = [p.clone() for p in trainer.policy.trainable()]
     with pytest.raises(UserError, match="sampling and training disagree"):
-        trainer.learner.update(plan, selection)
+        update(trainer, plan, batch)
     after = trainer.policy.trainable()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -65,14 +72,14 @@ def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path)
     trainer = make_trainer(tmp_path, *config.split(), "--config.interval.steps=10")
     randomise_lora(trainer.policy)
     plan = StagePlan(0, 1, 10)
-    selection = selection_of(trainer, plan)
-    selection.advantages[:] = torch.tensor([1.5, -0.5, 0.25])
+    batch = batch_of(trainer, plan)
+    batch.advantages[:] = torch.tensor([1.5, -0.5, 0.25])
     seen = {}
     trainer.learner.optimizer.step = lambda: seen.setdefault(
         "gradient", [p.grad.clone() for p in trainer.policy.trainable()]
     )
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(10))
-    update = trainer.learner.optimizer_step(selection, pairs[torch.randperm(30)], first=False)
+    update = trainer.learner.optimizer_step(batch, pairs[torch.randperm(30)], first=False)
 
     policy = trainer.policy
     terms = []
@@ -81,13 +88,13 @@ def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path)
             step = torch.tensor([i])
             a_t, a_s, sigma = policy.schedule.coefficients(step, 1.0)
             t = policy.schedule.timesteps[step]
-            x, x_next = selection.latents[n, i][None], selection.latents[n, i + 1][None]
-            cond = selection.conditioning.rows(slice(n, n + 1))
+            x, x_next = batch.latents[n, i][None], batch.latents[n, i + 1][None]
+            cond = batch.conditioning.rows(slice(n, n + 1))
             text = policy.pipe.unet(x, t, cond.text).sample
             empty = policy.pipe.unet(x, t, cond.empty).sample
             mean = denoise_mean(x, empty + 5.0 * (text - empty), a_t, a_s, sigma)
             log_p = log_prob(x_next, mean, sigma)
-            terms.append(-selection.advantages[n] * torch.exp(log_p - selection.log_probs[n, i]))
+            terms.append(-batch.advantages[n] * torch.exp(log_p - batch.log_probs[n, i]))
     loss = torch.cat(terms).mean()
     expected = torch.autograd.grad(loss, list(policy.trainable()))
     norm = torch.cat([g.flatten() for g in expected]).norm()
@@ -129,8 +136,8 @@ def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
         sizes.append(len(pairs)) or original(s, pairs, first)
     )
     plan = StagePlan(0, 1, 3)
-    selection = selection_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
-    trainer.learner.update(plan, selection)
+    batch = batch_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
+    update(trainer, plan, batch)
     assert sum(sizes) == 2 * 9 * 3 and len(sizes) == 2 * 5 and max(sizes) <= 2 * 3
 
 
@@ -162,12 +169,12 @@ def test_non_finite_scores_stop_before_any_update(tmp_path):
 def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
     trainer = make_trainer(tmp_path)
     plan = StagePlan(0, 1, 3)
-    selection = selection_of(trainer, plan)
-    selection.advantages[0] = float("nan")
+    batch = batch_of(trainer, plan)
+    batch.advantages[0] = float("nan")
     before = [p.clone() for p in trainer.policy.trainable()]
-    pairs = torch.cartesian_prod(torch.arange(len(selection)), torch.arange(3))
+    pairs = torch.cartesian_prod(torch.arange(len(batch)), torch.arange(3))
     with pytest.raises(UserError, match="not finite"):
-        trainer.learner.optimizer_step(selection, pairs, first=False)
+        trainer.learner.optimizer_step(batch, pairs, first=False)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
 
 
@@ -217,8 +224,8 @@ def test_resume_after_each_stage_gives_the_same_run(tmp_path):
     for stage in (1, 2):
         again = make_trainer(tmp_path / "b", "--config.stages.total=3", SHORT)
         finish = again.finish
-        again.finish = lambda done, outcome, finish=finish, last=stage: (
-            finish(done, outcome) if done < last else interrupt()
+        again.finish = lambda done, metrics, finish=finish, last=stage: (
+            finish(done, metrics) if done < last else interrupt()
         )
         with pytest.raises(KeyboardInterrupt):
             again.run()
@@ -296,6 +303,6 @@ def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
         "--config.train.positive_weight=2",
         "--config.train.negative_weight=0",
     )
-    ours, theirs = (selection_of(t, plan).advantages for t in (weighted, plain))
+    ours, theirs = (batch_of(t, plan).advantages for t in (weighted, plain))
     assert theirs.max() == 0.5 and theirs.min() == -0.5
     assert torch.equal(ours, torch.where(theirs > 0, 2 * theirs, 0 * theirs))

@@ -7,9 +7,8 @@ from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import train
-from srrl.budget import plan_for
 from srrl.config import load_config
-from srrl.curriculum import StagePlan
+from srrl.curriculum import StagePlan, plan_for
 from srrl.measure.bill import CONTEXT, GIB, SLACK
 from srrl.measure.biller import Biller
 from srrl.measure.cards import CARDS, Card, card_of

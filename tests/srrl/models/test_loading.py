@@ -92,7 +92,7 @@ def test_models_of_every_scheduler_train_with_a_first_ratio_of_one(name, folder,
     config.reward.models = {"shapes": 1.0}
     policy = Policy.from_config(config, device="cpu")
     assert type(policy.pipe.scheduler).__name__ == SCHEDULERS[name]["_class_name"]
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     accelerator = Accelerator()
     tracker = Tracker(tmp_path / "run", accelerator)
     Trainer(config, policy, load_rewards(config.reward.models), accelerator, tracker).run()

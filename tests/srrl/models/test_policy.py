@@ -70,7 +70,7 @@ def test_only_lora_parameters_are_trainable_and_float32(lora_policy):
 
 def test_lora_weights_stay_float32_on_a_half_precision_base():
     policy = load_policy(dtype=torch.bfloat16)
-    add_lora(policy.pipe, LORA, seed=0)
+    add_lora(policy.network, LORA, seed=0)
     assert {p.dtype for p in policy.trainable()} == {torch.float32}
     assert policy.pipe.unet.conv_in.weight.dtype == torch.bfloat16
     assert noise_at(policy, 5.0).dtype == torch.float32
@@ -78,9 +78,9 @@ def test_lora_weights_stay_float32_on_a_half_precision_base():
 
 def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
+    save_weights(lora_policy.network, tmp_path, trained_weights(lora_policy.network))
     again = like(lora_policy, lora=True)
-    load_weights(again.pipe, tmp_path)
+    load_weights(again.network, tmp_path)
     for one, other in zip(lora_policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(noise_at(lora_policy, 5.0), noise_at(again, 5.0))
@@ -88,7 +88,7 @@ def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
 
 def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_policy, tmp_path):
     randomise_lora(lora_policy)
-    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
+    save_weights(lora_policy.network, tmp_path, trained_weights(lora_policy.network))
     x = torch.randn(4, *lora_policy.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning = lora_policy.encode(PROMPTS)
     ours = denoise_steps(lora_policy, x, conditioning, range(10), 5.0, 0.0)[0][-1]
@@ -106,13 +106,13 @@ def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_polic
 
 
 def test_a_lora_that_does_not_fit_is_refused(lora_policy, tmp_path):
-    save_weights(lora_policy.pipe, tmp_path, trained_weights(lora_policy.pipe))
+    save_weights(lora_policy.network, tmp_path, trained_weights(lora_policy.network))
     state = load_file(tmp_path / LORA_FILE)
     from safetensors.torch import save_file
 
     save_file({k: v for k, v in state.items() if "mid_block" not in k}, tmp_path / LORA_FILE)
     with pytest.raises(UserError, match="do not fit"):
-        load_weights(like(lora_policy, lora=True).pipe, tmp_path)
+        load_weights(like(lora_policy, lora=True).network, tmp_path)
 
 
 def test_a_model_that_is_not_there_is_one_clear_line():

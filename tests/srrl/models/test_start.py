@@ -31,9 +31,9 @@ def lora_settings(**changes):
 def source(model: str, folder, **changes):
     """A policy whose LoRA has an effect, and its file in each format."""
     policy = load_policy(model)
-    add_lora(policy.pipe, lora_settings(**changes), seed=5)
+    add_lora(policy.network, lora_settings(**changes), seed=5)
     randomise_lora(policy)
-    save_weights(policy.pipe, folder, trained_weights(policy.pipe))
+    save_weights(policy.network, folder, trained_weights(policy.network))
     export_kohya(policy.pipe, folder / KOHYA_FILE)
     # As diffusers' own training scripts write it: without our header, alpha is the rank.
     save_file(load_file(folder / LORA_FILE), folder / PLAIN)

@@ -27,7 +27,7 @@ def test_a_kohya_lora_comes_back_exactly_through_plain_diffusers(model, alpha, t
     policy = load_policy(model)
     settings = LORA.copy_and_resolve_references()
     settings.alpha = alpha
-    add_lora(policy.pipe, settings, seed=0)
+    add_lora(policy.network, settings, seed=0)
     randomise_lora(policy)
     export_kohya(policy.pipe, tmp_path / KOHYA_FILE)
 
@@ -50,7 +50,7 @@ def test_a_kohya_lora_comes_back_exactly_through_plain_diffusers(model, alpha, t
 def with_lora(alpha: int):
     policy, settings = load_policy(), LORA.copy_and_resolve_references()
     settings.alpha = alpha
-    add_lora(policy.pipe, settings, seed=0)
+    add_lora(policy.network, settings, seed=0)
     return policy
 
 
@@ -58,8 +58,8 @@ def with_lora(alpha: int):
 def test_a_lora_comes_back_exactly_or_with_a_rounding(alpha, tmp_path):
     policy, again = with_lora(alpha), with_lora(alpha)
     randomise_lora(policy)
-    save_weights(policy.pipe, tmp_path, trained_weights(policy.pipe))
-    load_weights(again.pipe, tmp_path)
+    save_weights(policy.network, tmp_path, trained_weights(policy.network))
+    load_weights(again.network, tmp_path)
     for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(ours, theirs) or alpha == 3
         torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=0)
@@ -68,13 +68,13 @@ def test_a_lora_comes_back_exactly_or_with_a_rounding(alpha, tmp_path):
 def test_a_lora_of_earlier_versions_with_alpha_in_its_header_still_loads(tmp_path):
     policy, again = with_lora(16), with_lora(16)
     randomise_lora(policy)
-    state = trained_weights(policy.pipe)
+    state = trained_weights(policy.network)
     policy.pipe.save_lora_weights(
         tmp_path,
         unet_lora_layers=convert_state_dict_to_diffusers(state),
         unet_lora_adapter_metadata=policy.pipe.unet.peft_config["default"].to_dict(),
     )
-    load_weights(again.pipe, tmp_path)
+    load_weights(again.network, tmp_path)
     for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -84,7 +84,7 @@ def test_the_same_weights_give_the_same_bytes_for_anybody_to_read(tmp_path):
     for name in ("a", "b"):
         policy = with_lora(16)
         randomise_lora(policy)
-        save_weights(policy.pipe, tmp_path / name, trained_weights(policy.pipe))
+        save_weights(policy.network, tmp_path / name, trained_weights(policy.network))
         export_kohya(policy.pipe, tmp_path / name / KOHYA_FILE)
         files.append(sorted((tmp_path / name).iterdir()))
     (tmp_path / "ordinary").touch()
@@ -96,15 +96,15 @@ def test_the_same_weights_give_the_same_bytes_for_anybody_to_read(tmp_path):
 def test_a_whole_unet_comes_back_exactly_and_diffusers_reads_it(tmp_path):
     config = load_config([PRESET, "--config.use_lora=false"])
     policy = load_policy("sdxl")
-    make_trainable(policy.pipe, config)
+    make_trainable(policy.network, config)
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter += 0.01
     (tmp_path / "unet").mkdir()
-    save_weights(policy.pipe, tmp_path, trained_weights(policy.pipe))
+    save_weights(policy.network, tmp_path, trained_weights(policy.network))
     again = load_policy("sdxl")
-    make_trainable(again.pipe, config)
-    load_weights(again.pipe, tmp_path)
+    make_trainable(again.network, config)
+    load_weights(again.network, tmp_path)
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     for other in (again.pipe.unet, plain):
         for a, b in zip(policy.pipe.unet.parameters(), other.parameters(), strict=True):
@@ -113,12 +113,12 @@ def test_a_whole_unet_comes_back_exactly_and_diffusers_reads_it(tmp_path):
         export_kohya(policy.pipe, tmp_path / "x")
     with pytest.raises(UserError, match="do not fit"):
         other = load_policy("sd")
-        make_trainable(other.pipe, config)
-        load_weights(other.pipe, tmp_path)
+        make_trainable(other.network, config)
+        load_weights(other.network, tmp_path)
 
 
 def test_modules_that_are_not_there_are_refused():
     settings = LORA.copy_and_resolve_references()
     settings.target_modules = ("to_x",)
     with pytest.raises(UserError, match="to_x"):
-        add_lora(load_policy().pipe, settings, seed=0)
+        add_lora(load_policy().network, settings, seed=0)

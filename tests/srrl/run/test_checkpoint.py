@@ -12,14 +12,13 @@ import torch
 from srrl.advantages import ScoreHistory
 from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
-from srrl.models.weights import trained_weights
 from srrl.run import checkpoint
 from srrl.run.checkpoint import Progress, check_same_run, cut_log, lock
 from tests.conftest import PRESET, load_policy, randomise_lora
 
 
 def save(run, policy, *rest):
-    return checkpoint.save(run, policy.pipe, trained_weights(policy.pipe), *rest)
+    return checkpoint.save(run, policy, policy.weights(), *rest)
 
 
 def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path):
@@ -30,21 +29,17 @@ def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path
     for p in policy.trainable():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    save(
-        tmp_path,
-        policy,
-        optimizer.state_dict(),
-        history,
-        Progress(5, 100, 2000),
-    )
+    state = {"history": history.entries}
+    save(tmp_path, policy, optimizer.state_dict(), state, Progress(5, 100, 2000))
     (tmp_path / "checkpoints" / "stage_0006.tmp").mkdir()
     (tmp_path / "checkpoints" / "stage_0006.tmp" / checkpoint.STATE_FILE).write_text("{")
 
     newest = checkpoint.newest(tmp_path)
     assert newest.name == "stage_0005"
-    again, history_again = load_policy(lora=True), ScoreHistory(3)
-    progress, state = checkpoint.load(newest, again.pipe, history_again)
-    assert progress == Progress(5, 100, 2000) and history_again == history
+    again = load_policy(lora=True)
+    progress, method, state = checkpoint.load(newest, again)
+    assert progress == Progress(5, 100, 2000)
+    assert method == json.loads(json.dumps({"history": history.entries}))
     for one, other in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, other)
     for key, values in optimizer.state_dict()["state"].items():
@@ -58,7 +53,7 @@ def test_pruning_keeps_the_newest_whole_and_the_weights_of_every_fifth(tmp_path)
             tmp_path,
             policy,
             optimizer,
-            ScoreHistory(1),
+            {},
             Progress(stage),
         )
         checkpoint.prune(tmp_path, stage, keep_every=5)
@@ -75,10 +70,10 @@ def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path):
             return (print, ("ran",))
 
     policy = load_policy(lora=True)
-    folder = save(tmp_path, policy, {}, ScoreHistory(1), Progress(1))
+    folder = save(tmp_path, policy, {}, {}, Progress(1))
     torch.save({"x": Evil()}, folder / checkpoint.OPTIMIZER_FILE)
     with pytest.raises(Exception, match=r"(?i)weights.only"):
-        checkpoint.load(folder, policy.pipe, ScoreHistory(1))
+        checkpoint.load(folder, policy.pipe, {})
 
 
 def test_logs_are_cut_back_and_a_torn_line_dropped(tmp_path):
@@ -120,7 +115,7 @@ def test_a_folder_of_another_run_is_refused_by_all_that_differs(tmp_path):
 
 
 def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
-    save(tmp_path, load_policy(lora=True), {}, ScoreHistory(1), Progress(9))
+    save(tmp_path, load_policy(lora=True), {}, {}, Progress(9))
     (tmp_path / "config.json").write_text(json.dumps(flatten(load_config([PRESET]))))
     check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=9"]))
     with pytest.raises(UserError, match=r"stages.total=32, not 8; 9 stages done"):

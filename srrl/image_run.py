@@ -1,0 +1,69 @@
+"""A run whose trainee is a policy that draws prompts: which prompts, how it is evaluated, and what
+that costs."""
+
+from accelerate import Accelerator
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from rewards import Reward, check_prompts
+from srrl.budget import evaluation_cost, stage_work
+from srrl.curriculum import StagePlan, plan_for
+from srrl.evaluation import evaluate
+from srrl.models.policy import Policy
+from srrl.prompts import split_prompts, stage_prompts
+from srrl.run.stages import StagedRun
+from srrl.run.tracking import Tracker
+
+
+class ImageRun(StagedRun):
+    """Draws each stage's prompts from a file, and evaluates the policy on fixed ones by K."""
+
+    trainee: Policy
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        policy: Policy,
+        rewards: dict[str, Reward],
+        accelerator: Accelerator,
+        tracker: Tracker,
+    ):
+        super().__init__(config, policy, accelerator, tracker)
+        self.rewards = rewards
+        self.prompts = split_prompts(config)
+        for split, prompts in self.prompts.items():
+            check_prompts(rewards, prompts, config.prompts[split])
+
+    def draw_prompts(self, plan: StagePlan) -> list[str]:
+        """The stage's prompts; a trajectory's `prompt` is its prompt's index in this list."""
+        s = self.config.sample
+        count = s.num_batches_per_stage * s.batch_size
+        drawn = self.seeding(plan), count, self.config.seed, self.config.prompts.draw
+        return stage_prompts(self.prompts["train"], *drawn)
+
+    def seeding(self, plan: StagePlan) -> int:
+        """The stage whose prompts and noise this one draws: its own, but for stages.seed_cycle."""
+        cycle = self.config.stages.seed_cycle
+        return plan.stage % cycle if cycle else plan.stage
+
+    def begin(self) -> None:
+        if self.config.pretrained.lora:
+            self.trainee.start(self.config.pretrained.lora)
+
+    def prompts_of(self, stage: int) -> list[str]:
+        return self.draw_prompts(plan_for(self.config, stage))
+
+    def splits(self) -> dict[str, list[str]]:
+        return self.prompts if self.config.eval.every else {}
+
+    def evaluate_split(
+        self, prompts: list[str], rounds: int, shown: list[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        given = self.trainee, self.rewards, prompts, self.config, self.accelerator
+        return evaluate(*given, rounds, shown)
+
+    def stage_work(self, stage: int, selected: int | None = None) -> float:
+        return stage_work(self.config, stage, selected)
+
+    def evaluation_work(self, prompts: list[str]) -> float:
+        return evaluation_cost(self.config, len(prompts))

@@ -1,0 +1,86 @@
+"""What a stage of SRRL leaves: its trajectories' scores, which are trained on, and from these its
+metrics, its lines of samples.jsonl and its pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from srrl.run.distributed import own_part, share
+from srrl.run.pictures import Images
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A stage's N trajectories in the order (prompt, branch, round), the same on every process.
+
+    prompt, round  int64 [N]: index of the stage's prompt; of the round, from 1
+    scores         for each reward float32 [N], 0 where the image was not judged
+    judged         bool [N], which images were
+    local          int64 [N], the index in this process's Rollout; -1 for another process's
+    """
+
+    prompt: Tensor
+    round: Tensor
+    scores: dict[str, Tensor]
+    judged: Tensor
+    local: Tensor
+
+
+@dataclass(frozen=True)
+class Selected:
+    """advantages float32 [N] of a stage's trajectories; index int64 [S]: those to train on."""
+
+    advantages: Tensor
+    index: Tensor
+
+
+def stage_metrics(scored: Scored, selected: Selected) -> dict[str, float]:
+    """Of the stage's line in metrics.jsonl what sampling and scoring gave."""
+    advantages = selected.advantages
+    metrics = {"advantage/std": advantages.std().item(), "selected": len(selected.index)}
+    for name, values in scored.scores.items():
+        metrics[f"reward/{name}/mean"] = values[scored.judged].mean().item()
+        metrics[f"reward/{name}/std"] = values[scored.judged].std().item()
+    return metrics
+
+
+def stage_records(
+    scored: Scored, selected: Selected, prompts: list[str], branches: int
+) -> list[dict[str, Any]]:
+    """For each of the N trajectories its line of samples.jsonl."""
+    chosen, rounds = set(selected.index.tolist()), int(scored.round.max() - scored.round.min()) + 1
+    scores = {name: values.tolist() for name, values in scored.scores.items()}
+    return [
+        {
+            "prompt": prompts[prompt],
+            "slot": prompt,
+            "branch": n // rounds % branches,
+            "round": int(scored.round[n]),
+            "scores": {k: v[n] for k, v in scores.items()} if scored.judged[n] else None,
+            "advantage": selected.advantages[n].item(),
+            "selected": n in chosen,
+        }
+        for n, prompt in enumerate(scored.prompt.tolist())
+    ]
+
+
+def stage_images(
+    accelerator: Accelerator,
+    images: Mapping[str, Any],
+    scored: Scored,
+    prompts: int,
+) -> Images:
+    """The pictures of the first `prompts` prompts, from the processes that have them; every process
+    calls it or none. images: `images` and `reflected` of this process's Rollout."""
+    local = scored.local[scored.prompt < prompts]
+    here = (local >= 0).nonzero()[:, 0]
+    part = own_part(accelerator, int(scored.prompt[-1]) + 1)
+    mine = torch.tensor([p for p in part if p < prompts], dtype=torch.int64)
+    return Images(
+        share(accelerator, images["images"][local[here]], here, len(local)),
+        [share(accelerator, of[mine - part.start], mine, prompts) for of in images["reflected"]],
+    )
