@@ -73,7 +73,7 @@ def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path):
     folder = save(tmp_path, policy, {}, {}, Progress(1))
     torch.save({"x": Evil()}, folder / checkpoint.OPTIMIZER_FILE)
     with pytest.raises(Exception, match=r"(?i)weights.only"):
-        checkpoint.load(folder, policy.pipe, {})
+        checkpoint.load(folder, policy)
 
 
 def test_logs_are_cut_back_and_a_torn_line_dropped(tmp_path):
