@@ -70,6 +70,10 @@ class Calls:
         guided = evaluations(self.guidance)
         return self.times * (whole * padded(micro_batch * guided) + padded(rest * guided))
 
+    def network_calls(self, micro_batch: int) -> int:
+        """How often the network is called."""
+        return self.times * -(-self.samples // micro_batch)
+
 
 def rollout_calls(
     c: ConfigDict, prompts: int, rounds: int, trained_steps: int, branches: int
