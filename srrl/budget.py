@@ -126,6 +126,12 @@ def stage_calls(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> l
     ]
 
 
+def sampling_calls(c: ConfigDict) -> int:
+    """How often a run calls the UNet to reflect and sample, on one process, evaluations apart."""
+    stages = (stage_calls(c, plan_for(c, n)) for n in range(c.stages.total))
+    return sum(x.network_calls(c.sample.micro_batch) for calls in stages for x in calls)
+
+
 def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
     """The pictures decoded in a stage, likewise."""
     shown = shows_pictures(c, plan.stage)
