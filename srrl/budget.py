@@ -3,7 +3,7 @@
 One evaluation is one sample through the UNet once; classifier-free guidance takes two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
@@ -64,15 +64,15 @@ class Calls:
     def evaluations(self) -> int:
         return self.samples * self.times * evaluations(self.guidance)
 
-    def rows(self, micro_batch: int, padded: Callable[[int], int]) -> int:
-        """Samples that go through the network, `padded` being the rows of a call for so many."""
+    def split(self, micro_batch: int) -> list[tuple[int, int]]:
+        """(how many, of how many rows): the calls of the network itself."""
         whole, rest = divmod(self.samples, micro_batch)
-        guided = evaluations(self.guidance)
-        return self.times * (whole * padded(micro_batch * guided) + padded(rest * guided))
+        sizes = ((whole, micro_batch), (1, rest))
+        return [(self.times * n, x * evaluations(self.guidance)) for n, x in sizes if n * x]
 
     def network_calls(self, micro_batch: int) -> int:
         """How often the network is called."""
-        return self.times * -(-self.samples // micro_batch)
+        return sum(n for n, _ in self.split(micro_batch))
 
 
 def rollout_calls(
