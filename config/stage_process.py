@@ -70,9 +70,11 @@ def base() -> ConfigDict:
     # eta of the sampled round: 1 is DDPM-like noise; the policy gradient needs it above 0.
     s.eta = 1.0
     # A stage samples num_batches_per_stage x batch_size prompts. Their product matters for the
-    # result; how it is split is [speed]: batch_size prompts run at once.
-    s.num_batches_per_stage = 32
-    s.batch_size = 1
+    # result; how it is split is [speed]: batch_size prompts run at once. One at a time are two
+    # rows a network call, of which a GPU's time is all in launching; four take a quarter of the
+    # calls (docs/COSTS.md).
+    s.num_batches_per_stage = 8
+    s.batch_size = 4
     # Side of the pictures in pixels. Unset: the model's own, 512 for SD v1.4, 1024 for SDXL.
     s.resolution = placeholder(int)
     # [speed] Most samples in one network call while sampling: bounds the memory.

@@ -7,8 +7,8 @@
 
 Takes train.py's --config flags. The networks are built from their configurations alone and run
 without numbers; of the model nothing is read but, where it is a folder, its configurations. Hours
-are operations over the card's data-sheet rate times --share, which nobody has measured for yours:
-scripts/gpu_report.py does.
+are, call by call, the longer one of launching torch's operators and of computing at --share of the
+card's data-sheet rate (srrl/measure/bill.py, Call.seconds); scripts/gpu_report.py measures yours.
 """
 
 import argparse
@@ -45,11 +45,11 @@ def main(argv: list[str]) -> None:
     config = load_config(rest)
     check_files(config)
 
-    from srrl.measure.bill import REWARD
+    from srrl.measure.bill import REWARD, SHARE
     from srrl.measure.biller import Biller
     from srrl.measure.cards import card_named
     from srrl.measure.fitting import advice, cards_table, largest
-    from srrl.measure.show import SHARE, as_json, table
+    from srrl.measure.show import as_json, table
 
     card = None if args.card in ("cpu", "all") else card_named(args.card)
     share = args.share or SHARE
@@ -58,12 +58,12 @@ def main(argv: list[str]) -> None:
     print(f"{config.run_name}: {config.pretrained.model}; computed, nothing was run")
     print(table(bill))
     if args.card == "all":
-        print(f"at {share:.0%} of each card's rate, {args.processes} of them:")
+        print(f"at {share:.0%} of each card's rate or bound by launches, {args.processes} of them:")
         print(cards_table(biller, share))
     if card:
         hours = bill.hours(card, share, args.processes)
         cards = f"{args.processes} x {card.name}" if args.processes > 1 else card.name
-        print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate")
+        print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate or bound by launches")
         print("\n".join(advice(biller, card)))
         most = largest(biller, card, config.train.gradient_checkpointing)
         most = {key: n for key, n in most.items() if not key.startswith(REWARD)}

@@ -65,10 +65,10 @@ def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
     """What the run will take (scripts/plan.py); that it cannot be counted never stops a run."""
     import torch
 
-    from srrl.measure.bill import GIB
+    from srrl.measure.bill import GIB, SHARE
     from srrl.measure.biller import Biller
     from srrl.measure.cards import card_of
-    from srrl.measure.show import SHARE, one_line
+    from srrl.measure.show import one_line
 
     cuda, n = accelerator.device.type == "cuda", accelerator.num_processes
     fsdp = "FSDP" in str(accelerator.distributed_type)

@@ -3,7 +3,7 @@
 One evaluation is one sample through the UNet once; classifier-free guidance takes two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
@@ -45,11 +45,15 @@ class Calls:
     def evaluations(self) -> int:
         return self.samples * self.times * evaluations(self.guidance)
 
-    def rows(self, micro_batch: int, padded: Callable[[int], int]) -> int:
-        """Samples that go through the network, `padded` being the rows of a call for so many."""
+    def split(self, micro_batch: int) -> list[tuple[int, int]]:
+        """(how many, of how many rows): the calls of the network itself."""
         whole, rest = divmod(self.samples, micro_batch)
-        guided = evaluations(self.guidance)
-        return self.times * (whole * padded(micro_batch * guided) + padded(rest * guided))
+        sizes = ((whole, micro_batch), (1, rest))
+        return [(self.times * n, x * evaluations(self.guidance)) for n, x in sizes if n * x]
+
+    def network_calls(self, micro_batch: int) -> int:
+        """How often the network is called."""
+        return sum(n for n, _ in self.split(micro_batch))
 
 
 def rollout_calls(
@@ -101,6 +105,12 @@ def stage_calls(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> l
         for n, size in batches(c, prompts)
         for calls in rollout_calls(c, size, plan.rounds, plan.trained_steps, c.branch.count)
     ]
+
+
+def sampling_calls(c: ConfigDict) -> int:
+    """How often a run calls the UNet to reflect and sample, on one process, evaluations apart."""
+    stages = (stage_calls(c, plan_for(c, n)) for n in range(c.stages.total))
+    return sum(x.network_calls(c.sample.micro_batch) for calls in stages for x in calls)
 
 
 def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:

@@ -1,7 +1,8 @@
 """A bill: what a run takes, by phase, and what it keeps in memory."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from srrl.measure.cards import Card
 
@@ -11,15 +12,45 @@ PHASES = ("encode", "reflect", "sample", "decode", "score", "update", "evaluate"
 # Beside tensors: CUDA's context and its libraries' workspaces, and what the allocator cannot use.
 CONTEXT = 1.0 * GIB
 SLACK = 0.03
+# Seconds that one of torch's operators takes at least, launched from Python on the server CPU of an
+# H200: SD v1.4's UNet with its LoRA under autocast took 49 ms a call of 7,944 operators, whatever
+# its rows; forward and backward passes 124 ms of 29,111, with gradient checkpointing 231 of 40,500.
+LAUNCH = 5.5e-6
+SHARE = 0.35  # of a card's data-sheet rate, where launching is not what takes the time
+
+
+class Call(NamedTuple):
+    """A network's call: its precision ("half", "single"), floating-point operations, and how many
+    of torch's operators make it."""
+
+    kind: str
+    flops: int
+    operators: int
+
+    def seconds(self, card: Card, share: float) -> float:
+        """The longer one of launching and of computing at a share of the card's rate:
+
+        max(operators x LAUNCH, flops / (share x rate))
+        """
+        computing = card.seconds({self.kind: self.flops}) / share
+        return max(self.operators * LAUNCH, computing)
 
 
 @dataclass
 class Phase:
-    """evaluations of the UNet; flops by precision ("half", "single"); peak memory in bytes."""
+    """evaluations of the UNet; calls of networks, and how many of each; peak memory in bytes."""
 
     evaluations: int = 0
-    flops: Counter = field(default_factory=Counter)
+    calls: Counter[Call] = field(default_factory=Counter)
     peak: int = 0
+
+    @property
+    def flops(self) -> Counter[str]:
+        """By precision."""
+        found: Counter[str] = Counter()
+        for call, times in self.calls.items():
+            found[call.kind] += times * call.flops
+        return found
 
     @property
     def tflop(self) -> float:
@@ -54,17 +85,10 @@ class Bill:
         return sum(phase.tflop for phase in self.phases.values())
 
     def hours(self, card: Card, share: float, processes: int = 1) -> float:
-        """On so many cards, each at this share of its rate."""
-        rate = {"half": card.half, "single": card.single}
-        work = sum(
-            n / 1e12 / rate[kind] for p in self.phases.values() for kind, n in p.flops.items()
-        )
-        return work / share / processes / 3600
-
-    def part(self, name: str, card: Card) -> float:
-        """A phase's share of the hours."""
-        alone = replace(self, phases={name: self.phases[name]})
-        return alone.hours(card, 1.0) / self.hours(card, 1.0)
+        """On so many cards, calls as long as Call.seconds says."""
+        calls = (pair for phase in self.phases.values() for pair in phase.calls.items())
+        seconds = sum(times * call.seconds(card, share) for call, times in calls)
+        return seconds / processes / 3600
 
     def needs(self) -> int:
         """Bytes that a card must have for the run."""

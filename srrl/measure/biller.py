@@ -24,7 +24,7 @@ from srrl.budget import (
     trained_passes,
 )
 from srrl.curriculum import evaluated_stages, plan_for
-from srrl.measure.bill import PHASES, REWARD, Bill, Phase, Usage
+from srrl.measure.bill import PHASES, REWARD, Bill, Call, Phase, Usage
 from srrl.measure.counting import Count
 from srrl.measure.imagined import Imagined
 from srrl.prompts import split_prompts
@@ -65,14 +65,16 @@ class Biller:
         self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
         guidance = c.sample.guidance_scale
         self.predicted = i.predict(self.sampled, guidance)
-        rows = Calls("sample", self.sampled, 1, guidance).rows(self.sampled, self.padded)
-        self.flops_a_row = self.predicted.flops / rows
+        rows = self.padded(self.sampled * evaluations(guidance))
+        self.flops_a_row = self.predicted.flops // rows
         self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
         self.scored = {name: i.score(name, 1) for name in i.rewards}
         self._updates: dict[bool, Count] = {}
 
-    def update(self, checkpointing: bool) -> Count:
-        """One micro-batch of the update."""
+    def update(self, checkpointing: bool | None = None) -> Count:
+        """One micro-batch of the update, with gradient checkpointing as the config says or not."""
+        if checkpointing is None:
+            checkpointing = self.config.train.gradient_checkpointing
         if checkpointing not in self._updates:
             micro = self.config.train.micro_batch
             self._updates[checkpointing] = self.imagined.update(micro, checkpointing)
@@ -80,25 +82,27 @@ class Biller:
 
     # ------------------------------------------------------------------ operations
 
-    def bill(self) -> Bill:
+    def bill(self, checkpointing: bool | None = None) -> Bill:
+        """With gradient checkpointing as the config says, or as told."""
         c = self.config
-        stages = [self.stage(n) for n in range(c.stages.total)]
+        stages = [self.stage(n, checkpointing) for n in range(c.stages.total)]
         phases = {name: Phase() for name in PHASES}
         for stage in stages:
             for name, phase in stage.items():
                 phases[name].evaluations += phase.evaluations
-                phases[name].flops += phase.flops
+                phases[name].calls += phase.calls
         splits = [len(prompts) for prompts in split_prompts(c).values()]
         prompts = self.distinct_prompts(*splits)
-        phases["encode"].flops[self.kinds["network"]] = prompts * self.encoded.flops
+        encoding = Call(self.kinds["network"], self.encoded.flops, self.encoded.operators)
+        phases["encode"].calls[encoding] = prompts
         for split in splits if c.eval.every else []:
             self.add_evaluations(phases["evaluate"], split)
-        for usage in self.usages():
+        for usage in self.usages(checkpointing):
             phase = phases[usage.phase]
             phase.peak = max(phase.peak, usage.peak)
         return Bill(phases, stages, self.resident(), self.imagined.uncounted)
 
-    def stage(self, n: int) -> dict[str, Phase]:
+    def stage(self, n: int, checkpointing: bool | None = None) -> dict[str, Phase]:
         """A stage's phases, their peaks left 0."""
         c, plan, cost = self.config, self.plans[n], self.costs[n]
         phases = {name: Phase() for name in ("reflect", "sample", "decode", "score", "update")}
@@ -112,22 +116,31 @@ class Biller:
         self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
         pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
         phases["update"].evaluations = pairs * evaluations(c.sample.guidance_scale)
-        one = self.update(c.train.gradient_checkpointing).flops / c.train.micro_batch
-        phases["update"].flops[self.kinds["network"]] = round(one * pairs)
+        one, micro = self.update(checkpointing), c.train.micro_batch
+        for times, size in Calls("update", pairs, 1, 1).split(micro):
+            self.add(phases["update"], "network", times, one.flops // micro * size, one)
         return phases
 
+    def add(self, phase: Phase, kind: str, times: int, flops: int, count: Count) -> None:
+        """Calls of so many operations, and of as many operators as were counted."""
+        phase.calls[Call(self.kinds[kind], flops, count.operators)] += times
+
     def add_calls(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        rows = calls.rows(self.config.sample.micro_batch, self.padded)
         phase.evaluations += times * calls.evaluations
-        phase.flops[self.kinds["network"]] += round(times * rows * self.flops_a_row)
+        for n, rows in calls.split(self.config.sample.micro_batch):
+            flops = self.padded(rows) * self.flops_a_row
+            self.add(phase, "network", times * n, flops, self.predicted)
 
     def add_pictures(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        pictures = times * calls.rows(self.config.sample.decode_batch, self.padded)
-        phase.flops[self.kinds["vae"]] += pictures * self.decoded.flops // self.padded(1)
+        for n, pictures in calls.split(self.config.sample.decode_batch):
+            flops = self.padded(pictures) * self.decoded.flops // self.padded(1)
+            self.add(phase, "vae", times * n, flops, self.decoded)
 
     def add_scores(self, phase: Phase, pictures: int) -> None:
-        flops = sum(count.flops for count in self.scored.values())
-        phase.flops[self.kinds["rewards"]] += pictures * flops
+        for name, count in self.scored.items():
+            batch = self.imagined.rewards[name].batch_size
+            for n, size in Calls("score", pictures, 1, 1).split(batch):
+                self.add(phase, "rewards", n, size * count.flops, count)
 
     def add_evaluations(self, phase: Phase, prompts: int) -> None:
         """The run's evaluations of a split of so many prompts."""
@@ -204,9 +217,7 @@ class Biller:
         grads = 0 if c.use_lora else trained
         casts = grads // 2 if self.kinds["network"] == "half" else 0
         each = (self.predicted.peak - casts) / self.sampled
-        updated = self.update(
-            c.train.gradient_checkpointing if checkpointing is None else checkpointing
-        )
+        updated = self.update(checkpointing)
         pair = (updated.peak - casts - grads) / c.train.micro_batch
         casts, grads, trained = (n // self.shards for n in (casts, grads, trained))
         # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
@@ -246,5 +257,9 @@ class Biller:
             Usage("update", after + step),
             Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling),
         ]
-        reflects = any(plan.rounds > 1 for plan in self.plans)
-        return [usage for usage in usages if usage.phase != "reflect" or reflects]
+        absent = set()
+        if all(plan.rounds == 1 for plan in self.plans):
+            absent.add("reflect")
+        if not c.eval.every:
+            absent.add("evaluate")
+        return [usage for usage in usages if usage.phase not in absent]

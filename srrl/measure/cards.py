@@ -1,5 +1,6 @@
 """What graphics cards offer: memory, and the most that their makers' data sheets promise."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from srrl.errors import UserError
@@ -14,6 +15,12 @@ class Card:
     gib: float
     half: float
     single: float
+
+    def seconds(self, flops: Mapping[str, int]) -> float:
+        """At the card's full rate, of operations by precision ("half", "single")."""
+        return sum(
+            n / 1e12 / {"half": self.half, "single": self.single}[k] for k, n in flops.items()
+        )
 
 
 CARDS = {

@@ -1,4 +1,4 @@
-"""Is a run on this machine right: like the CPU's, resumable, the same in several processes?"""
+"""What the machine is, and whether a run on it is right: like the CPU's, and resumable."""
 
 import json
 import os
@@ -9,20 +9,18 @@ import sys
 import time
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rewards.scoring import Scorer, rewards_of
+from rewards.scoring import rewards_of
 from srrl.config import REPOSITORY, load_config
 from srrl.curriculum import StagePlan
 from srrl.measure.bill import GIB
-from srrl.measure.job import Job
-from srrl.measure.stages import stage_config, synchronize
+from srrl.measure.job import Job, Row
+from srrl.measure.stages import synchronize
 from srrl.models.policy import Policy
 from srrl.models.weights import LORA_FILE, make_trainable
 from srrl.run.tracking import Tracker
@@ -44,7 +42,7 @@ SMALL = [
 def machine(job: Job) -> None:
     """What it is, how its versions differ from the pins, and how fast a matrix product runs."""
 
-    def seen() -> dict[str, Any]:
+    def seen() -> Row:
         row = {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -63,10 +61,10 @@ def machine(job: Job) -> None:
             }
         return row
 
-    job.measure("machine", 1, seen)
+    job.measure("machine", seen)
     kinds = (torch.bfloat16, torch.float16, torch.float32) if job.on_gpu else (torch.float32,)
     for kind in kinds:
-        job.measure(f"matrix product, {str(kind)[6:]}", 3, lambda kind=kind: product(job, kind))
+        job.measure(f"matrix product, {str(kind)[6:]}", lambda kind=kind: product(job, kind))
 
 
 def differing() -> dict[str, str]:
@@ -84,7 +82,7 @@ def differing() -> dict[str, str]:
     return found
 
 
-def product(job: Job, kind: torch.dtype) -> dict[str, Any]:
+def product(job: Job, kind: torch.dtype) -> Row:
     n, times = (8192, 20) if job.on_gpu else (512, 4)
     a, b = (torch.randn(n, n, device=job.device).to(kind) for _ in range(2))
     a @ b
@@ -102,10 +100,10 @@ def product(job: Job, kind: torch.dtype) -> dict[str, Any]:
 def parity(job: Job) -> None:
     """The embedded models in float32: a stage on this device against the CPU's."""
     for preset in ("tiny", "tiny_xl"):
-        job.measure(preset, 30, lambda preset=preset: against_cpu(job, preset))
+        job.measure(preset, lambda preset=preset: against_cpu(job, preset))
 
 
-def against_cpu(job: Job, preset: str) -> dict[str, Any]:
+def against_cpu(job: Job, preset: str) -> Row:
     ours, theirs = (one_stage(job, preset, device) for device in (job.device, "cpu"))
     levels = (ours["images"].int() - theirs["images"].int()).abs()
     return {
@@ -119,7 +117,7 @@ def against_cpu(job: Job, preset: str) -> dict[str, Any]:
     }
 
 
-def one_stage(job: Job, preset: str, device: str) -> dict[str, Any]:
+def one_stage(job: Job, preset: str, device: str) -> Row:
     """What the stage drew, scored, selected and learned, on the CPU.
 
     Adam's epsilon is large, so that the update is in proportion to the gradient and not to its
@@ -168,57 +166,27 @@ def relative(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
-# ------------------------------------------------------------------ scoring beside sampling
-
-
-def scoring(job: Job) -> None:
-    """A stage of SD v1.4 scored while the next batch is sampled, and one scored in turn."""
-
-    def compare() -> dict[str, Any]:
-        kind = "bf16" if job.on_gpu else "no"
-        config = stage_config(job, "sd14", f"--config.mixed_precision={kind}")
-        accelerator = Accelerator(cpu=not job.on_gpu)
-        policy = Policy.from_config(config, device=accelerator.device)
-        make_trainable(policy.network, config)
-        rewards = rewards_of(config, accelerator.device)
-        trainer = Trainer(config, policy, rewards, accelerator, Tracker(job.folder, accelerator))
-        plan, seconds, scores = StagePlan(0, 1, 1), {}, {}
-        for name, background in (("warm-up", False), ("in turn", False), ("beside", True)):
-            trainer.scorer = Scorer(rewards, background)
-            prompts = trainer.draw_prompts(plan)
-            synchronize(job.device)
-            start = time.monotonic()
-            samples = trainer.sample(plan, prompts)
-            scores[name] = trainer.score(plan, samples, prompts).scores
-            synchronize(job.device)
-            seconds[name] = round(time.monotonic() - start, 3)
-        same = all(torch.equal(scores["in turn"][k], scores["beside"][k]) for k in rewards)
-        del seconds["warm-up"]
-        return {"seconds": seconds, "same_scores": same}
-
-    job.measure("own stream against in turn", 45, compare)
-
-
-# ------------------------------------------------------------------ whole runs
+# ------------------------------------------------------------------ killed and resumed
 
 
 def resume(job: Job) -> None:
-    """A run of the real command killed after its second stage and resumed, and one left alone."""
+    """A run of the real command killed after its second stage and resumed, beside two left
+    alone."""
 
-    def compare() -> dict[str, Any]:
-        def flags(name: str) -> list[str]:
-            return [*SMALL, f"--config.output_dir={job.folder}", f"--config.run_name={name}"]
-
-        command = [sys.executable, "scripts/train.py"]
-        finish(job, [*command, *flags("whole")])
-        finish(job, [*command, *flags("again")])
-        killed = begin(job, [*command, *flags("killed")])
-        for line in killed.stdout:
-            if line.startswith("stage 2/"):
-                os.kill(killed.pid, signal.SIGKILL)
-        code = killed.wait()
-        finish(job, [*command, *flags("killed")])
-        whole, again, resumed = (run_of(job, n) for n in ("whole", "again", "killed"))
+    def compare() -> Row:
+        runs = {name: begin(job, name) for name in ("whole", "again", "killed")}
+        try:
+            for line in runs["killed"].stdout:
+                if line.startswith("stage 2/"):
+                    os.kill(runs["killed"].pid, signal.SIGKILL)
+            code = runs["killed"].wait()
+            runs["killed"] = begin(job, "killed")
+            for process in runs.values():
+                finish(process)
+        finally:
+            for process in runs.values():
+                process.kill()
+        whole, again, resumed = (run_of(job, name) for name in runs)
         return {
             "killed_by": -code,
             "resumed_difference": relative(resumed[0], whole[0]),
@@ -226,47 +194,22 @@ def resume(job: Job) -> None:
             "two_runs_difference": relative(again[0], whole[0]),
         }
 
-    job.measure("killed and resumed", 75, compare)
+    job.measure("killed and resumed", compare)
 
 
-def processes(job: Job) -> None:
-    """Two processes against one, with a LoRA and with the UNet sharded."""
-    if job.on_gpu and torch.cuda.device_count() < 2:
-        job.write("two processes", {"skipped": "one GPU"})
-        job.write("FSDP", {"skipped": "one GPU"})
-        return
-    launcher = [sys.executable, "scripts/launch.py", "tiny", "tiny"]
-    two = ["--", "--num_processes", "2"]
-    sharded = ["--", "--config_file", "config/accelerate/fsdp.yaml", "--num_processes", "2"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    unet = [
-        "--config.use_lora=false",
-        "--config.train.adam_epsilon=0.01",
-        "--config.checkpoint.keep_every=1",
-    ]
-
-    def compare(name: str, several: list[str], *flags: str) -> dict[str, Any]:
-        def of(run: str) -> list[str]:
-            folder = [f"--config.output_dir={job.folder}", f"--config.run_name={name}_{run}"]
-            return [*SMALL, "--config.stages.total=1", *folder, *flags]
-
-        finish(job, [sys.executable, "scripts/train.py", *of("one")])
-        split = several.index("--") if "--" in several else len(several)
-        finish(job, [*several[:split], *of("two"), *several[split:]])
-        one, other = (run_of(job, f"{name}_{run}", 1) for run in ("one", "two"))
-        return {"weights_difference": relative(other[0], one[0])}
-
-    job.measure("two processes", 60, lambda: compare("lora", [*launcher, *two]))
-    shards = [*launcher, *sharded] if job.on_gpu else [*torchrun, "tests/slow/sharded.py"]
-    job.measure("FSDP", 60, lambda: compare("fsdp", shards, *unet))
-
-
-def begin(job: Job, command: list[str]) -> subprocess.Popen:
+def begin(job: Job, name: str) -> subprocess.Popen:
+    """Start, or resume, a run of the real command."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     if not job.on_gpu:
         environment["ACCELERATE_USE_CPU"] = "true"
     return subprocess.Popen(
-        command,
+        [
+            sys.executable,
+            "scripts/train.py",
+            *SMALL,
+            f"--config.output_dir={job.folder}",
+            f"--config.run_name={name}",
+        ],
         cwd=REPOSITORY,
         env=environment,
         text=True,
@@ -275,21 +218,19 @@ def begin(job: Job, command: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(job: Job, command: list[str]) -> None:
-    """Run a command to its end. Raises RuntimeError with its last lines if it fails."""
-    process = begin(job, command)
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a command. Raises RuntimeError with its last lines if it fails."""
     output, _ = process.communicate()
     if process.returncode:
+        print(output)
         tail = " | ".join(output.strip().splitlines()[-3:])
-        raise RuntimeError(f"{' '.join(command[1:3])} ended with {process.returncode}: {tail}")
+        raise RuntimeError(f"train.py ended with {process.returncode}: {tail}")
 
 
-def run_of(job: Job, name: str, stage: int = STAGES) -> tuple[Tensor, list[dict]]:
+def run_of(job: Job, name: str) -> tuple[Tensor, list[dict]]:
     """A run's last weights, flat, and its metrics without times."""
     folder = job.folder / name
-    weights: Path = folder / "checkpoints" / f"stage_{stage:04d}" / LORA_FILE
-    if not weights.exists():
-        weights = weights.parent / "unet" / "diffusion_pytorch_model.safetensors"
-    flat = torch.cat([t.double().flatten() for _, t in sorted(load_file(weights).items())])
+    weights = load_file(folder / "checkpoints" / f"stage_{STAGES:04d}" / LORA_FILE)
+    flat = torch.cat([t.double().flatten() for _, t in sorted(weights.items())])
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     return flat, [{k: v for k, v in x.items() if not k.startswith("seconds/")} for x in lines]

@@ -44,6 +44,7 @@ class Count(TorchDispatchMode):
 
     flops  floating-point operations of matrix products, convolutions and attention (fused: the
            matrix of attention weights is never in memory), a multiply-add as two
+    operators  torch's operators, of which each is launched by itself
     peak   the most bytes that storages made here took at once; `now`, those that are left
 
     Storages of `resident` tensors were there before and do not count.
@@ -51,7 +52,7 @@ class Count(TorchDispatchMode):
 
     def __init__(self, resident: Iterable[Tensor] = ()):
         super().__init__()
-        self.flops = self.now = self.peak = 0
+        self.flops = self.operators = self.now = self.peak = 0
         self._alive: dict[int, object] = {}
         for tensor in resident:
             storage = tensor.untyped_storage()
@@ -59,6 +60,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.operators += 1
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)

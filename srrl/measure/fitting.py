@@ -61,10 +61,8 @@ def cards_table(biller: Biller, share: float) -> str:
         text = {True: "no", False: "as it is"}[needed is None]
         if needed:
             text = "with " + " ".join(override(key, value) for key, value in needed.items())
-        hours = bill.hours(card, share, biller.processes)
-        if needed and needed.get(CHECKPOINTING):
-            again = biller.update(True).flops - biller.update(False).flops
-            hours *= 1 + again / biller.update(False).flops * bill.part("update", card)
+        taken = biller.bill(True) if needed and needed.get(CHECKPOINTING) else bill
+        hours = taken.hours(card, share, biller.processes)
         rows.append((card.name, f"{card.gib:.1f}", f"{hours:.1f}", text))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     return "\n".join(

@@ -121,11 +121,11 @@ class Imagined:
             index = torch.stack([torch.arange(pairs), torch.zeros(pairs, dtype=torch.long)], 1)
         with self.counted(True, latents, *vars(conditioning).values()) as count:
             for _ in range(1 if self.config.use_lora else 2):
-                before = count.flops
+                before = count.flops, count.operators
                 objective = selection_objective(self.config, self.policy, selection, index)
                 torch.autograd.backward(objective.loss)
                 del objective
-        count.flops -= before
+        count.flops, count.operators = count.flops - before[0], count.operators - before[1]
         return count
 
     def score(self, name: str, pictures: int) -> Count:

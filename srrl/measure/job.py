@@ -2,20 +2,27 @@
 
 import gc
 import json
+import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+Row = dict[str, Any]
+
+
+def on_alarm(number: int, frame: Any) -> None:
+    raise TimeoutError("the part's time is up")
+
 
 @dataclass
 class Job:
     """device: "cuda" or "cpu"; tiny: the embedded models instead of those at full size; folder: for
-    whatever is written; deadline: of time.monotonic(), after which nothing new is begun."""
+    whatever is written; deadline: of time.monotonic(), at which the part stops."""
 
     part: str
     device: str
@@ -28,35 +35,42 @@ class Job:
         return self.device == "cuda"
 
     @property
-    def log(self) -> Path:
-        return self.folder / f"{self.part}.jsonl"
+    def half(self) -> str:
+        """The mixed_precision to measure in first."""
+        return "bf16" if self.on_gpu else "no"
 
-    def measure(self, name: str, seconds: float, function: Callable[[], dict[str, Any]]) -> None:
-        """Write what `function` returns as a row; or why it failed, or that no time was left.
+    def measure(self, name: str, function: Callable[[], Row | Iterable[Row]]) -> None:
+        """Write the rows of `function` as they come; then why it failed, or that no time was left.
 
-        seconds: about how long it takes on a GPU.
+        It is interrupted at the deadline.
         """
         start = time.monotonic()
-        if self.on_gpu and start + seconds > self.deadline:
-            self.write(name, {"skipped": f"no time left: it takes about {seconds:.0f} s"})
+        if start >= self.deadline:
+            self.write(name, {"skipped": "no time was left"})
             return
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, self.deadline - start)
         try:
-            row = function()
+            rows = function()
+            for row in [rows] if isinstance(rows, dict) else rows:
+                self.write(name, {**row, "took": round(time.monotonic() - start, 1)})
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            text = " ".join(str(error).split())[:300]
-            row = {
-                "error": f"{type(error).__name__}: {text}",
-                "at": f"{Path(last.filename).name}:{last.lineno}",
-            }
+            at = [
+                f"{Path(f.filename).name}:{f.lineno}"
+                for f in traceback.extract_tb(error.__traceback__)
+            ]
+            text = " ".join(str(error).split())[:500]
+            row = {"error": f"{type(error).__name__}: {text}", "at": " < ".join(at[:-5:-1])}
             traceback.print_exc()
-        self.write(name, {**row, "took": round(time.monotonic() - start, 1)})
+            self.write(name, {**row, "took": round(time.monotonic() - start, 1)})
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
 
-    def write(self, name: str, row: dict[str, Any]) -> None:
+    def write(self, name: str, row: Row) -> None:
         line = json.dumps({"part": self.part, "name": name, **row})
-        with open(self.log, "a", encoding="utf-8") as file:
+        with open(self.folder / f"{self.part}.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)

@@ -1,8 +1,14 @@
-"""A report's rows as a markdown page."""
+"""A report's rows beside what the plan says, and as a markdown page."""
 
+from collections.abc import Iterable
 from typing import Any
 
-Row = dict[str, Any]
+from srrl.config import load_config
+from srrl.measure.bill import GIB
+from srrl.measure.biller import Biller
+from srrl.measure.cards import card_of
+from srrl.measure.job import Row
+
 TITLES = {
     "machine": "The machine",
     "sd14": "SD v1.4 at 512 px",
@@ -11,100 +17,84 @@ TITLES = {
     "parity": "Against the CPU",
     "resume": "Killed and resumed",
     "scoring": "Scoring beside sampling",
-    "processes": "Several processes",
     "compiled": "Compiled blocks",
 }
-TRIAL = {"sd14": "The embedded SD in its place", "sdxl": "The embedded SDXL in its place"}
 INTRODUCTION = """# On a GPU
 
 Written by `python scripts/gpu_report.py`: full-size architectures with random weights, a stage of
-K = 2 rounds, m = 5 trained steps of T = 20, G = 5 branches, the default rewards. Seconds are of the
-second of two stages, memory is the most that tensors took (torch's allocator adds its slack, CUDA
-its context), planned is what `scripts/plan.py` says, MFU is the plan's operations over the card's
-data-sheet rate. What failed or was left out is said in its place.
+one batch of prompts (or two of one), K = 2 rounds, m = 2 trained steps of T = 20, G = 5 branches,
+the default rewards, after a stage of K = m = 1 as warm-up. gib is the most that tensors took
+(torch's allocator adds its slack, CUDA its context), planned is what `scripts/plan.py` says, mfu
+the plan's operations over the card's data-sheet rate. What failed or was left out is said.
 """
-TRIAL_INTRODUCTION = """# A trial of the report
+TRIAL = """# A trial of the report
 
 On the embedded models (32 px, T = 10, the exact verifier as reward): it shows that every part runs,
 and says nothing about full size.
 """
 
 
-def page(rows: list[Row], command: str, minutes: float, trial: bool) -> str:
+def add_planned(rows: list[Row]) -> None:
+    """Give every measured phase what the plan says: planned_gib, tflops and mfu. Needs no GPU."""
+    seen = next((r for r in rows if "gpu" in r), None)
+    card = card_of(seen["gpu"], seen["memory_gib"]) if seen else None
+    for whole in [row for row in rows if "flags" in row]:
+        own = [r for r in rows if (r["part"], r["name"]) == (whole["part"], whole["name"])]
+        phases = [row for row in own if "phase" in row and "planned_gib" not in row]
+        if not phases:
+            continue
+        bill = Biller(load_config(whole["flags"]), seen is not None, scored_beside=False).bill()
+        for row in phases:
+            flops = bill.stages[0][row["phase"]].flops
+            row["planned_gib"] = round(bill.phases[row["phase"]].peak / GIB, 3)
+            row["tflops"] = round(sum(flops.values()) / 1e12 / row["seconds"], 2)
+            if card and row["tflops"]:
+                row["mfu"] = round(card.seconds(flops) / row["seconds"], 4)
+
+
+def page(rows: list[Row], command: str, trial: bool) -> str:
     """The whole page. rows: as Job.write writes them; trial: on the embedded models."""
-    failed = [row for row in rows if "error" in row]
-    left_out = [row for row in rows if "skipped" in row]
-    done = len(rows) - len(failed) - len(left_out)
-    titles = TITLES | (TRIAL if trial else {})
-    lines = [TRIAL_INTRODUCTION if trial else INTRODUCTION, f"    {command}\n"]
-    lines.append(
-        f"{done} measurements in {minutes:.1f} minutes, {len(failed)} failed, "
-        f"{len(left_out)} left out.\n"
-    )
-    for part, title in titles.items():
+    failed, left_out = (sum(key in row for row in rows) for key in ("error", "skipped"))
+    lines = [TRIAL if trial else INTRODUCTION, f"    {command}\n"]
+    lines.append(f"{failed} failed, {left_out} left out.\n")
+    for part, title in TITLES.items():
         own = [row for row in rows if row["part"] == part]
         if own:
             lines += [f"## {title}\n", *section(own), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(rows: list[Row]) -> list[str]:
-    lines: list[str] = []
-    staged = [row for row in rows if "phases" in row]
-    if staged:
-        lines += [*stages(staged), "", *memory(staged), ""]
+def section(rows: list[Row]) -> Iterable[str]:
+    """A table of each kind of rows, and a line for each measurement that is missing."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows:
+        if not {"error", "skipped"} & row.keys():
+            kind = str(sorted(row.keys() - {"mfu"}))
+            tables.setdefault(kind, []).append(row)
+    for alike in tables.values():
+        keys = [k for k in dict.fromkeys(k for r in alike for k in r) if k not in HIDDEN]
+        yield from table(
+            [[k.replace("_", " ") for k in keys]] + [[text(r.get(k)) for k in keys] for r in alike]
+        )
+        yield ""
     for row in rows:
         if "error" in row:
-            lines.append(f"- **{row['name']} failed**: {row['error']} ({row.get('at', '')})")
+            yield f"- **{row['name']} failed**: {row['error']} ({row.get('at', '')})"
         elif "skipped" in row:
-            lines.append(f"- {row['name']} left out: {row['skipped']}")
-        elif "phases" not in row:
-            lines.append(f"- {row['name']}: {facts(row)}")
-    return lines
+            yield f"- {row['name']} left out: {row['skipped']}"
 
 
-def facts(row: Row) -> str:
-    left = {k: v for k, v in row.items() if k not in ("part", "name", "took")}
-    return ", ".join(f"{key.replace('_', ' ')} {value_text(value)}" for key, value in left.items())
+HIDDEN = ("part", "took", "flags")
 
 
-def value_text(value: Any) -> str:
+def table(rows: list[list[str]]) -> list[str]:
+    """Markdown of a heading and its rows."""
+    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
+def text(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{k} {value_text(v)}" for k, v in value.items()) or "none"
+        return "; ".join(f"{k} {text(v)}" for k, v in value.items()) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def stages(rows: list[Row]) -> list[str]:
-    """Images a second and MFU by phase."""
-    phases = list(rows[0]["phases"])
-    head = ["images a second (MFU)", *phases, "ratio - 1 at first", "first stage"]
-    table = [head, ["---"] * len(head)]
-    for row in rows:
-        cells = [speed(row["phases"][phase]) for phase in phases]
-        ratio, first = row["ratio_first_max_dev"], row["first_stage_seconds"]
-        table.append([row["name"], *cells, f"{ratio:.1e}", f"{first:.1f} s"])
-    return [f"| {' | '.join(cells)} |" for cells in table]
-
-
-def speed(phase: Row) -> str:
-    if not phase["images_per_second"]:
-        return "-"
-    share = f" ({phase['mfu']:.0%})" if phase["mfu"] else ""
-    return f"{phase['images_per_second']:.3g}{share}"
-
-
-def memory(rows: list[Row]) -> list[str]:
-    """Measured and planned GiB by phase."""
-    phases = list(rows[0]["phases"])
-    head = ["GiB, planned to measured", *phases]
-    table = [head, ["---"] * len(head)]
-    for row in rows:
-        cells = []
-        for phase in phases:
-            planned, peak = row["phases"][phase]["planned_gib"], row["phases"][phase]["peak_gib"]
-            over = f" ({planned / peak - 1:+.0%})" if peak else ""
-            cells.append(f"{planned:.2f} to {f'{peak:.2f}' if peak else '-'}{over}")
-        table.append([row["name"], *cells])
-    return [f"| {' | '.join(cells)} |" for cells in table]

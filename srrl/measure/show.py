@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from srrl.measure.bill import GIB, Bill
+from srrl.measure.bill import GIB, SHARE, Bill
 from srrl.measure.cards import Card
-
-SHARE = 0.35  # of a card's rate: what is usually reached
 
 
 def table(bill: Bill) -> str:
@@ -50,7 +48,7 @@ def one_line(bill: Bill, card: Card | None = None, share: float = SHARE, process
     if card:
         text += (
             f" of {card.gib:.1f}, about {bill.hours(card, share, processes):.1f} h at "
-            f"{share:.0%} of {card.name}'s rate"
+            f"{share:.0%} of {card.name}'s rate or its launches"
         )
     return text
 

@@ -11,90 +11,112 @@ from pathlib import Path
 import psutil
 import pytest
 
-from srrl.config import REPOSITORY
+from srrl.config import REPOSITORY, load_config
+from srrl.measure.biller import Biller
 from srrl.measure.job import Job
+from srrl.measure.page import TITLES
+from srrl.measure.stages import stage_flags
+from srrl.run.stages import PHASES
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
 TRIAL = ["scripts/gpu_report.py", "--device", "cpu", "--model", "tiny"]
 
 
-def rows_of(out: Path) -> dict[tuple[str, str], dict]:
+def rows_of(out: Path) -> dict[tuple[str, str, str | None], dict]:
     rows = json.loads((out / "report.json").read_text())["rows"]
-    return {(row["part"], row["name"]): row for row in rows}
+    return {(row["part"], row["name"], row.get("phase")): row for row in rows}
 
 
 def test_every_part_runs_and_the_page_is_right(tmp_path):
     run(sys.executable, *TRIAL, "--out", tmp_path, timeout=3600)
     rows = rows_of(tmp_path)
-    assert not [row for row in rows.values() if "error" in row]
-    assert rows["machine", "machine"]["differs_from_pins"] == {}
+    assert not [row for row in rows.values() if "error" in row or "skipped" in row]
+    assert rows["machine", "machine", None]["differs_from_pins"] == {}
     for part in ("sd14", "sdxl"):
-        row = rows[part, "float32, as the preset is"]
-        assert row["ratio_first_max_dev"] <= 1e-4 and row["selected"] == row["images"]
-        assert all(phase["images_per_second"] > 0 for phase in row["phases"].values())
-        fewer = rows[part, "gradient checkpointing"]["phases"]["update"]["planned_gib"]
-        assert fewer < row["phases"]["update"]["planned_gib"]
+        whole = rows[part, "float32, a batch of prompts", None]
+        assert whole["ratio_first_max_dev"] <= 1e-4 and whole["selected"] == whole["images"]
+        for phase in PHASES:
+            row = rows[part, "float32, a batch of prompts", phase]
+            assert row["images_per_second"] > 0 and row["planned_gib"] > 0
+        fewer = rows[part, "float32, gradient checkpointing", "update"]["planned_gib"]
+        assert fewer < rows[part, "float32, a batch of prompts", "update"]["planned_gib"]
     for preset in ("tiny", "tiny_xl"):
-        row = rows["parity", preset]
+        row = rows["parity", preset, None]
         assert row["same_selection"] and row["pixel_max_difference"] == 0
-    killed = rows["resume", "killed and resumed"]
+    killed = rows["resume", "killed and resumed", None]
     assert killed["killed_by"] == signal.SIGKILL
     assert killed["resumed_difference"] == 0 and killed["resumed_logs_equal"]
-    assert rows["scoring", "own stream against in turn"]["same_scores"]
-    assert rows["processes", "two processes"]["weights_difference"] <= 1e-5
-    assert rows["processes", "FSDP"]["weights_difference"] <= 1e-3
+    assert rows["scoring", "own stream against in turn", None]["same_scores"]
     page = (tmp_path / "GPU.md").read_text()
-    assert page.startswith("# A trial of the report") and "0 failed" in page
-    for title in (
-        "The machine",
-        "The embedded SDXL in its place",
-        "Rewards",
-        "Against the CPU",
-        "Killed and resumed",
-        "Several processes",
-        "Compiled blocks",
-    ):
-        assert f"## {title}" in page
-
-
-def test_a_part_that_dies_is_reported_and_the_rest_goes_on(tmp_path):
-    command = [
-        sys.executable,
-        *TRIAL,
-        "--only",
-        "machine",
-        "rewards",
-        "parity",
-        "--out",
-        str(tmp_path),
+    assert page.startswith("# A trial of the report") and "0 failed, 0 left out" in page
+    assert [f"## {title}" for title in TITLES.values()] == [
+        line for line in page.splitlines() if line.startswith("## ")
     ]
-    report = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_part_that_dies_is_reported_and_other_calls_fill_the_page(tmp_path):
+    only = [sys.executable, *TRIAL, "--out", str(tmp_path), "--only"]
+    run(*only, "machine", "sd14", "--measure-only")
+    report = subprocess.Popen(
+        [*only, "rewards", "parity"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
     for line in report.stdout:
-        if line.startswith("[2/3] rewards"):
+        if line.startswith("[1/2] rewards"):
             while not (children := psutil.Process(report.pid).children()):
                 time.sleep(0.05)
             os.kill(children[0].pid, signal.SIGKILL)
     assert report.wait() == 0
     rows = rows_of(tmp_path)
-    assert "killed by signal 9" in rows["rewards", "the part"]["error"]
-    assert rows["parity", "tiny_xl"]["same_selection"]
+    assert "killed by signal 9" in rows["rewards", "the part", None]["error"]
+    assert rows["parity", "tiny_xl", None]["same_selection"]
+    assert rows["sd14", "float32, a batch of prompts", "update"]["planned_gib"] > 0
     page = (tmp_path / "GPU.md").read_text()
     assert "**the part failed**: was killed by signal 9" in page and "1 failed" in page
+    assert "## The machine" in page
+
+
+def test_planned_figures_are_added_later_and_a_part_keeps_its_rows_at_its_time(tmp_path):
+    command = [sys.executable, *TRIAL, "--out", tmp_path, "--only", "sd14"]
+    run(*command, "--measure-only", "--minutes", "0.15")
+    rows = rows_of(tmp_path)
+    assert not any("planned_gib" in row for row in rows.values())
+    missing = [row for row in rows.values() if "error" in row or "skipped" in row]
+    assert any("time" in str(row) for row in missing)
+    job = Job("sd14", "cpu", True, tmp_path, deadline=time.monotonic() + 3600)
+    flags = stage_flags(job, "sd14")
+    job.write("known", {"phase": "update", "seconds": 2.0})
+    job.write("known", {"flags": flags})
+    run(sys.executable, *TRIAL, "--out", tmp_path, "--page-only")
+    row = rows_of(tmp_path)["sd14", "known", "update"]
+    bill = Biller(load_config(flags), cuda=False).bill()
+    flops = sum(bill.stages[0]["update"].flops.values())
+    assert row["tflops"] == pytest.approx(flops / 1e12 / 2.0, abs=0.01)
+    assert row["planned_gib"] == pytest.approx(bill.phases["update"].peak / 2**30, abs=0.001)
 
 
 def test_a_measurement_that_fails_is_a_row_and_the_next_one_runs(tmp_path):
     def fail():
+        yield {"phase": "reflect"}
         raise RuntimeError("out of\nmemory")
 
-    job = Job("sd14", "cpu", True, tmp_path, deadline=0.0)
-    job.measure("one", 1, fail)
-    job.measure("two", 1, lambda: {"tflops": 1.0})
-    job.device = "cuda"  # where time counts
-    job.measure("three", 1, fail)
-    one, two, three = (json.loads(line) for line in job.log.read_text().splitlines())
+    def endless():
+        yield {"phase": "reflect"}
+        while True:
+            time.sleep(0.01)
+
+    job = Job("sd14", "cpu", True, tmp_path, deadline=time.monotonic() + 3600)
+    job.measure("one", fail)
+    job.measure("two", lambda: {"tflops": 1.0})
+    job.deadline = time.monotonic() + 0.2
+    job.measure("three", endless)
+    job.measure("four", fail)
+    lines = (tmp_path / "sd14.jsonl").read_text().splitlines()
+    kept, one, two, also_kept, three, four = (json.loads(line) for line in lines)
+    assert kept["phase"] == also_kept["phase"] == "reflect"
     assert one["error"] == "RuntimeError: out of memory" and one["at"].startswith("test_report.py")
-    assert two["tflops"] == 1.0 and "no time left" in three["skipped"]
+    assert two["tflops"] == 1.0 and "no time was left" in four["skipped"]
+    assert three["error"] == "TimeoutError: the part's time is up"
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def test_sd14_has_the_methods_rewards_and_otherwise_the_releases_values():
         "sample.num_steps": 20,
         "sample.guidance_scale": 5.0,
         "sample.eta": 1.0,
-        "sample.num_batches_per_stage": 32,
-        "sample.batch_size": 1,
+        "sample.num_batches_per_stage": 8,  # times 4 are the 32 prompts of the release
+        "sample.batch_size": 4,
         "branch.count": 5,
         "reflect.denoise_guidance": 3.0,
         "reflect.inversion_guidance": 0.1,
@@ -69,7 +69,7 @@ def test_the_baselines_differ_from_sd14_in_what_defines_them():
         "reflect.rounds": 1,
         "interval.steps": 20,
         "branch.count": 1,
-        "sample.num_batches_per_stage": 160,
+        "sample.num_batches_per_stage": 40,
         "select.mode": "all",
     }
     assert differing("b2diffurl") == {"reflect.rounds": 1}

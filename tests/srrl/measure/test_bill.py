@@ -1,6 +1,7 @@
 """The bill against real runs: evaluations, operations, memory."""
 
 import json
+from collections import Counter
 
 import pytest
 from ml_collections import ConfigDict
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts import train
 from srrl.config import load_config
 from srrl.curriculum import StagePlan, plan_for
-from srrl.measure.bill import CONTEXT, GIB, SLACK
+from srrl.measure.bill import CONTEXT, GIB, SLACK, Bill, Call, Phase
 from srrl.measure.biller import Biller
 from srrl.measure.cards import CARDS, Card, card_of
 from srrl.measure.counting import FORMULAS
@@ -182,3 +183,52 @@ def test_cards_are_known_by_the_drivers_names():
         assert card_of(name, 7.0).half == CARDS[key].half
         assert card_of(name, 7.0).gib == 7.0
     assert card_of("AMD Instinct MI300X", 190) is None
+
+
+def test_a_call_takes_the_longer_one_of_launching_and_computing():
+    """Exact: 8,000 operators at 5.5 us are 44 ms, whatever the rows below 0.35 of the rate."""
+    card = Card("a card", 24, half=100, single=10)
+    assert Call("half", 10**12, 8_000).seconds(card, 0.35) == pytest.approx(0.044, rel=1e-12)
+    assert Call("half", 7 * 10**12, 8_000).seconds(card, 0.35) == pytest.approx(0.2, rel=1e-12)
+    assert Call("single", 7 * 10**11, 8_000).seconds(card, 0.35) == pytest.approx(0.2, rel=1e-12)
+    calls = Counter({Call("half", 10**12, 8_000): 3600, Call("half", 7 * 10**12, 8_000): 1800})
+    bill = Bill({"sample": Phase(calls=calls)}, [], {}, [])
+    assert bill.hours(card, 0.35) == pytest.approx(0.044 + 0.1, rel=1e-12)
+    assert bill.phases["sample"].flops == {"half": (3600 + 7 * 1800) * 10**12}
+
+
+def test_the_hours_of_small_calls_do_not_fall_with_their_rows():
+    """One prompt at a time makes nearly four times the calls of four at once, of as many flops."""
+    fast = Card("a card", 80, half=1e9, single=1e9)  # launches are all that takes time
+    hours = []
+    for prompts in (1, 4):
+        biller = Biller(
+            load_config(
+                [
+                    "--config=config/stage_process.py:tiny",
+                    f"--config.sample.batch_size={prompts}",
+                    f"--config.sample.num_batches_per_stage={32 // prompts}",
+                    "--config.eval.every=0",
+                    "--config.mixed_precision=bf16",
+                ]
+            )
+        )
+        phases = biller.bill().phases
+        hours.append(Bill({"reflect": phases["reflect"]}, [], {}, []).hours(fast, 0.35))
+    assert hours[0] == pytest.approx(4 * hours[1], rel=1e-9)
+
+
+def test_a_run_without_evaluations_has_none_in_its_plan():
+    """With few branches and many judged prompts the evaluation would be the peak."""
+    flags = [
+        "--config=config/stage_process.py:tiny",
+        "--config.sample.batch_size=1",
+        "--config.branch.count=2",
+        "--config.train.micro_batch=1",
+    ]
+    judged, alone = (
+        Biller(load_config([*flags, f"--config.eval.every={n}"])).bill() for n in (8, 0)
+    )
+    assert judged.peak[0] == "evaluate" and judged.phases["evaluate"].evaluations > 0
+    assert alone.peak[0] != "evaluate" and alone.peak[1] < judged.peak[1]
+    assert alone.phases["evaluate"] == Phase()
