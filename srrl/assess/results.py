@@ -21,20 +21,9 @@ from srrl.assess.report import lines_of
 from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
 from srrl.run.pictures import read_jsonl
+from srrl.run.statistics import half_width
 
 SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
-# Student's t at 97.5% for n values.
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}
 
 
 @dataclass(frozen=True)
@@ -54,13 +43,6 @@ class Judged:
             and reward in result.scores
         ]
         return torch.cat(found).mean().item() if found else None
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95% interval of the mean of values; 0 for a single one."""
-    if len(values) < 2:
-        return 0.0
-    return STUDENT.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def over_seeds(values: Sequence[float], digits: int = 3) -> str:
@@ -219,7 +201,7 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
                 [j.mean(study.splits[0], sampler, reward) for j in own] for own in rows.values()
             ]
             means = [statistics.fmean(v) for v in values]
-            halves = [half_width(v) for v in values]
+            halves = [half_width(v) if len(v) > 1 else 0.0 for v in values]
             axes.errorbar(
                 means,
                 places + 0.12 - 0.24 * k,
@@ -263,7 +245,8 @@ def test_time(study: ConfigDict, runs: list[Run], picture: Path) -> str:
         return ""
     lines = lines_of(found[0].results())
     against_cost(picture, lines)
-    text = f"n = {lines[0].n} pictures a line, of {found[0].run.name}.\n\n"
+    n = f"{lines[0].count} prompts x {lines[0].images} seeds"
+    text = f"n = {n} a line, of {found[0].run.name}.\n\n"
     titles = [title for r in study.rewards for title in (r, "difference")]
     text += f"| sampler | evaluations | {' | '.join(titles)} | diversity |\n"
     text += "|---|---|" + "---|" * len(titles) + "---|\n"
