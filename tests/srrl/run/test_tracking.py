@@ -1,11 +1,15 @@
 """Logs are JSON whatever the numbers, and a run's last lines are over prompts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
 
+from scripts.train import start_tracker
+from srrl.config import load_config
 from srrl.run.tracking import Tracker, to_json
+from tests.conftest import PRESET
 
 
 def read(path) -> list[dict]:
@@ -35,3 +39,22 @@ def test_a_summary_pairs_prompts_and_says_how_many(tmp_path, capsys):
     tracker.summary()
     said = capsys.readouterr().out
     assert "0.200 to 0.400, paired +0.200 +- 0.248 (95%, n 3 prompts x 2 seeds)" in said
+
+
+def test_only_the_main_process_logs_in_and_has_an_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config, given = load_config([PRESET, "--config.tracker=wandb"]), []
+
+    def started(main: bool) -> list[dict]:
+        def init_trackers(project: str, config: dict, init_kwargs: dict) -> None:
+            given.append(init_kwargs["wandb"])
+
+        accelerator = SimpleNamespace(is_main_process=main, init_trackers=init_trackers)
+        start_tracker(config, accelerator, tmp_path)
+        return given
+
+    assert not started(main=False) and not list(tmp_path.iterdir())
+    (first,) = started(main=True)
+    assert (tmp_path / "wandb_id.txt").read_text() == first["id"] + "\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["wandb_id.txt"]
+    assert started(main=True) == [first, first]
