@@ -44,7 +44,7 @@ class Line:
     score: Figure
     difference: Figure | None
     diversity: float | None
-    evaluations: float
+    nfe: float  # network evaluations a picture
     seconds: float
 
 
@@ -74,7 +74,7 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
                     Figure(*interval(scores.double().mean(1))),
                     difference,
                     spread,
-                    result.evaluations,
+                    result.nfe,
                     result.seconds,
                 )
             )
@@ -105,7 +105,7 @@ def cells_of(line: Line) -> list[str]:
         str(line.score),
         line.difference.signed() if line.difference else "",
         "" if line.diversity is None else f"{line.diversity:.3f}",
-        f"{line.evaluations:.0f}",
+        f"{line.nfe:.0f}",
         f"{line.seconds:.3f}",
     ]
 
@@ -147,7 +147,7 @@ def write_report(
                 else {f"difference_{k}": None for k in ("mean", "low", "high")}
             ),
             "diversity": x.diversity,
-            "evaluations": x.evaluations,
+            "evaluations": x.nfe,
             "seconds": x.seconds,
         }
         for x in lines
@@ -183,7 +183,7 @@ def plot(path: Path, lines: list[Line]) -> None:
         for k, group in enumerate(groups):
             names[place] = ", ".join(group)
             own = [x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group]
-            for x in sorted(own, key=lambda x: (x.evaluations, x.sampler)):
+            for x in sorted(own, key=lambda x: (x.nfe, x.sampler)):
                 place -= 1
                 family = x.sampler.partition(":")[0]
                 colour = f"C{families.index(family) % 10}"
@@ -191,7 +191,7 @@ def plot(path: Path, lines: list[Line]) -> None:
                 spread = [[x.score.mean - x.score.low], [x.score.high - x.score.mean]]
                 spread = spread if known else None
                 cost.errorbar(
-                    [x.evaluations],
+                    [x.nfe],
                     [x.score.mean],
                     spread,
                     marker="osD^v*P"[k % 7],
@@ -200,7 +200,7 @@ def plot(path: Path, lines: list[Line]) -> None:
                     markersize=5,
                 )
                 bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2)
-                names[place] = f"{x.sampler}   {x.evaluations:.0f}"
+                names[place] = f"{x.sampler}   {x.nfe:.0f}"
             place -= 1
         bars.set_yticks(list(names), list(names.values()), fontsize=8)
         bars.set(title=f"{reward}, and evaluations a picture", xlabel="mean (95% over prompts)")

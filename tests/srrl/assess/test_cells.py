@@ -61,7 +61,7 @@ def test_a_cell_and_its_interval_again_from_raw_images_and_scores(tmp_path):
     ]
     raw = np.array([verifier.score(x, PROMPTS).numpy() for x in images], np.float64).T
     np.testing.assert_allclose(result.scores["shapes"].numpy(), raw, atol=1e-6)
-    assert result.evaluations == 20 and len(list(tmp_path.glob("*.png"))) == len(PROMPTS)
+    assert result.nfe == 20 and len(list(tmp_path.glob("*.png"))) == len(PROMPTS)
 
     (line,) = lines_of([result])
     half = 3.1824 * raw.mean(1).std(ddof=1) / 2  # Student's t of four prompts
