@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 def tiny() -> ConfigDict:
     c = ConfigDict()
     # Runs and evaluations are below it. In the document the tables between the marks of this name,
-    # of these splits ("heldout", "train" or "all"), and its plots are written anew.
+    # of these splits ("heldout", "train" or "all"), and its plots are written anew. NAME.jsonl
+    # beside the document keeps a line of each run, and the tables are made from it.
     c.name, c.output_dir = "study", "runs/study"
     c.report, c.splits = "docs/RESULTS.md", ("heldout", "train")
     # What all arms share: a preset of config/stage_process.py and values over it.
@@ -50,8 +51,9 @@ def tiny() -> ConfigDict:
             "values": ("reflect.rounds=2", extremes),
         },
     }
-    # Every arm is also compared with these, seed by seed.
-    c.against = ("K1", "ddpo")
+    # Every arm is also compared with these, seed by seed, and once more by the seeds `confirm`
+    # alone: those that did not choose the arms (300 did, in the sweep).
+    c.against, c.confirm = ("K1", "ddpo", "K1_every"), (301, 302, 303, 304)
     # How each trained policy is judged: the rewards, the first of which it was trained on, ways of
     # sampling, and images of each of so many prompts of each split.
     c.rewards = ("shapes", "judge")
@@ -92,7 +94,7 @@ def sweep() -> ConfigDict:
     c = tiny()
     c.name, c.output_dir, c.splits = "sweep", "runs/sweep", ("all",)
     c.seeds, c.budgets = (300,), ("evaluations",)
-    c.test_time.samplers, c.against = (), ()
+    c.test_time.samplers, c.against, c.confirm = (), (), ()
     c.overrides += ("select.mode=extremes",)
     changes = {
         "K1": ("K = 1", "reflect.rounds=1"),
@@ -188,7 +190,7 @@ def hard() -> ConfigDict:
         'reward.options={"shapes": {"success": 0.9}}',
     )
     c.seeds, c.budgets = (300, 301), ("evaluations",)
-    c.test_time.samplers, c.against = (), ()
+    c.test_time.samplers, c.against, c.confirm = (), (), ()
     with c.unlocked():
         c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3", "all2")}
     return c
@@ -197,7 +199,7 @@ def hard() -> ConfigDict:
 def sd14() -> ConfigDict:
     c = tiny()
     c.output_dir, c.report = "runs/study_sd14", "runs/study_sd14/RESULTS.md"
-    c.preset, c.stages, c.max_rounds = "sd14", 50, 10
+    c.preset, c.stages, c.max_rounds, c.confirm = "sd14", 50, 10, ()
     c.overrides = ("eval.every=0", "checkpoint.keep_every=0")
     c.rewards = ("vqascore", "imagereward", "clipscore")
     c.samplers = ("plain", "reflect:rounds=2", "reflect:rounds=3", "reflect:rounds=5")

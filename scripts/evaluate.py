@@ -7,9 +7,10 @@
     accelerate launch scripts/evaluate.py --config config/stage_process.py:sd14 --num-prompts 32
 
 Each combination of checkpoint, prompt file and sampler is a cell: the mean of each reward with its
-95% bootstrap interval over prompts, the paired difference to the baseline (the first cell unless
---baseline names another), how different a prompt's pictures are, network evaluations and seconds a
-picture. Prints the table and writes it to --out as markdown, CSV and JSON with a plot and a grid.
+95% interval over prompts (bootstrapped; Student's t of fewer than 20 prompts), the paired
+difference to the baseline (the first cell unless --baseline names another), how different a
+prompt's pictures are, network evaluations and seconds a picture. Prints the table and writes it to
+--out as markdown, CSV and JSON with a plot and a grid.
 Stopped and started again it goes on where it was; under accelerate all processes share the prompts.
 
 Samplers: plain(steps, guidance), reflect(rounds, depth, steps, guidance, denoise,

@@ -21,22 +21,33 @@ from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
 from srrl.prompts import check_files
 
 
-def usable_tracker(name: str) -> str | None:
-    """The tracker's name, or None where there is none or nobody is logged in to it."""
-    if name == "wandb":
-        import wandb
+def start_tracker(config: ConfigDict, accelerator: Any, folder: Path) -> None:
+    """Let the main process log to config.tracker, too, where somebody is logged in to it."""
+    name = config.tracker
+    if name == "none" or not accelerator.is_main_process:
+        return
+    if name == "wandb" and not logged_in():
+        print("not logged in to wandb: logging to the run's folder only", flush=True)
+        return
+    values = {k: v if isinstance(v, int | float) else str(v) for k, v in flatten(config).items()}
+    settings = {"wandb": wandb_settings(folder)} if name == "wandb" else {}
+    accelerator.init_trackers("srrl", config=values, init_kwargs=settings)
 
-        if os.environ.get("WANDB_MODE") != "offline" and not wandb.login(prompt=False):
-            print("not logged in to wandb: logging to the run's folder only", flush=True)
-            return None
-    return None if name == "none" else name
+
+def logged_in() -> bool:
+    """Whether wandb has an account, or needs none."""
+    import wandb
+
+    return os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False)
 
 
 def wandb_settings(folder: Path) -> dict[str, Any]:
     """For wandb.init: a run that goes on goes on there, too."""
+    from srrl.run.checkpoint import write_atomic
+
     file = folder / "wandb_id.txt"
     if not file.exists():
-        file.write_text(f"{secrets.token_hex(8)}\n", encoding="utf-8")
+        write_atomic(file, f"{secrets.token_hex(8)}\n")
     known = file.read_text(encoding="utf-8").strip()
     return {"name": folder.name, "dir": str(folder), "id": known, "resume": "allow"}
 
@@ -104,7 +115,7 @@ def main(argv: list[str]) -> None:
     if config.pretrained.lora and not newest(folder):
         lora_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
-    log_with = usable_tracker(config.tracker)
+    log_with = None if config.tracker == "none" else config.tracker
     accelerator = Accelerator(log_with=log_with, project_dir=folder)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
@@ -133,14 +144,7 @@ def main(argv: list[str]) -> None:
     rewards = rewards_of(config, accelerator.device)
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.network, config)
-    if log_with:
-        accelerator.init_trackers(
-            "srrl",
-            config={
-                k: v if isinstance(v, int | float) else str(v) for k, v in flatten(config).items()
-            },
-            init_kwargs={"wandb": wandb_settings(folder)},
-        )
+    start_tracker(config, accelerator, folder)
     tracker = Tracker(folder, accelerator)
     n = accelerator.num_processes
     processes = f"{n} process{'es' if n > 1 else ''}"

@@ -170,7 +170,7 @@ def evaluations(study: ConfigDict, run: Run | None) -> list[Evaluation]:
     return [e for e in (judging(study, run), at_test_time(study, run)) if e]
 
 
-def spent(run: Run) -> int:
+def nfe_of(run: Run) -> int:
     """Network evaluations that a finished run has really taken."""
     return read_jsonl(run.folder / "metrics.jsonl")[-1]["nfe_total"]
 

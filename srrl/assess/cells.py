@@ -52,22 +52,22 @@ class Cell:
 class Result:
     """A cell's outcome.
 
-    scores       for each reward float32 [prompts, images]
-    diversity    float32 [prompts]: mean distance between a prompt's pictures in the embedding
-    evaluations  network evaluations a picture; seconds: of all processes' time, a picture
+    scores     for each reward float32 [prompts, images]
+    diversity  float32 [prompts]: mean distance between a prompt's pictures in the embedding
+    nfe        network evaluations a picture; seconds: of all processes' time, a picture
     """
 
     cell: Cell
     scores: dict[str, Tensor]
     diversity: Tensor | None
-    evaluations: float
+    nfe: float
     seconds: float
 
     def line(self) -> dict:
         return {
             "key": self.cell.key,
             **asdict(self.cell),
-            "evaluations": self.evaluations,
+            "evaluations": self.nfe,
             "seconds": round(self.seconds, 4),
             "diversity": None if self.diversity is None else rounded(self.diversity),
             "scores": {name: [rounded(row) for row in rows] for name, rows in self.scores.items()},

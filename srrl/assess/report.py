@@ -1,7 +1,7 @@
 """An evaluation's cells as a table (terminal, markdown, CSV, JSON), plots and a grid."""
 
 import csv
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from PIL import Image
 
 from srrl.assess.cells import SHOWN, Result, picture_file
 from srrl.run.pictures import Row, labelled, sheet
-from srrl.run.statistics import bootstrap
+from srrl.run.statistics import interval
+from srrl.run.tracking import to_json
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """A cell and a reward: the score, and its paired difference to the baseline's."""
+    """A cell and a reward: the score of `images` pictures of each of `count` prompts, and its
+    paired difference to the baseline's."""
 
     checkpoint: str
     prompts: str
     sampler: str
     reward: str
-    n: int
+    count: int
+    images: int
     score: Figure
     difference: Figure | None
     diversity: float | None
-    evaluations: float
+    nfe: float  # network evaluations a picture
     seconds: float
 
 
@@ -59,7 +62,7 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
             difference = None
             if base and base is not result:
                 paired = (scores.double() - base.scores[reward].double()).mean(1)
-                difference = Figure(*bootstrap(paired))
+                difference = Figure(*interval(paired))
             spread = None if result.diversity is None else result.diversity.mean().item()
             lines.append(
                 Line(
@@ -67,11 +70,11 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
                     Path(cell.prompts).stem,
                     cell.sampler,
                     reward,
-                    scores.numel(),
-                    Figure(*bootstrap(scores.double().mean(1))),
+                    *scores.shape,
+                    Figure(*interval(scores.double().mean(1))),
                     difference,
                     spread,
-                    result.evaluations,
+                    result.nfe,
                     result.seconds,
                 )
             )
@@ -83,7 +86,7 @@ HEADER = (
     "prompts",
     "sampler",
     "reward",
-    "n",
+    "prompts x images",
     "mean [95%]",
     "to baseline [95%]",
     "diversity",
@@ -98,11 +101,11 @@ def cells_of(line: Line) -> list[str]:
         line.prompts,
         line.sampler,
         line.reward,
-        str(line.n),
+        f"{line.count} x {line.images}",
         str(line.score),
         line.difference.signed() if line.difference else "",
         "" if line.diversity is None else f"{line.diversity:.3f}",
-        f"{line.evaluations:.0f}",
+        f"{line.nfe:.0f}",
         f"{line.seconds:.3f}",
     ]
 
@@ -134,7 +137,7 @@ def write_report(
             "prompts": x.prompts,
             "sampler": x.sampler,
             "reward": x.reward,
-            "n": x.n,
+            "n": x.count * x.images,
             "mean": x.score.mean,
             "low": x.score.low,
             "high": x.score.high,
@@ -144,12 +147,12 @@ def write_report(
                 else {f"difference_{k}": None for k in ("mean", "low", "high")}
             ),
             "diversity": x.diversity,
-            "evaluations": x.evaluations,
+            "evaluations": x.nfe,
             "seconds": x.seconds,
         }
         for x in lines
     ]
-    (folder / "table.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.json").write_text(to_json(plain, indent=1) + "\n", encoding="utf-8")
     with open(folder / "table.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, plain[0])
         writer.writeheader()
@@ -180,13 +183,15 @@ def plot(path: Path, lines: list[Line]) -> None:
         for k, group in enumerate(groups):
             names[place] = ", ".join(group)
             own = [x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group]
-            for x in sorted(own, key=lambda x: (x.evaluations, x.sampler)):
+            for x in sorted(own, key=lambda x: (x.nfe, x.sampler)):
                 place -= 1
                 family = x.sampler.partition(":")[0]
                 colour = f"C{families.index(family) % 10}"
+                known = math.isfinite(x.score.low)  # not of a single prompt
                 spread = [[x.score.mean - x.score.low], [x.score.high - x.score.mean]]
+                spread = spread if known else None
                 cost.errorbar(
-                    [x.evaluations],
+                    [x.nfe],
                     [x.score.mean],
                     spread,
                     marker="osD^v*P"[k % 7],
@@ -195,7 +200,7 @@ def plot(path: Path, lines: list[Line]) -> None:
                     markersize=5,
                 )
                 bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2)
-                names[place] = f"{x.sampler}   {x.evaluations:.0f}"
+                names[place] = f"{x.sampler}   {x.nfe:.0f}"
             place -= 1
         bars.set_yticks(list(names), list(names.values()), fontsize=8)
         bars.set(title=f"{reward}, and evaluations a picture", xlabel="mean (95% over prompts)")

@@ -8,59 +8,18 @@ import itertools
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from ml_collections import ConfigDict
 
-from srrl.assess.arms import Run, at_test_time, is_trained, judging, spent
-from srrl.assess.cells import Result
-from srrl.assess.report import lines_of
+from srrl.assess.arms import Run, judging
+from srrl.assess.records import Record, asked_for, collect, keep
 from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
-from srrl.run.pictures import read_jsonl
+from srrl.run.statistics import half_width
 
 SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
-# Student's t at 97.5% for n values.
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A run (the base, if None) and its cells."""
-
-    run: Run | None
-    results: list[Result]
-
-    def mean(self, split: str, sampler: str, reward: str) -> float | None:
-        """Over the prompts of the split "train" or "heldout", or of "all"."""
-        found = [
-            result.scores[reward].double().flatten()
-            for result in self.results
-            if split in ("all", Path(result.cell.prompts).stem.rpartition("_")[2])
-            and result.cell.sampler == sampler
-            and reward in result.scores
-        ]
-        return torch.cat(found).mean().item() if found else None
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95% interval of the mean of values; 0 for a single one."""
-    if len(values) < 2:
-        return 0.0
-    return STUDENT.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def over_seeds(values: Sequence[float], digits: int = 3) -> str:
@@ -76,11 +35,6 @@ def signed(values: Sequence[float]) -> str:
     return text and ("+" if statistics.fmean(values) >= 0 else "") + text
 
 
-def judged_runs(study: ConfigDict, runs: list[Run]) -> list[Judged]:
-    done = [run for run in runs if is_trained(run) and judging(study, run).done()]
-    return [Judged(run, judging(study, run).results()) for run in done]
-
-
 def heading(sampler: str) -> str:
     """K = 1, 2, 3 for what the arms differ in; another sampler's own name."""
     if sampler == "plain":
@@ -89,22 +43,22 @@ def heading(sampler: str) -> str:
     return f"K = {', '.join([rounds, *more])}" if rounds.isdigit() else sampler
 
 
-def runs_at(judged: list[Judged], arm: str, budget: str) -> list[Judged]:
-    return [j for j in judged if (j.run.arm, j.run.budget) == (arm, budget)]
+def runs_at(records: list[Record], arm: str, budget: str) -> list[Record]:
+    return [r for r in records if (r.arm, r.budget) == (arm, budget)]
 
 
-def gains(own: list[Judged], others: list[Judged], what: tuple[str, str, str]) -> list[float]:
+def gains(runs: list[Record], others: list[Record], what: tuple[str, str, str]) -> list[float]:
     """Differences of a split's, sampler's and reward's means, seed by seed."""
-    other = {j.run.seed: j.mean(*what) for j in others}
-    return [j.mean(*what) - other[j.run.seed] for j in own if j.run.seed in other]
+    other = {r.seed: r.mean(*what) for r in others}
+    return [r.mean(*what) - other[r.seed] for r in runs if r.seed in other]
 
 
-def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
+def comparisons(study: ConfigDict, records: list[Record]) -> str:
     """Held-out prompts and all, at the last budget: the arms against each of `against`, seed by
     seed."""
     budget = study.budgets[-1]
     arms = {
-        arm: runs_at(judged, arm, study.budgets[0] if arm == study.reference else budget)
+        arm: runs_at(records, arm, study.budgets[0] if arm == study.reference else budget)
         for arm in study.arms
     }
     text = ""
@@ -112,9 +66,9 @@ def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
         text += f"\n**{reward}, {SPLITS[split]} prompts, equal {budget}**\n\n"
         text += f"| difference | {' | '.join(heading(s) for s in study.samplers)} |\n"
         text += "|---|" + "---|" * len(study.samplers) + "\n"
-        for place, other in enumerate(study.against):
+        for number, other in enumerate(study.against):
             for arm in study.arms:
-                if arm in study.against[:place]:
+                if arm in study.against[:number]:
                     continue  # it stands there the other way round
                 cells = [
                     signed(gains(arms[arm], arms[other], (split, s, reward)))
@@ -126,103 +80,91 @@ def comparisons(study: ConfigDict, judged: list[Judged]) -> str:
     return text
 
 
-def matrix(study: ConfigDict, base: Judged, judged: list[Judged], split: str, reward: str) -> str:
+def confirmation(study: ConfigDict, records: list[Record]) -> str:
+    """The comparisons of the seeds that did not choose the arms, under a heading."""
+    seeds = ", ".join(str(seed) for seed in study.confirm)
+    chosen = [r for r in records if r.seed in study.confirm]
+    text = f"\n### Seeds {seeds} alone, by which no arm was chosen\n"
+    return text + comparisons(study, chosen)
+
+
+def matrix(study: ConfigDict, base: Record, records: list[Record], split: str, reward: str) -> str:
     """Training x sampling: the mean over seeds, and the difference to the reference arm by seed."""
     columns = [heading(s) for s in study.samplers]
     text = f"| trained | stages | evaluations | seeds | {' | '.join(columns)} |\n"
     text += "|---|---|---|---|" + "---|" * len(columns) + "\n"
-    row = [f"{base.mean(split, s, reward):.3f}" for s in study.samplers]
-    text += f"| not at all | | | | {' | '.join(row)} |\n"
-    reference = [j for j in judged if j.run.arm == study.reference]
+    untrained = [f"{base.mean(split, s, reward):.3f}" for s in study.samplers]
+    text += f"| not at all | | | | {' | '.join(untrained)} |\n"
+    reference = [r for r in records if r.arm == study.reference]
     for budget in study.budgets:
         for arm in study.arms:
-            own = runs_at(judged, arm, budget)
-            if not own:
+            runs = runs_at(records, arm, budget)
+            if not runs:
                 continue
             cells = []
             for sampler in study.samplers:
-                cell = over_seeds([j.mean(split, sampler, reward) for j in own])
-                gained = gains(own, reference, (split, sampler, reward))
+                cell = over_seeds([r.mean(split, sampler, reward) for r in runs])
+                gained = gains(runs, reference, (split, sampler, reward))
                 if gained and arm != study.reference:
                     cell += f" ({signed(gained)})"
                 cells.append(cell)
-            cost = round(statistics.fmean(spent(j.run) for j in own), -3)
+            nfe = round(statistics.fmean(r.nfe for r in runs), -3)
             label = f"{study.arms[arm].label}, equal {budget}"
             if arm == study.reference:
                 label = f"**{study.arms[arm].label}**, the reference"
             text += (
-                f"| {label} | {own[0].run.stages} | {cost:,.0f} | {len(own)} | "
-                f"{' | '.join(cells)} |\n"
+                f"| {label} | {runs[0].stages} | {nfe:,.0f} | {len(runs)} | {' | '.join(cells)} |\n"
             )
     return text
 
 
-def signal(study: ConfigDict, judged: list[Judged]) -> str:
-    """What training had to learn from. A group is the branches of a prompt in a stage and round; it
-    is mixed where their scores lie more than 0.5 apart."""
+def signal(study: ConfigDict, records: list[Record]) -> str:
+    """What training had to learn from."""
     text = "| trained | mean score | mixed groups | selected a 1,000 evaluations |\n"
     text += "|---|---|---|---|\n"
     for budget in study.budgets:
         for arm in study.arms:
-            rows = [learned_from(study, j.run) for j in runs_at(judged, arm, budget)]
-            if rows:
-                score, mixed, selected = zip(*rows, strict=True)
-                told = "" if None in mixed else over_seeds(mixed)
+            signals = [r.signal for r in runs_at(records, arm, budget)]
+            if signals:
+                mixed = [s.mixed for s in signals]
                 text += (
-                    f"| {study.arms[arm].label}, equal {budget} | {over_seeds(score)} | "
-                    f"{told} | {over_seeds(selected, 2)} |\n"
+                    f"| {study.arms[arm].label}, equal {budget} | "
+                    f"{over_seeds([s.score for s in signals])} | "
+                    f"{'' if None in mixed else over_seeds(mixed)} | "
+                    f"{over_seeds([s.selected for s in signals], 2)} |\n"
                 )
     return text
 
 
-def learned_from(study: ConfigDict, run: Run) -> tuple[float, float | None, float]:
-    """A run's mean score, share of mixed groups (None where a group is one picture), and
-    trajectories selected a 1,000 network evaluations."""
-    lines = read_jsonl(run.folder / "samples.jsonl")
-    groups: dict[tuple, list[float]] = {}
-    for line in lines:
-        if line["scores"] is None:  # a round that shares the last one's
-            continue
-        key = (line["stage"], line["slot"], line["round"])
-        groups.setdefault(key, []).append(line["scores"][study.rewards[0]])
-    alone = all(len(g) == 1 for g in groups.values())
-    mixed = None if alone else statistics.fmean(max(g) - min(g) > 0.5 for g in groups.values())
-    chosen = sum(line["selected"] for line in lines)
-    return (
-        statistics.fmean(s for g in groups.values() for s in g),
-        mixed,
-        1000 * chosen / spent(run),
-    )
-
-
-def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> None:
+def plot(study: ConfigDict, base: Record, records: list[Record], path: Path) -> None:
     """The first split: a panel for each way of sampling, a line for each arm and budget with its
     mean and interval over seeds by each reward."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = {}
+    labelled = {}
     for budget in study.budgets:
         for arm in study.arms:
-            own = runs_at(judged, arm, budget)
-            if own:
-                rows[f"{study.arms[arm].label}, equal {budget}"] = own
+            runs = runs_at(records, arm, budget)
+            if runs:
+                labelled[f"{study.arms[arm].label}, equal {budget}"] = runs
     figure = Figure(
-        figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(rows)), layout="constrained"
+        figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(labelled)), layout="constrained"
     )
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(study.samplers), sharey=True, sharex=True, squeeze=False)[0]
-    places = np.arange(len(rows))[::-1]
+    heights = np.arange(len(labelled))[::-1]
     for axes, sampler in zip(panels, study.samplers, strict=True):
         for k, reward in enumerate(study.rewards):
             values = [
-                [j.mean(study.splits[0], sampler, reward) for j in own] for own in rows.values()
+                [r.mean(study.splits[0], sampler, reward) for r in runs]
+                for runs in labelled.values()
             ]
             means = [statistics.fmean(v) for v in values]
-            halves = [half_width(v) for v in values]
+            halves = [half_width(v) if len(v) > 1 else 0.0 for v in values]
             axes.errorbar(
                 means,
-                places + 0.12 - 0.24 * k,
+                heights + 0.12 - 0.24 * k,
                 xerr=halves,
                 fmt="os"[k % 2],
                 color=f"C{k}",
@@ -231,7 +173,7 @@ def plot(study: ConfigDict, base: Judged, judged: list[Judged], path: Path) -> N
             )
             untrained = base.mean(study.splits[0], sampler, reward)
             axes.axvline(untrained, color=f"C{k}", linestyle=":")
-        axes.set_yticks(places, list(rows))
+        axes.set_yticks(heights, list(labelled))
         axes.set(title=f"sampled with {heading(sampler)}", xlabel="mean score")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -256,54 +198,58 @@ def put_between(text: str, name: str, new: str) -> str:
     return re.sub(pattern, lambda _: f"{begin}\n{new}{end}", text, flags=re.DOTALL)
 
 
-def test_time(study: ConfigDict, runs: list[Run], picture: Path) -> str:
+def test_time(study: ConfigDict, records: list[Record], picture: Path) -> str:
     """The ways to sample from one trained policy, cheapest first, against the first of them."""
-    found = [e for run in runs if (e := at_test_time(study, run)) and e.done()]
-    if not found:
+    lines = next((r.test_time for r in records if r.test_time), [])
+    if not lines:
         return ""
-    lines = lines_of(found[0].results())
     against_cost(picture, lines)
-    text = f"n = {lines[0].n} pictures a line, of {found[0].run.name}.\n\n"
+    n, policy = f"{lines[0].count} prompts x {lines[0].images} seeds", Path(lines[0].checkpoint)
+    text = f"n = {n} a line, of {policy.name}.\n\n"
     titles = [title for r in study.rewards for title in (r, "difference")]
     text += f"| sampler | evaluations | {' | '.join(titles)} | diversity |\n"
     text += "|---|---|" + "---|" * len(titles) + "---|\n"
-    samplers = sorted({(line.evaluations, line.sampler) for line in lines})
-    for evaluations, sampler in samplers:
-        own = {line.reward: line for line in lines if line.sampler == sampler}
+    for nfe, sampler in sorted({(line.nfe, line.sampler) for line in lines}):
+        of_reward = {line.reward: line for line in lines if line.sampler == sampler}
         cells = []
         for reward in study.rewards:
-            gained = own[reward].difference
-            cells += [str(own[reward].score), gained.signed() if gained else ""]
-        spread = own[study.rewards[0]].diversity
-        cells.append("" if spread is None else f"{spread:.1f}")
-        text += f"| `{sampler}` | {evaluations:.0f} | {' | '.join(cells)} |\n"
+            gained = of_reward[reward].difference
+            cells += [str(of_reward[reward].score), gained.signed() if gained else ""]
+        diversity = of_reward[study.rewards[0]].diversity
+        cells.append("" if diversity is None else f"{diversity:.1f}")
+        text += f"| `{sampler}` | {nfe:.0f} | {' | '.join(cells)} |\n"
     return text + f"\n![score against cost](images/{picture.name})\n"
 
 
 def write_results(study: ConfigDict, runs: list[Run]) -> str:
-    """Write the document and its plots; says what was written."""
-    untrained = judging(study, None)
-    if not untrained.done():
-        return f"nothing to write yet: {untrained.folder} is not evaluated"
-    base = Judged(None, untrained.results())
-    judged = judged_runs(study, runs)
+    """Write the document, its plots and the records beside it; says what was written."""
+    kept = collect(study, runs)
+    records = asked_for(study, runs, kept)
+    base = next((r for r in records if r.arm is None), None)
+    if base is None:
+        return f"nothing to write yet: {judging(study, None).folder} is not evaluated"
+    keep(study, kept)
+    trained = [r for r in records if r.arm is not None]
     report = REPOSITORY / study.report
     text = report.read_text(encoding="utf-8") if report.exists() else "# Results\n"
     tables = ""
     for reward in study.rewards:
         for split in study.splits:
             tables += f"\n**{reward}, {SPLITS[split]} prompts**\n\n"
-            tables += matrix(study, base, judged, split, reward)
+            tables += matrix(study, base, trained, split, reward)
     picture = report.parent / "images" / f"{study.name}.png"
-    plot(study, base, judged, picture)
+    plot(study, base, trained, picture)
     tables += f"\n![every arm at every K](images/{picture.name})\n"
     text = put_between(text, f"{study.name} matrix", tables)
     if study.against:
-        text = put_between(text, f"{study.name} comparisons", comparisons(study, judged))
-    text = put_between(text, f"{study.name} signal", "\n" + signal(study, judged))
+        compared = comparisons(study, trained)
+        compared += confirmation(study, trained) if study.confirm else ""
+        text = put_between(text, f"{study.name} comparisons", compared)
+    text = put_between(text, f"{study.name} signal", "\n" + signal(study, trained))
     if study.test_time.samplers:
-        shown = picture.with_name(f"{study.name}_test_time.png")
-        text = put_between(text, f"{study.name} test time", "\n" + test_time(study, runs, shown))
+        against = picture.with_name(f"{study.name}_test_time.png")
+        table = test_time(study, trained, against)
+        text = put_between(text, f"{study.name} test time", "\n" + table)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(text, encoding="utf-8")
-    return f"{len(judged)} of {len(runs)} runs in {study.report}"
+    return f"{len(trained)} of {len(runs)} runs in {study.report}"

@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from srrl.errors import UserError
-from srrl.models.weights import LORA_FILE
+from srrl.models.locate import locate
+from srrl.models.weights import UNET_FILE
 
 GUEST = "start"  # the adapter's name while it is read
 
@@ -18,20 +19,17 @@ def lora_file(given: str) -> Path:
 
     Raises UserError if there is none, or it cannot be read.
     """
-    path = Path(given)
-    if path.is_dir():
-        stages = sorted(path.glob(f"checkpoints/stage_????/{LORA_FILE}"))
-        path = stages[-1] if stages else path / LORA_FILE
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise UserError(
-            f"config.pretrained.lora={given!r}: no such LoRA: give a .safetensors file, or a run "
-            f"or folder with {LORA_FILE}"
-        )
+    named = f"config.pretrained.lora={given!r}"
+    path = locate(given, named).file
+    if path.name == Path(UNET_FILE).name:
+        raise UserError(f"{named}: holds a whole UNet, not a LoRA: give a run with use_lora")
     try:
         with safe_open(path, "pt"):
             return path
     except SafetensorError as error:
-        raise UserError(f"config.pretrained.lora={given!r}: cannot be read: {error}") from error
+        raise UserError(
+            f"{named}: {path.name} cannot be read ({error}): give a whole .safetensors file"
+        ) from error
 
 
 def start_from(pipe: DiffusionPipeline, given: str) -> None:

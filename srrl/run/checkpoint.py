@@ -21,8 +21,9 @@ from torch import Tensor
 
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
+from srrl.models.locate import locate
 from srrl.models.trainee import Trainee
-from srrl.models.weights import LORA_FILE, UNET_FILE
+from srrl.models.weights import UNET_FILE
 
 LOCK_FILE = ".lock"
 # What may change when a run goes on: it does not change its weights, beyond rounding.
@@ -105,45 +106,6 @@ def newest(run: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
 
 
-def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """(folder of the weights, the run's config.json) for a run, a checkpoint or its LoRA's file.
-
-    Of any other LoRA (its file, and where its config.json would be, which is not there).
-    """
-    if not given.exists():
-        raise UserError(
-            f"--checkpoint {given}: no such folder or file: give runs/NAME, one of its "
-            f"checkpoints/stage_NNNN, or a LoRA's .safetensors"
-        )
-    if given.is_file():
-        if given.suffix != ".safetensors":
-            raise UserError(
-                f"--checkpoint {given}: only .safetensors files are read, for others "
-                f"may run code: convert it"
-            )
-        config = given.resolve().parent.parent.parent / "config.json"
-        return (
-            (given.parent, config)
-            if given.name == LORA_FILE and config.exists()
-            else (given, config)
-        )
-
-    def has_weights(folder: Path) -> bool:
-        return (folder / LORA_FILE).exists() or (folder / UNET_FILE).exists()
-
-    if has_weights(given):
-        config = given.resolve().parent.parent / "config.json"
-        alone = not config.exists() and (given / LORA_FILE).exists()
-        return given / LORA_FILE if alone else given, config
-    stages = sorted(p for p in given.glob("checkpoints/stage_????") if has_weights(p))
-    if not stages:
-        raise UserError(
-            f"--checkpoint {given}: holds no {LORA_FILE}, no {UNET_FILE} and no "
-            f"checkpoints/stage_NNNN: give a run or a checkpoint"
-        )
-    return stages[-1], given / "config.json"
-
-
 def chosen_model(
     given: Path | None, preset: str | None, overrides: Sequence[str] = ()
 ) -> tuple[ConfigDict, Path | None]:
@@ -151,15 +113,18 @@ def chosen_model(
     preset's config with --config.KEY=VALUE over it, and None."""
     if given is None:
         return load_config([f"--config={preset}", *overrides]), None
-    weights, saved = find_checkpoint(given)
-    if weights.is_dir():
-        return load_saved(saved), weights
+    named = f"--checkpoint {given}"
+    found = locate(given, named)
+    if found.checkpoint:
+        return load_saved(found.config), found.checkpoint
+    if found.file.name == Path(UNET_FILE).name:
+        raise UserError(f"{named}: a UNet without its run's config.json: give the run's folder")
     if not preset:
         raise UserError(
-            f"--checkpoint {given}: a LoRA without its run's config.json: give its "
-            f"model by --config FILE.py:PRESET"
+            f"{named}: a LoRA without its run's config.json: give its model by "
+            f"--config FILE.py:PRESET"
         )
-    return load_config([f"--config={preset}", *overrides]), weights
+    return load_config([f"--config={preset}", *overrides]), found.file
 
 
 def prune(run: Path, newest_stage: int, keep_every: int) -> None:

@@ -1,5 +1,6 @@
 """curves.png: a run's rewards, evaluations, ratio and curriculum, from its logs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from srrl.run.pictures import read_jsonl, short_name
+from srrl.run.statistics import by_prompt, half_width
 
 # A colour for each reward, a marker for each split and a line for each K, in every panel.
 COLOURS = [f"C{i}" for i in range(10)]
@@ -52,7 +54,8 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
         all_rounds = sorted({line["rounds"] for line in own})
         for split, rounds in dict.fromkeys((line["split"], line["rounds"]) for line in own):
             lines = [e for e in own if (e["split"], e["rounds"]) == (split, rounds)]
-            error = [1.96 * _standard_error(e["scores"]) for e in lines]
+            halves = [half_width(by_prompt(e["scores"], e["seeds"])) for e in lines]
+            error = [half if math.isfinite(half) else 0.0 for half in halves]  # of one prompt
             held.errorbar(
                 [e["stage"] for e in lines],
                 [e["mean"] for e in lines],
@@ -64,7 +67,7 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
                 linestyle=LINES[all_rounds.index(rounds) % len(LINES)],
                 markerfacecolor=colour if split == "train" else "white",
             )
-        held.set(title=f"{shown}: evaluation at fixed seeds (95%)", ylabel="score")
+        held.set(title=f"{shown}: evaluation at fixed seeds (95% over prompts)", ylabel="score")
         if own:
             low, high = held.get_ylim()
             held.set_ylim(low, high + 0.3 * (high - low))  # room above the lines
@@ -94,9 +97,3 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(run / "curves.png", dpi=110)
-
-
-def _standard_error(scores: list[float]) -> float:
-    n = len(scores)
-    mean = sum(scores) / n
-    return (sum((s - mean) ** 2 for s in scores) / max(n - 1, 1) / n) ** 0.5

@@ -1,23 +1,40 @@
-"""Paired comparisons of scores."""
+"""Means with 95% intervals, and paired comparisons of scores.
+
+A prompt's pictures are not independent, so the values that an interval is made of are prompts
+(each the mean of its pictures) or the seeds of training, never pictures. Intervals are Student's t;
+of FEW prompts and more, whose scores are far from normal, evaluate.py's are bootstrapped.
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 RESAMPLES = 2000
+FEW = 20  # of fewer values a percentile bootstrap is too narrow, by a fifth at 8
+
+
+def by_prompt(scores: Sequence[float] | Tensor, seeds: int) -> Tensor:
+    """The mean of each prompt's pictures, float64 [P], of an evaluation's scores [seeds * P], in
+    the order of eval.jsonl: seeds outermost."""
+    return torch.as_tensor(scores, dtype=torch.float64).view(seeds, -1).mean(0)
+
+
+def half_width(values: Sequence[float] | Tensor) -> float:
+    """Of the 95% interval (Student's t) of the mean of independent values; inf for one value."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    n = len(values)
+    if n < 2:
+        return math.inf
+    return float(stats.t.ppf(0.975, n - 1)) * values.std(unbiased=True).item() / math.sqrt(n)
 
 
 def paired_difference(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Mean of after - before (float [n], paired) and the half-width of its 95% interval.
-
-    Normal approximation: 1.96 standard errors of the mean difference.
-    """
+    """Mean of after - before (float [n], paired) and the half-width of its 95% interval."""
     difference = after.double() - before.double()
-    if len(difference) < 2:
-        return difference.mean().item(), math.inf
-    half = 1.96 * difference.std(unbiased=True).item() / math.sqrt(len(difference))
-    return difference.mean().item(), half
+    return difference.mean().item(), half_width(difference)
 
 
 def format_difference(before: Tensor, after: Tensor) -> str:
@@ -26,15 +43,16 @@ def format_difference(before: Tensor, after: Tensor) -> str:
     return f"{mean:+.3f} +- {half:.3f}"
 
 
-def bootstrap(by_prompt: Tensor, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of float [P] and the 95% percentile interval of resampled prompts.
-
-    A prompt's pictures are not independent, so prompts are what is drawn again: by_prompt holds a
-    mean (or a mean paired difference) for each.
-    """
-    values = by_prompt.double()
+def interval(values: Tensor, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of float [P], a value (or paired difference) for each prompt, and its 95% interval:
+    the percentiles of resampled prompts, or Student's t for fewer than FEW."""
+    values = values.double()
+    mean, n = values.mean().item(), len(values)
+    if n < FEW:
+        half = half_width(values)
+        return mean, mean - half, mean + half
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = values[rows].mean(1)
+    drawn = torch.randint(n, (RESAMPLES, n), generator=generator)
+    means = values[drawn].mean(1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return values.mean().item(), low, high
+    return mean, low, high

@@ -1,6 +1,7 @@
 """The run's folder and logs, trackers, and progress with the time left."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from srrl.config import flatten
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
-from srrl.run.statistics import format_difference
+from srrl.run.statistics import by_prompt, format_difference
 
 
 class Tracker:
@@ -99,7 +99,7 @@ class Tracker:
             curves(self.folder, panels)
 
     def summary(self) -> None:
-        """Say how much the rewards rose from the first evaluation to the last, paired by image."""
+        """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
         if not self.active:
             return
         evaluations = pictures.read_jsonl(self.folder / "eval.jsonl")
@@ -109,12 +109,13 @@ class Tracker:
         for (split, reward, rounds), lines in kinds.items():
             same = [judged_images(e) == judged_images(lines[-1]) for e in lines]
             lines = lines[same.index(True) :]  # those before eval.* changed do not pair
-            first, last = (torch.tensor(e["scores"]) for e in (lines[0], lines[-1]))
+            first, last = (by_prompt(e["scores"], e["seeds"]) for e in (lines[0], lines[-1]))
             self.say(
                 f"{reward} on {split} prompts, K {rounds}, stage {lines[0]['stage']} to "
                 f"{lines[-1]['stage']}: "
                 f"{lines[0]['mean']:.3f} to {lines[-1]['mean']:.3f}, paired "
-                f"{format_difference(first, last)} (95%, n {len(last)})"
+                f"{format_difference(first, last)} "
+                f"(95%, n {len(last)} prompts x {lines[-1]['seeds']} seeds)"
             )
         self.say(f"wrote {self.folder}: curves.png, progress_K*.png, samples/, checkpoints/, logs")
 
@@ -124,9 +125,22 @@ class Tracker:
 
     def _append(self, name: str, *lines: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.write("".join(to_json(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON, which has no NaN and no infinity: such numbers become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(of_key) for key, of_key in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def judged_images(line: dict[str, Any]) -> tuple:

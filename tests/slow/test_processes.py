@@ -55,6 +55,13 @@ def test_two_processes_give_what_one_gives(model, stages, tmp_path):
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", stages)
 
 
+def test_two_processes_say_once_that_nobody_is_logged_in(tmp_path):
+    command = ["bash", "train.sh", *small_run(tmp_path, 1), "--config.tracker=wandb", *TWO]
+    said = run(*command, **ONE_THREAD, HOME=str(tmp_path), WANDB_API_KEY="").stdout
+    assert said.count("not logged in to wandb") == 1
+    assert not (tmp_path / "run" / "wandb_id.txt").exists()
+
+
 def test_also_when_one_process_selects_nothing(tmp_path):
     """Only the first prompt's images differ in score, and they are the first process's."""
     prompts = load_prompts("config/prompts/shapes_unconventional_train.json")

@@ -18,7 +18,8 @@ def small():
     c = tiny()
     c.output_dir, c.report = {folder!r}, {folder!r} + "/RESULTS.md"
     c.overrides = ("eval.every=0", "sample.batch_size=3", "branch.count=3", "tracker=none")
-    c.seeds, c.stages, c.max_rounds, c.against = (300, 301), 2, 2, ("K1",)
+    c.seeds, c.stages, c.max_rounds = (300, 301), 2, 2
+    c.against, c.confirm = ("K1",), (301,)
     with c.unlocked():
         c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
     c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 3, 2

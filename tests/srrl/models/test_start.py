@@ -110,7 +110,7 @@ def test_a_start_that_does_not_fit_is_one_line_and_leaves_no_trace(changes, matc
 
 def test_what_is_no_lora_of_this_model_is_one_line(tmp_path):
     policy = load_policy("sd", lora=True)
-    with pytest.raises(UserError, match="no such LoRA"):
+    with pytest.raises(UserError, match="no such folder or file: give a run"):
         start_from(policy.pipe, str(tmp_path / "nothing"))
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):

@@ -46,6 +46,7 @@ def test_curves_are_drawn_from_the_logs(tmp_path):
             "rounds": k,
             "reward": "shapes",
             "mean": 0.5,
+            "seeds": 1,
             "scores": [0.4, 0.6],
         }
         for s in (0, 9)

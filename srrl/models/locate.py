@@ -1,0 +1,55 @@
+"""Where the weights are that a user names: a run's, a checkpoint's, or a LoRA's file."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from srrl.errors import UserError
+from srrl.models.weights import LORA_FILE, UNET_FILE
+
+REMEDY = "give a run, one of its checkpoints/stage_NNNN, or a LoRA's .safetensors"
+
+
+@dataclass(frozen=True)
+class Located:
+    """file: the weights, a LoRA's or a whole UNet's; checkpoint: the folder of a run's checkpoint
+    that it belongs to, None for a file of no run; config: that run's config.json."""
+
+    file: Path
+    checkpoint: Path | None
+    config: Path | None
+
+
+def locate(given: str | Path, named: str) -> Located:
+    """The weights of a run (its newest checkpoint's), a checkpoint, another folder with LORA_FILE,
+    or a file. Raises UserError; `named` says in it who asked, like "--checkpoint runs/x"."""
+    path = Path(given)
+    if not path.exists():
+        raise UserError(f"{named}: no such folder or file: {REMEDY}")
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(
+                f"{named}: only .safetensors files are read, for others may run code: convert it"
+            )
+        return of_run(path, path.parent) if path.name == LORA_FILE else Located(path, None, None)
+    for folder in (path, *stages(path)):
+        for file in (folder / LORA_FILE, folder / UNET_FILE):
+            if file.is_file():
+                return of_run(file, folder)
+    raise UserError(
+        f"{named}: holds no {LORA_FILE}, no {UNET_FILE} and no checkpoints/stage_NNNN: {REMEDY}"
+    )
+
+
+def stages(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    found = [p for p in (run / "checkpoints").glob("stage_*") if re.fullmatch(r"stage_\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("stage_")), reverse=True)
+
+
+def of_run(file: Path, folder: Path) -> Located:
+    """The weights in a folder, which is a checkpoint where a run's config.json is two above."""
+    config = folder.resolve().parent.parent / "config.json"
+    if config.is_file():
+        return Located(file, folder, config)
+    return Located(file, None, None)

@@ -1,0 +1,85 @@
+"""A run, a checkpoint, a folder or a file: the same weights for every command that names them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from srrl.config import flatten, load_config
+from srrl.errors import UserError
+from srrl.models.locate import locate
+from srrl.models.start import lora_file
+from srrl.models.weights import LORA_FILE, UNET_FILE
+from srrl.run.checkpoint import chosen_model
+from tests.conftest import PRESET
+
+BASE = "config/stage_process.py:tiny"
+
+
+def weights(folder: Path, name: str = LORA_FILE) -> Path:
+    (folder / name).parent.mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, folder / name)
+    return folder / name
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """With checkpoints of two numbers of digits, a newer one that is torn and one not whole."""
+    for stage in ("stage_0009", "stage_9999", "stage_10000"):
+        weights(tmp_path / "run" / "checkpoints" / stage)
+    (tmp_path / "run" / "checkpoints" / "stage_10001").mkdir()
+    weights(tmp_path / "run" / "checkpoints" / "stage_10002.tmp")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(flatten(load_config([PRESET]))))
+    return tmp_path / "run"
+
+
+def test_a_run_is_its_newest_checkpoint_by_number(run):
+    newest = run / "checkpoints" / "stage_10000"
+    assert lora_file(str(run)) == newest / LORA_FILE
+    assert chosen_model(run, None)[1] == newest
+    found = locate(run, "it")
+    assert (found.checkpoint, found.config) == (newest, run / "config.json")
+
+
+def test_a_checkpoint_and_its_file_are_themselves(run):
+    older = run / "checkpoints" / "stage_0009"
+    for given in (older, older / LORA_FILE):
+        assert lora_file(str(given)) == older / LORA_FILE
+        assert chosen_model(given, None)[1] == older
+
+
+def test_a_bare_folder_or_file_is_a_lora_of_no_run(tmp_path):
+    file = weights(tmp_path / "bare")
+    other = weights(tmp_path / "other", "kohya.safetensors")
+    for given, expected in ((tmp_path / "bare", file), (file, file), (other, other)):
+        assert lora_file(str(given)) == expected
+        assert chosen_model(given, BASE)[1] == expected
+        with pytest.raises(UserError, match=f"{given}: a LoRA without its run's config.json: give"):
+            chosen_model(given, None)
+
+
+def test_a_whole_unet_is_judged_but_is_no_lora_to_start_from(run):
+    folder = run / "checkpoints" / "stage_10003"
+    weights(folder, UNET_FILE)
+    assert chosen_model(run, None)[1] == folder
+    with pytest.raises(UserError, match=f"{run}': holds a whole UNet, not a LoRA: give a run"):
+        lora_file(str(run))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: None, "no such folder or file: give a run"),
+        (lambda p: p.mkdir(), f"holds no {LORA_FILE}, no .* and no checkpoints/.*: give a run"),
+        (lambda p: p.write_text("x"), "only .safetensors files are read, .*: convert it"),
+    ],
+)
+def test_what_is_none_is_one_line_with_the_value_and_the_remedy(make, said, tmp_path):
+    given = tmp_path / "given"
+    make(given)
+    for ask in (lora_file, lambda g: chosen_model(Path(g), None)):
+        with pytest.raises(UserError, match=said) as error:
+            ask(str(given))
+        assert str(given) in str(error.value) and "\n" not in str(error.value)
