@@ -16,6 +16,8 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     c = ConfigDict()
 
+    # What is trained and how: "srrl", the one there is (srrl/methods.py).
+    c.method = "srrl"
     # Name of the run: everything is written to output_dir/run_name.
     c.run_name = ""
     c.output_dir = "runs"
@@ -26,6 +28,9 @@ def base() -> ConfigDict:
     c.mixed_precision = "fp16"
     # [speed] Let GPUs round float32 products to TF32's 10 bits, as the released code does.
     c.allow_tf32 = True
+    # [speed] Let GPUs use only algorithms that give the same sums every time: two runs of a command
+    # are then the same bit for bit, as they always are on a CPU, and slower.
+    c.deterministic = False
     # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
     # curves and pictures in the run's folder are written in any case.
     c.tracker = "wandb"

@@ -29,7 +29,6 @@ from srrl.curriculum import StagePlan
 from srrl.errors import one_line_errors
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
-from srrl.run.stages import PHASES
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
 
@@ -47,7 +46,7 @@ class Floor:
         encoded = policy.encode([""])
         text = encoded.text
         shape = (max(sizes), *policy.latent_shape)
-        self.x = torch.randn(shape, device=policy.device, dtype=policy.pipe.unet.dtype)
+        self.x = torch.randn(shape, device=policy.device, dtype=policy.network.dtype)
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.text = text.expand(max(sizes), -1, -1).contiguous().to(self.x.dtype)
         self.pooled = encoded.pooled.expand(max(sizes), -1).to(self.x.dtype)
@@ -60,7 +59,7 @@ class Floor:
             torch.set_grad_enabled(grad),
             torch.autocast(self.policy.device.type, self.x.dtype, enabled=half),
         ):
-            output = self.policy.pipe.unet(
+            output = self.policy.network(
                 self.x[:size],
                 self.t[:size],
                 self.text[:size],
@@ -142,7 +141,7 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         plan = StagePlan(
             stage=1 + repeat % 2 * config.pictures.every, rounds=args.rounds, trained_steps=m
         )
-        trainer.seconds = dict.fromkeys(PHASES, 0.0)
+        trainer.seconds = dict.fromkeys(Trainer.phases, 0.0)
         cost = stage_cost(config, plan)
         prompts = trainer.draw_prompts(plan)
         policy.nfe = 0
@@ -150,14 +149,13 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
         sampled = policy.nfe
         scored = trainer.score(plan, samples, prompts)
         chosen = trainer.select(plan, scored, prompts)
-        selection = trainer.selection(samples, scored, chosen, prompts)
-        with trainer.timed("update"):
-            trainer.learner.update(plan, selection)
+        batch = trainer.batch(samples, scored, chosen, prompts)
+        trainer.update(plan, batch)
         updated = policy.nfe - sampled
         counted = {"reflect and sample": sampled, "update": updated}
         expected = {
             "reflect and sample": cost.reflect + cost.sample,
-            "update": cost.update_per_pass * trained_passes(config, len(selection)),
+            "update": cost.update_per_pass * trained_passes(config, len(batch)),
         }
         if repeat:
             for phase in ("decode", "score"):
@@ -165,7 +163,7 @@ def measure(trainer: Trainer, floor: Floor, args: argparse.Namespace) -> dict:
             compare("reflect", cost.reflect, grad=False)
             compare("sample", cost.sample, grad=False)
             compare("update", updated, grad=True)
-    images = [prompts[slot] for slot in samples.slot.tolist()]
+    images = [prompts[slot] for slot in samples.prompt.tolist()]
     seconds["score by a worker"] = by_a_worker(config, samples.images, images, args.repeats)
     medians = {phase: statistics.median(s) for phase, s in seconds.items()}
     on_gpu = policy.device.type == "cuda"

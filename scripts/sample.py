@@ -165,7 +165,7 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
             trained_steps=0,
             seed=0,
             stage=0,
-            slots=[seed for _, seed in batch],
+            prompts=[seed for _, seed in batch],
             start=torch.stack(start),
             keep_reflected=True,
         )

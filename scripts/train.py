@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from srrl.config import flatten, load_config
 from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
+from srrl.methods import METHODS
 from srrl.prompts import check_files
 
 
@@ -52,26 +53,6 @@ def wandb_settings(folder: Path) -> dict[str, Any]:
     return {"name": folder.name, "dir": str(folder), "id": known, "resume": "allow"}
 
 
-def check_sharded(config: ConfigDict, processes: int) -> None:
-    """Raise UserError for what cannot be trained with the UNet spread over the processes."""
-    if config.use_lora:
-        raise UserError(
-            "FSDP shards the whole UNet: add --config.use_lora=false, or train the LoRA with "
-            "config/accelerate/multi_gpu.yaml"
-        )
-    counts = {
-        "sample.num_batches_per_stage x sample.batch_size": config.sample.num_batches_per_stage
-        * config.sample.batch_size,
-        "eval.num_prompts": config.eval.num_prompts,
-    }
-    for name, count in counts.items():
-        if count % processes:
-            raise UserError(
-                f"config.{name} = {count} is not a multiple of the {processes} processes that "
-                f"share the UNet: they must all call it equally often"
-            )
-
-
 def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
     """What the run will take (scripts/plan.py); that it cannot be counted never stops a run."""
     import torch
@@ -101,14 +82,9 @@ def main(argv: list[str]) -> None:
     from accelerate.utils import DistributedType
 
     from rewards import check_names
-    from rewards.scoring import rewards_of
-    from srrl.budget import totals_table
-    from srrl.models.policy import Policy
     from srrl.models.start import lora_file
-    from srrl.models.weights import make_trainable
     from srrl.run.checkpoint import check_same_run, lock, newest
     from srrl.run.tracking import Tracker
-    from srrl.trainer import Trainer
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
@@ -123,36 +99,26 @@ def main(argv: list[str]) -> None:
             f"{started} processes were started, but they found no GPUs to meet on: on a CPU "
             f"launch with `-- --num_processes {started}` alone, or set ACCELERATE_USE_CPU=true"
         )
-    prompts = config.sample.num_batches_per_stage * config.sample.batch_size
-    if accelerator.num_processes > prompts:
-        raise UserError(
-            f"{accelerator.num_processes} processes for {prompts} prompts a stage: raise "
-            f"config.sample.num_batches_per_stage or launch fewer"
-        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise UserError(
             "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
         )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        check_sharded(config, accelerator.num_processes)
     if accelerator.device.type == "cpu" and config.mixed_precision != "no":
         raise UserError(
             f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
             f"add --config.mixed_precision=no (slow for a full-size model)"
         )
     locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
-    rewards = rewards_of(config, accelerator.device)
-    policy = Policy.from_config(config, device=accelerator.device)
-    make_trainable(policy.network, config)
-    start_tracker(config, accelerator, folder)
     tracker = Tracker(folder, accelerator)
+    run = METHODS[config.method].load()(config, accelerator, tracker)
+    start_tracker(config, accelerator, folder)
     n = accelerator.num_processes
     processes = f"{n} process{'es' if n > 1 else ''}"
     tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}, {processes}")
-    tracker.say(totals_table(config))
-    if accelerator.is_main_process:
-        tracker.say(plan_line(config, policy.pipe, accelerator))
-    Trainer(config, policy, rewards, accelerator, tracker).run()
+    tracker.say(run.describe())
+    if accelerator.is_main_process and config.method == "srrl":  # the method that plan.py knows
+        tracker.say(plan_line(config, run.trainee.pipe, accelerator))
+    run.run()
     accelerator.end_training()
     if locked:
         locked.close()

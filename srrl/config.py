@@ -16,28 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from srrl.errors import UserError
+from srrl.methods import METHODS
 
-AT_LEAST_ONE = (
-    "stages.total",
-    "stages.per_cycle",
-    "sample.num_steps",
-    "sample.num_batches_per_stage",
-    "sample.batch_size",
-    "sample.micro_batch",
-    "sample.decode_batch",
-    "branch.count",
-    "reflect.max_rounds",
-    "train.num_inner_epochs",
-    "train.trajectories_per_update",
-    "train.micro_batch",
-    "lora.rank",
-    "lora.alpha",
-    "eval.num_prompts",
-    "eval.seeds",
-    "checkpoint.every",
-    "pictures.every",
-    "pictures.prompts",
-)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -126,7 +106,10 @@ def load_saved(path: Path) -> ConfigDict:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read the run's config {str(path)!r}: {error}") from None
-    config = _preset("config/stage_process.py:sd14")
+    method = METHODS.get(saved.get("method", "srrl"))
+    if not method:
+        raise UserError(f"{path}: unknown method {saved['method']!r}: it is of another version")
+    config = _preset(method.preset)
     for key, value in saved.items():
         *sections, leaf = key.split(".")
         owner = config
@@ -205,115 +188,15 @@ def _refuse() -> None:
 
 def check_config(c: ConfigDict) -> None:
     """Raise UserError for a value out of its range; names the key, the value and the range."""
+    if c.method not in METHODS:
+        raise UserError(f"config.method={c.method!r}: one of {', '.join(METHODS)}")
     values = flatten(c)
 
     def require(ok: bool, key: str, expected: str) -> None:
         if not ok:
             raise UserError(f"config.{key}={values[key]!r} is out of range: {expected}")
 
-    for key in AT_LEAST_ONE:
-        require(values[key] >= 1, key, "at least 1")
-    for key in (
-        "seed",
-        "reward.history",
-        "checkpoint.keep_every",
-        "eval.every",
-        "train.positive_weight",
-        "train.negative_weight",
-    ):
-        require(values[key] >= 0, key, "at least 0")
-    for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
-        require(0 <= values[key] <= 100, key, "0 to 100")
-    for key, kind in (("eval.rounds", int), ("lora.target_modules", str)):
-        many = len(values[key]) == len(set(values[key])) > 0
-        require(
-            many and all(type(v) is kind for v in values[key]),
-            key,
-            f"at least one {kind.__name__}, each once",
-        )
-    require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
-    require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
-    require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
-    require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
-    for key in (
-        "train.clip_range",
-        "train.adv_clip_max",
-        "train.learning_rate",
-        "train.adam_epsilon",
-        "train.max_grad_norm",
-    ):
-        require(values[key] > 0, key, "above 0")
-    for key in ("train.adam_beta1", "train.adam_beta2"):
-        require(0 <= values[key] < 1, key, "0 up to 1")
-    require(0 <= c.train.final_lr_fraction <= 1, "train.final_lr_fraction", "0 to 1")
-    require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
-    for key in ("reflect.rounds", "train.max_first_ratio_dev", "stages.seed_cycle"):
-        require(values[key] is None or values[key] > 0, key, "above 0")
-    require(
-        0 <= c.interval.skip_last < c.sample.num_steps,
-        "interval.skip_last",
-        f"0 to num_steps-1={c.sample.num_steps - 1}",
-    )
-    steps = c.sample.num_steps - c.interval.skip_last
-    if c.interval.steps is not None:
-        require(
-            1 <= c.interval.steps <= steps, "interval.steps", f"1 to num_steps-skip_last={steps}"
-        )
-    least = c.interval.skip_last + 1
-    require(
-        c.reflect.depth is None or least <= c.reflect.depth <= c.sample.num_steps,
-        "reflect.depth",
-        f"skip_last+1={least} to num_steps={c.sample.num_steps}",
-    )
-    require(
-        c.sample.resolution is None or c.sample.resolution >= 8,
-        "sample.resolution",
-        "at least 8, or unset",
-    )
-    require(c.interval.left >= 1, "interval.left", "at least 1")
-    require(
-        c.interval.left <= c.interval.right <= steps,
-        "interval.right",
-        f"left={c.interval.left} to num_steps-skip_last={steps}",
-    )
-    choices = {
-        "mixed_precision": ("no", "fp16", "bf16"),
-        "tracker": ("none", "wandb", "tensorboard"),
-        "prompts.draw": ("passes", "replacement"),
-        "reflect.train_rounds": ("last", "all"),
-        "select.mode": ("extremes", "all"),
-        "train.updates": ("even", "full"),
-        "reward.backend": ("local", "worker", "original"),
-        "reward.dtype": ("fp32", "fp16", "bf16"),
-        "reward.rounds": ("last", "all"),
-    }
-    for key, allowed in choices.items():
-        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
-    require(
-        c.select.neg_threshold <= c.select.pos_threshold,
-        "select.neg_threshold",
-        "at most pos_threshold",
-    )
-    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
-    require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
-    models = c.reward.models.to_dict()
-    numbers = all(isinstance(w, int | float) and w == w for w in models.values())
-    require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
-    require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
-    w, local = c.reward.worker, c.reward.backend == "local"
-    for key in ("python", "address"):
-        require(
-            w[key] is None or not local,
-            f"reward.worker.{key}",
-            'it is used with reward.backend "worker" or "original"',
-        )
-    require(
-        c.branch.count > 1 or c.reward.history > 0,
-        "branch.count",
-        "at least 2 without reward.history: a score has nothing to be compared with",
-    )
-    given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
-    require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
+    METHODS[c.method].check(c, values, require)
 
 
 def resolve(path: str) -> str:

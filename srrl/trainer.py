@@ -61,10 +61,7 @@ class Trainer(ImageRun):
         batch = self.batch(samples, scored, selected, prompts)
         images = {"images": samples.images, "reflected": samples.reflected}
         del samples  # the update needs the batch alone
-        with self.timed("update"):
-            pairs = shuffled_pairs(self.config, plan, len(batch))
-            updated = self.learner.update(plan.stage, batch, pairs)
-        metrics = stage_metrics(scored, selected) | updated
+        metrics = stage_metrics(scored, selected) | self.update(plan, batch)
         return Outcome(
             {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
             metrics,
@@ -168,6 +165,12 @@ class Trainer(ImageRun):
             (advantages * weights).to(device),
             self.policy.encode(prompts).rows(scored.prompt[index].to(device)),
         )
+
+    def update(self, plan: StagePlan, batch: Batch) -> dict[str, float]:
+        """Passes of the clipped policy gradient over the batch; what they measured."""
+        with self.timed("update"):
+            pairs = shuffled_pairs(self.config, plan, len(batch))
+            return self.learner.update(plan.stage, batch, pairs)
 
     def state(self) -> dict:
         return {"history": self.history.entries}

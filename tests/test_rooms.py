@@ -13,11 +13,14 @@ LEVELS = [
     ["scripts"],
     ["srrl.measure", "srrl.assess"],
     ["srrl.trainer"],
+    ["srrl.batch", "srrl.image_run", "srrl.records"],
     ["srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.run"],
     ["srrl.models"],
     ["rewards"],
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
     ["srrl.config", "srrl.shapes"],
+    ["srrl.methods"],
+    ["srrl.checks"],
     ["srrl.errors"],
 ]
 # What may be asked for from below: facts about machines and numbers, which know of nothing.

@@ -145,9 +145,9 @@ def one_stage(job: Job, preset: str, device: str) -> Row:
     samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)
     chosen = trainer.select(plan, scored, prompts)
-    selection = trainer.selection(samples, scored, chosen, prompts)
-    metrics = trainer.learner.update(plan, selection)
-    chosen = selection.log_probs.sum(1).cpu()
+    batch = trainer.batch(samples, scored, chosen, prompts)
+    metrics = trainer.update(plan, batch)
+    chosen = batch.log_probs.sum(1).cpu()
     taken = samples.log_probs.sum(1).cpu()
     return {
         "images": samples.images.cpu(),

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from rewards.blank import BlankReward, blank_reward
+from srrl.batch import Batch, pairs_objective
 from srrl.config import resolve
 from srrl.ddim import make_schedule
-from srrl.learner import Selection, selection_objective
 from srrl.measure.counting import Count, FakeTensors, make_fake, size_of
 from srrl.models.architectures import blank_like, blank_pipeline
 from srrl.models.policy import DTYPES, Conditioning, Policy
@@ -70,7 +70,7 @@ class Imagined:
         self.text_shapes = self.encode()[1]
 
     def modules(self) -> Iterator[nn.Module]:
-        yield from (self.policy.pipe.unet, self.policy.pipe.vae, *self.policy.text_encoders)
+        yield from (self.policy.network, self.policy.pipe.vae, *self.policy.text_encoders)
         yield from (reward.network for reward in self.rewards.values())
 
     @contextmanager
@@ -109,20 +109,21 @@ class Imagined:
 
         Where every weight is trained, a second pass meets the gradients of the first.
         """
-        unet = self.policy.pipe.unet
-        unet.enable_gradient_checkpointing() if checkpointing else (
-            unet.disable_gradient_checkpointing()
-        )
+        network = self.policy.network
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        else:
+            network.disable_gradient_checkpointing()
         x, _, conditioning = self._inputs(pairs)
         with self.fake:
             latents = torch.stack([x, x], 1)
             ones = torch.ones(pairs)
-            selection = Selection(latents, ones[:, None], ones, conditioning)
+            batch = Batch(latents, ones[:, None], ones, conditioning)
             index = torch.stack([torch.arange(pairs), torch.zeros(pairs, dtype=torch.long)], 1)
         with self.counted(True, latents, *vars(conditioning).values()) as count:
             for _ in range(1 if self.config.use_lora else 2):
                 before = count.flops, count.operators
-                objective = selection_objective(self.config, self.policy, selection, index)
+                objective = pairs_objective(self.config, self.policy, batch, index)
                 torch.autograd.backward(objective.loss)
                 del objective
         count.flops, count.operators = count.flops - before[0], count.operators - before[1]
@@ -151,7 +152,7 @@ class Imagined:
             return size_of(t for m in modules for t in m.parameters())
 
         policy, trained = self.policy, size_of(self.policy.trainable())
-        unet = weights(policy.pipe.unet)
+        unet = weights(policy.network)
         return {
             "UNet": unet - trained if self.config.use_lora else 0,
             "trained weights": trained,

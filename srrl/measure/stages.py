@@ -17,7 +17,6 @@ from srrl.measure.bill import GIB
 from srrl.measure.job import Job, Row
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
-from srrl.run.stages import PHASES
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
 
@@ -62,7 +61,7 @@ class Metered(Trainer):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.scorer = Scorer(self.rewards, background=False)
-        self.memory = dict.fromkeys(PHASES, 0)
+        self.memory = dict.fromkeys(Trainer.phases, 0)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -103,21 +102,21 @@ def measure_stage(
     fails, the rows of the phases before it. `flags` in the last tell page.py what was run."""
     start = time.monotonic()
     trainer = trainer_of(job, flags, rewards, change)
-    trainer.encode_ahead(0)
+    trainer.prepare(0)
     loaded = time.monotonic()
     ratio = trainer.follow(WARM_UP).metrics["ratio/first_max_dev"]
     warm = time.monotonic()
-    trainer.seconds = dict.fromkeys(PHASES, 0.0)
-    trainer.memory = dict.fromkeys(PHASES, 0)
+    trainer.seconds = dict.fromkeys(Trainer.phases, 0.0)
+    trainer.memory = dict.fromkeys(Trainer.phases, 0)
     config, metrics = trainer.config, None
     try:
         metrics = trainer.follow(MEASURED).metrics
     finally:
-        images, calls = stage_cost(config, MEASURED).images, dict.fromkeys(PHASES, 0)
+        images, calls = stage_cost(config, MEASURED).images, dict.fromkeys(Trainer.phases, 0)
         for x in stage_calls(config, MEASURED):
             calls[x.phase] += x.network_calls(config.sample.micro_batch)
         calls["update"] = -(-images * MEASURED.trained_steps // config.train.micro_batch)
-        for phase in PHASES:
+        for phase in Trainer.phases:
             if seconds := trainer.seconds[phase]:
                 yield {
                     "phase": phase,

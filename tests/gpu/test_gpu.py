@@ -79,21 +79,27 @@ def test_every_tensor_of_a_stage_is_where_it_belongs(device, tmp_path):
     samples = trainer.sample(PLAN, prompts)
     scored = trainer.score(PLAN, samples, prompts)
     chosen = trainer.select(PLAN, scored, prompts)
-    selection = trainer.selection(samples, scored, chosen, prompts)
-    pipe, kept = trainer.policy.pipe, vars(selection.conditioning).values()
+    batch = trainer.batch(samples, scored, chosen, prompts)
+    pipe, kept = trainer.policy.pipe, vars(batch.conditioning).values()
     networks = (
         samples.latents,
         samples.log_probs,
-        samples.images,
-        selection.latents,
-        selection.log_probs,
-        selection.advantages,
+        batch.latents,
+        batch.log_probs,
+        batch.advantages,
         *kept,
-        *pipe.unet.parameters(),
+        *trainer.policy.network.parameters(),
         *pipe.vae.parameters(),
     )
     assert {t.device.type for t in networks} == {device}
-    books = (samples.slot, samples.branch, samples.round, scored.slot, *scored.scores.values())
+    books = (
+        samples.prompt,
+        samples.branch,
+        samples.round,
+        samples.images,
+        scored.prompt,
+        *scored.scores.values(),
+    )
     assert {t.device.type for t in books} == {"cpu"}
 
 

@@ -42,7 +42,7 @@ def main(out: str, flags: list[str]) -> None:
     folder = Path(config.output_dir) / config.run_name
     rewards = {name: Redness() for name in config.reward.models}
     trainer = Trainer(config, policy, rewards, accelerator, Tracker(folder, accelerator))
-    trainer.encode_ahead(0)
+    trainer.prepare(0)
     trainer.follow(plan_for(config, 0))
     result = {"baseline": baseline, "loaded": loaded, "peak": status("VmHWM")}
     Path(out).write_text(json.dumps(result))

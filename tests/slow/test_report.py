@@ -16,7 +16,7 @@ from srrl.measure.biller import Biller
 from srrl.measure.job import Job
 from srrl.measure.page import TITLES
 from srrl.measure.stages import stage_flags
-from srrl.run.stages import PHASES
+from srrl.trainer import Trainer
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def test_every_part_runs_and_the_page_is_right(tmp_path):
     for part in ("sd14", "sdxl"):
         whole = rows[part, "float32, a batch of prompts", None]
         assert whole["ratio_first_max_dev"] <= 1e-4 and whole["selected"] == whole["images"]
-        for phase in PHASES:
+        for phase in Trainer.phases:
             row = rows[part, "float32, a batch of prompts", phase]
             assert row["images_per_second"] > 0 and row["planned_gib"] > 0
         fewer = rows[part, "float32, gradient checkpointing", "update"]["planned_gib"]

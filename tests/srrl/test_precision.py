@@ -6,15 +6,15 @@ import torch
 from srrl.curriculum import StagePlan
 from srrl.errors import UserError
 from tests.conftest import MODELS, randomise_lora
-from tests.srrl.test_trainer import make_trainer, selection_of
+from tests.srrl.test_trainer import batch_of, make_trainer
 
 PLAN = StagePlan(0, 2, 6)
 HALF = {torch.bfloat16: 0.2, torch.float16: 0.05}  # and their gradients' relative error
 
 
-def gradient(trainer, selection) -> torch.Tensor:
+def gradient(trainer, batch) -> torch.Tensor:
     pairs = torch.cartesian_prod(torch.arange(2), torch.arange(PLAN.trained_steps))
-    trainer.learner.backward(selection, pairs)
+    trainer.learner.backward(batch, pairs)
     grads = torch.cat([p.grad.flatten() for p in trainer.policy.trainable()])
     trainer.learner.optimizer.zero_grad()
     return grads
@@ -35,12 +35,12 @@ def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_pat
     )
     for trainer in (whole, half):
         randomise_lora(trainer.policy)
-    selection = selection_of(whole, PLAN)
-    exact, ours = gradient(whole, selection), gradient(half, selection)
+    batch = batch_of(whole, PLAN)
+    exact, ours = gradient(whole, batch), gradient(half, batch)
     assert ours.dtype == torch.float32
     assert (ours - exact).norm() <= HALF[dtype] * exact.norm()
     pairs = torch.cartesian_prod(torch.arange(2), torch.arange(PLAN.trained_steps))
-    update = half.learner.optimizer_step(selection_of(half, PLAN), pairs, first=True)
+    update = half.learner.optimizer_step(batch_of(half, PLAN), pairs, first=True)
     assert update.ratio_max_dev <= 2e-2
 
 
@@ -51,21 +51,21 @@ def test_small_gradients_survive_fp16_by_scaling_the_loss(tmp_path):
     )
     for trainer in (whole, half):
         randomise_lora(trainer.policy)
-    selection = selection_of(whole, PLAN)
-    selection.advantages.div_(64)
-    exact, scaled = gradient(whole, selection), gradient(half, selection)
+    batch = batch_of(whole, PLAN)
+    batch.advantages.div_(64)
+    exact, scaled = gradient(whole, batch), gradient(half, batch)
     half.learner.loss_scale = 1.0
-    unscaled = gradient(half, selection)
+    unscaled = gradient(half, batch)
     error, lost = ((g - exact).norm() / exact.norm() for g in (scaled, unscaled))
     assert error <= 0.05 and lost > 2 * error
 
 
 def test_an_update_that_overflows_is_repeated_at_half_the_scale_not_lost(tmp_path):
     usual, high = (make_trainer(tmp_path / name, dtype=torch.float16) for name in ("a", "b"))
-    selection = selection_of(usual, PLAN)
+    batch = batch_of(usual, PLAN)
     high.learner.loss_scale = 2.0**32
     pairs = torch.tensor([[0, 0], [0, 1], [1, 4], [1, 5]])
-    updates = [t.learner.optimizer_step(selection, pairs, first=True) for t in (usual, high)]
+    updates = [t.learner.optimizer_step(batch, pairs, first=True) for t in (usual, high)]
     assert 1 < high.learner.loss_scale < 2.0**32
     assert updates[0].grad_norm == pytest.approx(updates[1].grad_norm, rel=0.02)
     one, two = (torch.cat([p.flatten() for p in t.policy.trainable()]) for t in (usual, high))
@@ -86,6 +86,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     saving.policy.pipe.unet.enable_gradient_checkpointing()
     for trainer in (plain, saving):
         randomise_lora(trainer.policy)
-    selection = selection_of(plain, PLAN)
-    one, two = gradient(plain, selection), gradient(saving, selection)
+    batch = batch_of(plain, PLAN)
+    one, two = gradient(plain, batch), gradient(saving, batch)
     assert (one - two).norm() <= 1e-5 * one.norm()

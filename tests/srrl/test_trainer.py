@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 
 from rewards import load_rewards
-from srrl.batch import shuffled_pairs
 from srrl.budget import evaluation_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
@@ -31,11 +30,6 @@ def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> T
     return Trainer(config, policy, rewards, accelerator, tracker)
 
 
-def update(trainer, plan, batch):
-    pairs = shuffled_pairs(trainer.config, plan, len(batch))
-    return trainer.learner.update(plan.stage, batch, pairs)
-
-
 def batch_of(trainer, plan):
     prompts = trainer.draw_prompts(plan)
     samples = trainer.sample(plan, prompts)
@@ -49,7 +43,7 @@ def test_the_first_ratio_is_one(tmp_path):
     )
     randomise_lora(trainer.policy)
     plan = StagePlan(0, 2, 6)
-    metrics = update(trainer, plan, batch_of(trainer, plan))
+    metrics = trainer.update(plan, batch_of(trainer, plan))
     assert metrics["ratio/first_max_dev"] <= 1e-5
     assert metrics["ratio/max_dev"] > metrics["ratio/first_max_dev"]  # later updates have moved
 
@@ -61,7 +55,7 @@ def test_a_ratio_that_is_not_one_stops_the_run_before_the_weights_change(tmp_pat
     randomise_lora(trainer.policy)  # the policy is no longer the one that sampled
     before = [p.clone() for p in trainer.policy.trainable()]
     with pytest.raises(UserError, match="sampling and training disagree"):
-        update(trainer, plan, batch)
+        trainer.update(plan, batch)
     after = trainer.policy.trainable()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -137,7 +131,7 @@ def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
     )
     plan = StagePlan(0, 1, 3)
     batch = batch_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
-    update(trainer, plan, batch)
+    trainer.update(plan, batch)
     assert sum(sizes) == 2 * 9 * 3 and len(sizes) == 2 * 5 and max(sizes) <= 2 * 3
 
 

@@ -68,9 +68,9 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     with counter() as sampling:
         samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)
-    selection = trainer.selection(samples, scored, trainer.select(plan, scored, prompts), prompts)
+    batch = trainer.batch(samples, scored, trainer.select(plan, scored, prompts), prompts)
     with counter() as updating:
-        trainer.learner.update(plan, selection)
+        trainer.update(plan, batch)
     c.pretrained.model = f"srrl/shapes/tiny_{model}"
     biller = Biller(c, cuda=False)
     stage = biller.stage(0)
@@ -78,7 +78,7 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     assert sampling.get_total_flops() == sum(
         sum(stage[phase].flops.values()) for phase in ("reflect", "sample", "decode", "score")
     )
-    pairs = len(selection) * plan.trained_steps * c.train.num_inner_epochs
+    pairs = len(batch) * plan.trained_steps * c.train.num_inner_epochs
     assert updating.get_total_flops() == biller.update(False).flops // c.train.micro_batch * pairs
 
 

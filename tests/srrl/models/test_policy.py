@@ -49,7 +49,7 @@ def test_each_prompt_is_encoded_once_and_the_encoders_can_go(model, monkeypatch)
     again = policy.encode([PROMPTS[1], PROMPTS[0], PROMPTS[2]])
     assert seen == [[PROMPTS[0]], [PROMPTS[1]], [PROMPTS[2]]]
     assert torch.equal(first.text[0], again.text[1]) and torch.equal(first.empty, again.empty[:2])
-    policy.release_text_encoders()
+    policy.prepare([])
     assert policy.text_encoders == []
     assert torch.equal(policy.encode(PROMPTS[:2]).pooled, first.pooled)
     with pytest.raises(RuntimeError, match="released"):

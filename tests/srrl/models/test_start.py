@@ -50,7 +50,7 @@ def images(policy) -> torch.Tensor:
         trained_steps=0,
         seed=1,
         stage=0,
-        slots=[0, 1],
+        prompts=[0, 1],
     ).images
 
 

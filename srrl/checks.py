@@ -1,0 +1,119 @@
+"""The ranges of a config's values: what every run has, and what SRRL has besides.
+
+Nothing here imports torch. `values` are the config's leaves by dotted key; `require(ok, key, text)`
+refuses a key's value, saying what is expected.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+Require = Callable[[bool, str, str], None]
+BACKENDS = ("local", "worker", "original")
+
+
+def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
+    """What any method's run has: stages, optimizer, evaluation, checkpoints, pictures, rewards."""
+    for key in (
+        "stages.total",
+        "train.micro_batch",
+        "lora.rank",
+        "lora.alpha",
+        "eval.num_prompts",
+        "eval.seeds",
+        "checkpoint.every",
+        "pictures.every",
+        "pictures.prompts",
+    ):
+        require(values[key] >= 1, key, "at least 1")
+    for key in ("seed", "checkpoint.keep_every", "eval.every"):
+        require(values[key] >= 0, key, "at least 0")
+    for key in ("learning_rate", "adam_epsilon", "max_grad_norm"):
+        require(values[f"train.{key}"] > 0, f"train.{key}", "above 0")
+    for key in ("train.adam_beta1", "train.adam_beta2"):
+        require(0 <= values[key] < 1, key, "0 up to 1")
+    require(0 <= c.train.final_lr_fraction <= 1, "train.final_lr_fraction", "0 to 1")
+    require(c.train.adam_weight_decay >= 0, "train.adam_weight_decay", "at least 0")
+    deviation = c.train.max_first_ratio_dev
+    require(deviation is None or deviation > 0, "train.max_first_ratio_dev", "above 0")
+    for key, kind in (("eval.rounds", int), ("lora.target_modules", str)):
+        once = len(values[key]) == len(set(values[key])) > 0
+        right = once and all(type(v) is kind for v in values[key])
+        require(right, key, f"at least one {kind.__name__}, each once")
+    require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
+    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    for key, allowed in {
+        "mixed_precision": ("no", "fp16", "bf16"),
+        "tracker": ("none", "wandb", "tensorboard"),
+        "reward.backend": BACKENDS,
+        "reward.dtype": ("fp32", "fp16", "bf16"),
+    }.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+    models = c.reward.models.to_dict()
+    numbers = all(isinstance(w, int | float) and w == w for w in models.values())
+    require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
+    require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
+    given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
+    require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
+    for key in ("python", "address"):
+        unused = c.reward.worker[key] is None or c.reward.backend != "local"
+        expected = 'it is used with reward.backend "worker" or "original"'
+        require(unused, f"reward.worker.{key}", expected)
+
+
+def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
+    """What SRRL has: its rollout, curriculum, selection and objective."""
+    check_run(c, values, require)
+    for key in (
+        "stages.per_cycle",
+        "sample.num_steps",
+        "sample.num_batches_per_stage",
+        "sample.batch_size",
+        "sample.micro_batch",
+        "sample.decode_batch",
+        "branch.count",
+        "reflect.max_rounds",
+        "train.num_inner_epochs",
+        "train.trajectories_per_update",
+        "interval.left",
+    ):
+        require(values[key] >= 1, key, "at least 1")
+    for key in ("reward.history", "train.positive_weight", "train.negative_weight"):
+        require(values[key] >= 0, key, "at least 0")
+    for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
+        require(0 <= values[key] <= 100, key, "0 to 100")
+    require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
+    require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
+    require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
+    for key in ("train.clip_range", "train.adv_clip_max"):
+        require(values[key] > 0, key, "above 0")
+    for key in ("reflect.rounds", "stages.seed_cycle"):
+        require(values[key] is None or values[key] > 0, key, "above 0")
+    total, skip = c.sample.num_steps, c.interval.skip_last
+    require(0 <= skip < total, "interval.skip_last", f"0 to num_steps-1={total - 1}")
+    most = total - skip
+    fixed = c.interval.steps
+    expected = f"1 to num_steps-skip_last={most}"
+    require(fixed is None or 1 <= fixed <= most, "interval.steps", expected)
+    expected = f"left={c.interval.left} to num_steps-skip_last={most}"
+    require(c.interval.left <= c.interval.right <= most, "interval.right", expected)
+    depth = c.reflect.depth
+    expected = f"skip_last+1={skip + 1} to num_steps={total}"
+    require(depth is None or skip < depth <= total, "reflect.depth", expected)
+    side = c.sample.resolution
+    require(side is None or side >= 8, "sample.resolution", "at least 8, or unset")
+    for key, allowed in {
+        "prompts.draw": ("passes", "replacement"),
+        "reflect.train_rounds": ("last", "all"),
+        "select.mode": ("extremes", "all"),
+        "train.updates": ("even", "full"),
+        "reward.rounds": ("last", "all"),
+    }.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+    ordered = c.select.neg_threshold <= c.select.pos_threshold
+    require(ordered, "select.neg_threshold", "at most pos_threshold")
+    require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
+    compared = c.branch.count > 1 or c.reward.history > 0
+    expected = "at least 2 without reward.history: a score has nothing to be compared with"
+    require(compared, "branch.count", expected)
