@@ -170,8 +170,8 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 
 def resume(job: Job) -> None:
-    """A run of the real command killed after its second stage and resumed, beside two left
-    alone."""
+    """A deterministic run of the real command killed after its second stage and resumed, beside two
+    left alone."""
 
     def compare() -> Row:
         runs = {name: begin(job, name) for name in ("whole", "again", "killed")}
@@ -209,6 +209,7 @@ def begin(job: Job, name: str) -> subprocess.Popen:
             *SMALL,
             f"--config.output_dir={job.folder}",
             f"--config.run_name={name}",
+            "--config.deterministic=true",
         ],
         cwd=REPOSITORY,
         env=environment,

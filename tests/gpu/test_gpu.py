@@ -116,14 +116,13 @@ def test_scoring_beside_sampling_gives_the_scores_of_scoring_in_turn(device, tmp
 
 @needs_gpu
 def test_a_run_killed_and_resumed_ends_like_one_left_alone(tmp_path):
-    """Bit for bit where two runs of the same command are; a GPU's sums may have no fixed order."""
-    checks.resume(job("cuda", tmp_path))
-    found = json.loads((tmp_path / "test.jsonl").read_text())
-    assert "error" not in found, found
+    """Bit for bit, as two runs of a command are where config.deterministic says so."""
+    work = job("cuda", tmp_path)
+    checks.resume(work)
+    found = checks_row(work)
     assert found["killed_by"] == 9
-    exact = found["two_runs_difference"] == 0
-    assert found["resumed_difference"] <= (0 if exact else 0.05)
-    assert found["resumed_logs_equal"] or not exact
+    assert found["two_runs_difference"] == 0 and found["resumed_difference"] == 0
+    assert found["resumed_logs_equal"]
 
 
 @needs_gpu
