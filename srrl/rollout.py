@@ -87,7 +87,8 @@ class Rollout:
 def generator(seed: int, stage: int, slot: int, branch: int, to_go: int, purpose: str):
     """The random generator of one sample and purpose: a function of these numbers alone.
 
-    Results therefore do not depend on batch size, number of processes or what ran before.
+    Draws therefore do not depend on batch size, number of processes or what ran before; on a CPU
+    results do not either, beyond rounding; a GPU's kernels may round otherwise for another batch.
     `to_go` counts rounds from the end, so that runs of different K share their last round's noise.
     """
     key = (seed, stage, slot, branch, to_go, PURPOSES.index(purpose))
