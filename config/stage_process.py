@@ -6,7 +6,7 @@
 
 The values of `base` and `sd14` are those of the released implementation where it follows the
 method; what its scripts really run is `released`, and docs/FIDELITY.md lists every difference. The
-results do not depend on any key marked [speed] beyond rounding.
+results do not depend on any key marked [speed] beyond rounding, by which runs on a GPU may part.
 """
 
 from ml_collections import ConfigDict

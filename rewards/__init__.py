@@ -8,7 +8,7 @@ A reward is a class with
   is at hand, one to hundreds: a network splits it by itself. prompts: B strings. No gradients.
 - The scores are a tensor, array or list of B finite numbers, on any device. A picture's score must
   not depend on what else is in the batch, nor on what was scored before.
-- check_prompts(prompts), if it can only judge some: raises ValueError for the others.
+- check_prompts(prompts), if it can only score some: raises ValueError for the others.
 - Its constructor's keywords come from `reward.options`. `device` (as "cuda:0") and `dtype` ("fp32",
   "fp16", "bf16") come from `reward.device` and `reward.dtype`, where it takes them.
 
@@ -98,9 +98,9 @@ def load_rewards(
     return rewards
 
 
-def reward_class(name: str, place: str) -> type:
+def reward_class(name: str, path: str) -> type:
     """The class at "module:Class" or "file.py:Class". Raises UserError."""
-    module, _, attribute = place.rpartition(":")
+    module, _, attribute = path.rpartition(":")
     for folder in (os.getcwd(), str(ROOT)):
         if folder not in sys.path:
             sys.path.append(folder)
@@ -131,7 +131,7 @@ def imported(module: str) -> Any:
 
 
 def check_prompts(rewards: Mapping[str, Reward], prompts: list[str], where: str) -> None:
-    """Raise UserError for prompts from `where` that one of the rewards cannot judge."""
+    """Raise UserError for prompts from `where` that one of the rewards cannot score."""
     for name, reward in rewards.items():
         if hasattr(reward, "check_prompts"):
             with named_faults(name, "check_prompts"):
@@ -156,13 +156,13 @@ def score_all(
         if values.shape != (len(prompts),):
             raise UserError(
                 f"reward {name!r} returned shape {list(values.shape)} for {len(prompts)} images "
-                f"({shown(prompts)}): it must return one score for each"
+                f"({brief(prompts)}): it must return one score for each"
             )
         bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
         if bad:
             raise UserError(
                 f"reward {name!r} returned {values[bad[0]].item()} for "
-                f"{shown([prompts[i] for i in bad])} ({len(bad)} of {len(prompts)} scores are not "
+                f"{brief([prompts[i] for i in bad])} ({len(bad)} of {len(prompts)} scores are not "
                 f"finite): repair the reward or remove the prompt"
             )
         scores[name] = values
@@ -183,6 +183,6 @@ def as_numbers(name: str, given: Any, count: int) -> Tensor:
     return values.float()
 
 
-def shown(prompts: list[str]) -> str:
+def brief(prompts: list[str]) -> str:
     """The first three prompts, quoted."""
     return ", ".join(repr(p) for p in prompts[:3]) + (", ..." if len(prompts) > 3 else "")

@@ -65,7 +65,7 @@ class APIScore:
             raise UserError(f"reward.options of 'api': key={key!r}: no such environment variable")
         secret = os.environ.get(key, "")
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        self.told = -SAID_S
+        self.last_said = -SAID_S
         self.pool = ThreadPoolExecutor(concurrent, "api")
         self.sessions = threading.local()  # one connection for each thread
         self.model = model or self.first_model()
@@ -126,8 +126,8 @@ class APIScore:
 
     def tell(self, text: str) -> None:
         """Say it, but not more often than once in SAID_S: many requests may fail together."""
-        if time.monotonic() - self.told >= SAID_S:
-            self.told = time.monotonic()
+        if time.monotonic() - self.last_said >= SAID_S:
+            self.last_said = time.monotonic()
             print(" ".join(text.split())[:300], file=sys.stderr, flush=True)
 
     def once(self, path: str, body: dict | None, read: Any) -> Any:
@@ -162,8 +162,8 @@ def yes_probability(answer: dict) -> float:
     choice = answer["choices"][0]
     first = ((choice.get("logprobs") or {}).get("content") or [None])[0]
     if first:
-        told = {t["token"]: t["logprob"] for t in [first, *(first.get("top_logprobs") or [])]}
-        total = sum(math.exp(p) for token, p in told.items() if word(token) == "yes")
+        logprobs = {t["token"]: t["logprob"] for t in [first, *(first.get("top_logprobs") or [])]}
+        total = sum(math.exp(p) for token, p in logprobs.items() if word(token) == "yes")
         if not 0 <= total <= 1.001:
             raise ValueError(f"P(yes) = {total}")
         return min(total, 1.0)

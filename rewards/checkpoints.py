@@ -72,17 +72,17 @@ def fill(
     Position numbers, which are no parameters, are made anew. Raises UserError if any parameter is
     left without a value, or a tensor has no place.
     """
-    places = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     unexpected, seen = [], set()
     for name, tensor in tensors:
-        if name not in places or places[name].shape != tensor.shape:
+        if name not in parameters or parameters[name].shape != tensor.shape:
             unexpected.append(f"{name} {list(tensor.shape)}")
             continue
         path, _, leaf = name.rpartition(".")
         value = nn.Parameter(tensor.to(dtype), requires_grad=False)
         setattr(model.get_submodule(path), leaf, value)
         seen.add(name)
-    missing = [name for name in places if name not in seen]
+    missing = [name for name in parameters if name not in seen]
     if missing or unexpected:
         raise UserError(
             f"reward {reward!r}: the checkpoint does not fit the model: "

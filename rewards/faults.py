@@ -23,16 +23,16 @@ def named_faults(reward: str, doing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         file = Path(os.environ.get(FOLDER, ".")) / FILE
-        kept = f"traceback in {file}"
+        details = f"traceback in {file}"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         except OSError as unwritten:
-            kept = f"traceback not kept: {unwritten}"
+            details = f"traceback not kept: {unwritten}"
         where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{Path(error.filename).name}:{error.lineno}"
         raise UserError(
             f"reward {reward!r} failed in {doing}: {type(error).__name__}: {error} ({where}; "
-            f"{kept})"
+            f"{details})"
         ) from error

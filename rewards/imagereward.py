@@ -107,10 +107,10 @@ class Network(nn.Module):
             add_pooling_layer=False,
         )
         sizes = (s.hidden, *MLP)
-        # The original's dropouts, which do nothing at inference, take places 1, 3 and 5.
-        places = (0, 2, 4, 6, 7)
+        # The original's dropouts, which do nothing at inference, take indices 1, 3 and 5.
+        indices = (0, 2, 4, 6, 7)
         self.mlp = nn.ModuleDict(
-            {str(p): nn.Linear(sizes[i], sizes[i + 1]) for i, p in enumerate(places)}
+            {str(p): nn.Linear(sizes[i], sizes[i + 1]) for i, p in enumerate(indices)}
         )
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

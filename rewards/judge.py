@@ -15,7 +15,7 @@ class ShapesJudge:
     """Reward `judge`: the probability that presence, shapes and relation are right, 0 to 1."""
 
     def __init__(self):
-        self.judge = load_judge()
+        self.network = load_judge()
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raise ValueError for the first prompt outside the grammar."""
@@ -24,7 +24,7 @@ class ShapesJudge:
 
     def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """ "presence", "shape" and "relation" float32 [B] of images uint8 [B, 3, H, W]."""
-        return read_parts(self.judge, images, [parse(prompt) for prompt in prompts])
+        return read_parts(self.network, images, [parse(prompt) for prompt in prompts])
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts: the product of the parts."""
@@ -33,4 +33,4 @@ class ShapesJudge:
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """float32 [B, 128] of images uint8 [B, 3, H, W], for distances between pictures."""
-        return self.judge.embed(pixels_of(images))
+        return self.network.embed(pixels_of(images))

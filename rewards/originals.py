@@ -50,8 +50,8 @@ def imagereward_from(folder: Path, tokenizer: str, device: str) -> torch.nn.Modu
     depth = sum(name.endswith(".norm1.weight") for name in state)
     hidden = json.loads((folder / "med_config.json").read_text())["hidden_size"]
     words = BertTokenizer.from_pretrained(tokenizer)
-    kept = (blip.BertTokenizer, blip_pretrain.create_vit, module.MLP, module._transform)
-    whole, transform = kept[2:]
+    originals = (blip.BertTokenizer, blip_pretrain.create_vit, module.MLP, module._transform)
+    whole, transform = originals[2:]
     blip.BertTokenizer = SimpleNamespace(from_pretrained=lambda name: words)
     blip_pretrain.create_vit = lambda *arguments: (
         VisionTransformer(
@@ -63,7 +63,7 @@ def imagereward_from(folder: Path, tokenizer: str, device: str) -> torch.nn.Modu
     try:
         model = module.ImageReward(med_config=str(folder / "med_config.json"), device=device)
     finally:
-        blip.BertTokenizer, blip_pretrain.create_vit, module.MLP, module._transform = kept
+        blip.BertTokenizer, blip_pretrain.create_vit, module.MLP, module._transform = originals
     result = model.load_state_dict(state, strict=False)
     wrong = [n for n in result.missing_keys if not n.endswith("position_ids")]
     wrong += result.unexpected_keys

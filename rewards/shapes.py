@@ -101,14 +101,14 @@ class ShapesVerifier:
         """Scores float32 [B] in [0, 1] of images uint8 [B, 3, H, W] against their prompts."""
         scenes = [parse(prompt) for prompt in prompts]
         assigned = _assign(pixels_of(images))
-        rows = torch.arange(len(scenes))
+        image_index = torch.arange(len(scenes))
         colours = list(COLOURS)
         objects, centres, stray = [], [], 1 - assigned[:, len(colours)]
         for name in ("first", "second"):
             things = [getattr(scene, name) for scene in scenes]
             colour = torch.tensor([colours.index(c) for c, _ in things])
             shape = torch.tensor([SHAPES.index(s) for _, s in things])
-            mask = assigned[rows, colour]
+            mask = assigned[image_index, colour]
             area, centre = _place(mask)
             objects.append(_object(mask, area, centre, shape, *self.outline))
             centres.append(centre)

@@ -93,14 +93,14 @@ class Network(nn.Module):
         answer: int64 [L3], with the end of the sequence.
         """
         embed = self.t5.get_input_embeddings()
-        rows = [
+        token_ids = [
             torch.cat([embed(before), picture, embed(ids)])
             for picture, ids in zip(self.picture_tokens(pixels), after, strict=True)
         ]
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows], device=inputs.device)
+        inputs = nn.utils.rnn.pad_sequence(token_ids, batch_first=True)
+        lengths = torch.tensor([len(ids) for ids in token_ids], device=inputs.device)
         mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-        labels = answer.repeat(len(rows), 1)
+        labels = answer.repeat(len(token_ids), 1)
         logits = self.t5(inputs_embeds=inputs, attention_mask=mask.long(), labels=labels).logits
         log_probs = logits[..., : self.words].float().log_softmax(-1)
         return log_probs.gather(-1, labels[..., None]).squeeze(-1).mean(-1).exp()

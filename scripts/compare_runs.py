@@ -5,8 +5,10 @@
 
 Compares every line of metrics.jsonl (but for times), eval.jsonl and samples.jsonl, the pixels of
 every picture, and every tensor of every checkpoint's weights; --ignore leaves out keys of the logs,
-or a log, which a version of the code has added. Prints a line for each difference and one at the
-end; the exit code is 1 where the runs differ and 2 where one cannot be read.
+or a log, which a version of the code has added. On a CPU with as many threads the same command
+gives the same run; a GPU's kernels may round otherwise from one start to the next. Prints a line
+for each difference and one at the end; the exit code is 1 where the runs differ and 2 where one
+cannot be read.
 """
 
 import argparse

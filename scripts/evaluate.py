@@ -138,7 +138,7 @@ def main() -> None:
 
     def cell_of(checkpoint: str, file: str, text: str) -> Cell:
         c, weights = models[checkpoint]
-        kept = {
+        settings = {
             "sample": c.sample.to_dict(),
             "reflect": c.reflect.to_dict(),
             "model": c.pretrained.model,
@@ -153,7 +153,7 @@ def main() -> None:
             args.images,
             args.first_seed,
             len(prompts[file]),
-            json.dumps(kept, sort_keys=True, default=str),
+            json.dumps(settings, sort_keys=True, default=str),
         )
 
     jobs = [(cell_of(c, f, s.text), s) for c in models for f in prompts for s in samplers]
@@ -199,7 +199,7 @@ def main() -> None:
         results = [done[cell.key] for cell, _ in jobs]
         lines = lines_of(results, baseline)
         print(text_table(lines))
-        print(f"differences are to {args.baseline or ' '.join(jobs[0][0].place[1:])}")
+        print(f"differences are to {args.baseline or ' '.join(jobs[0][0].combination[1:])}")
         print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines, prompts))}")
 
 

@@ -1,4 +1,4 @@
-"""Does reflection pay? Train the arms, judge them, and write the document's tables and plots.
+"""Does reflection pay? Train the arms, evaluate them, and write the document's tables and plots.
 
     python scripts/study.py                                    the embedded models
     python scripts/study.py --budget-minutes 100               stop cleanly after that

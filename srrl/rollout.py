@@ -90,9 +90,9 @@ def generator(
 ) -> torch.Generator:
     """The random generator of one sample and purpose: a function of these numbers alone.
 
-    Results therefore do not depend on the number of processes or what ran before, nor, on a CPU,
-    on the batch size. `to_go` counts rounds from the end, so that runs of different K share their
-    last round's noise.
+    Draws therefore do not depend on batch size, number of processes or what ran before; on a CPU
+    results do not either, beyond rounding; a GPU's kernels may round otherwise for another batch.
+    `to_go` counts rounds from the end, so that runs of different K share their last round's noise.
     """
     key = (seed, stage, prompt, branch, to_go, PURPOSES.index(purpose))
     state = np.random.SeedSequence(key).generate_state(2, np.uint64)

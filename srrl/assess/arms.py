@@ -1,4 +1,4 @@
-"""A study's runs: which there are, what each costs, and the commands that make and judge it."""
+"""A study's runs: which there are, what each costs, and the commands that train and evaluate it."""
 
 import sys
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ class Evaluation:
             and r.cell.prompts in self.prompts
             and r.cell.images == self.images
         )
-        return list({r.cell.place: r for r in asked}.values())
+        return list({r.cell.combination: r for r in asked}.values())
 
     def done(self) -> bool:
         return len(self.results()) == len(self.prompts) * len(self.samplers)
@@ -150,8 +150,8 @@ def prompt_files(study: ConfigDict) -> tuple[str, str]:
     return prompts.train, prompts.heldout
 
 
-def judging(study: ConfigDict, run: Run | None) -> Evaluation:
-    """What every run is judged by."""
+def evaluation_of(study: ConfigDict, run: Run | None) -> Evaluation:
+    """What every run is scored by."""
     folder = run.folder / "judged" if run else Path(study.output_dir) / "base"
     files, flags = prompt_files(study), ("--num-prompts", str(study.num_prompts))
     return Evaluation(run, folder, study.samplers, files, study.images, flags)
@@ -167,7 +167,7 @@ def at_test_time(study: ConfigDict, run: Run | None) -> Evaluation | None:
 
 
 def evaluations(study: ConfigDict, run: Run | None) -> list[Evaluation]:
-    return [e for e in (judging(study, run), at_test_time(study, run)) if e]
+    return [e for e in (evaluation_of(study, run), at_test_time(study, run)) if e]
 
 
 def nfe_of(run: Run) -> int:

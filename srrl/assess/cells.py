@@ -22,7 +22,7 @@ from srrl.rollout import RolloutSettings
 from srrl.run.distributed import own_part, share, total_of
 from srrl.run.pictures import to_pil
 
-SHOWN = 6  # prompts whose pictures of the first seed are kept, for the grid
+GRID_PROMPTS = 6  # prompts whose pictures of the first seed are kept, for the grid
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Cell:
     settings: str  # the sampling of the config, as JSON
 
     @property
-    def place(self) -> tuple[str, str, str]:
-        """Prompts, checkpoint and sampler: where the cell stands in the table."""
+    def combination(self) -> tuple[str, str, str]:
+        """Prompts, checkpoint and sampler."""
         return self.prompts, self.checkpoint, self.sampler
 
     @property
@@ -126,38 +126,39 @@ def run_cell(
     pictures: where the first prompts' first pictures go; `tick` is called with
     each seed's number when it is done.
     """
-    own = list(own_part(accelerator, len(prompts)))
-    mine, places = [prompts[i] for i in own], torch.tensor(own, dtype=torch.int64)
-    conditioning = policy.encode(mine) if mine else None
+    prompt_indices = list(own_part(accelerator, len(prompts)))
+    part, index = [prompts[i] for i in prompt_indices], torch.tensor(prompt_indices).long()
+    conditioning = policy.encode(part) if part else None
     scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
     drawn: list[Tensor] = []
     counted, start = policy.nfe, time.monotonic()
 
-    def judge(images: Tensor, of: list[str]) -> Tensor:
+    def score(images: Tensor, of: list[str]) -> Tensor:
         return score_all({chooser: rewards[chooser]}, images, of)[chooser]
 
     for seed in range(cell.first_seed, cell.first_seed + cell.images):
-        judged = {name: torch.zeros(0) for name in rewards}
-        if mine:
-            images = sampler.draw(Task(policy, conditioning, settings, mine, own, seed, judge))
-            judged = score_all(rewards, images, mine)
+        of_seed = {name: torch.zeros(0) for name in rewards}
+        if part:
+            task = Task(policy, conditioning, settings, part, prompt_indices, seed, score)
+            images = sampler.draw(task)
+            of_seed = score_all(rewards, images, part)
             if embedding:
                 drawn.append(embedding(images))
             if pictures and seed == cell.first_seed:
-                keep(pictures, cell, images, own)
-        for name, values in judged.items():
-            scores[name].append(share(accelerator, values, places, len(prompts)))
+                save_pictures(pictures, cell, images, prompt_indices)
+        for name, values in of_seed.items():
+            scores[name].append(share(accelerator, values, index, len(prompts)))
         tick(seed - cell.first_seed + 1)
     number = len(prompts) * cell.images
     seconds = total_of(accelerator, round(1000 * (time.monotonic() - start))) / 1000
     spread = (
-        distances(torch.stack(drawn, 1)) if drawn and cell.images > 1 else torch.zeros(len(own))
+        distances(torch.stack(drawn, 1)) if drawn and cell.images > 1 else torch.zeros(len(part))
     )
     used, policy.nfe = policy.nfe - counted, counted
     return Result(
         cell,
         {name: torch.stack(rows, 1) for name, rows in scores.items()},
-        share(accelerator, spread, places, len(prompts)) if embedding and cell.images > 1 else None,
+        share(accelerator, spread, index, len(prompts)) if embedding and cell.images > 1 else None,
         total_of(accelerator, used) / number,
         seconds / number,
     )
@@ -169,12 +170,13 @@ def distances(embedded: Tensor) -> Tensor:
     return torch.cdist(embedded, embedded).sum((1, 2)) / (n * (n - 1))
 
 
-def picture_file(folder: Path, cell: Cell, place: int) -> Path:
-    return folder / f"{cell.key}_{place:03d}.png"
+def picture_file(folder: Path, cell: Cell, prompt_index: int) -> Path:
+    return folder / f"{cell.key}_{prompt_index:03d}.png"
 
 
-def keep(folder: Path, cell: Cell, images: Tensor, own: list[int]) -> None:
+def save_pictures(folder: Path, cell: Cell, images: Tensor, prompt_indices: list[int]) -> None:
+    """Save images uint8 [B, 3, H, W] of those prompts that the grid shows."""
     folder.mkdir(parents=True, exist_ok=True)
-    for place, image in zip(own, images, strict=True):
-        if place < SHOWN:
-            to_pil(image).save(picture_file(folder, cell, place))
+    for prompt_index, image in zip(prompt_indices, images, strict=True):
+        if prompt_index < GRID_PROMPTS:
+            to_pil(image).save(picture_file(folder, cell, prompt_index))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from srrl.assess.arms import Evaluation, Run, at_test_time, is_trained, judging, nfe_of
+from srrl.assess.arms import Evaluation, Run, at_test_time, evaluation_of, is_trained, nfe_of
 from srrl.assess.cells import Result
 from srrl.assess.report import Figure, Line, lines_of
 from srrl.config import REPOSITORY
@@ -91,9 +91,9 @@ def collect(study: ConfigDict, runs: list[Run]) -> list[Record]:
     file = file_of(study)
     records = {r.key: r for r in map(Record.of, read_jsonl(file))} if file.exists() else {}
     for run in (None, *runs):
-        judged = judging(study, run)
-        if judged.done() and (run is None or is_trained(run)):
-            found = record_of(study, judged)
+        evaluation = evaluation_of(study, run)
+        if evaluation.done() and (run is None or is_trained(run)):
+            found = record_of(study, evaluation)
             before = records.get(found.key)
             if before and found.test_time is None:
                 found = replace(found, test_time=before.test_time)
@@ -123,9 +123,9 @@ def asked_for(study: ConfigDict, runs: list[Run], records: list[Record]) -> list
     ]
 
 
-def record_of(study: ConfigDict, judged: Evaluation) -> Record:
+def record_of(study: ConfigDict, evaluation: Evaluation) -> Record:
     """Of a finished run, rounded as it is kept, so that both give the same tables."""
-    run = judged.run
+    run = evaluation.run
     further = at_test_time(study, run)
     record = Record(
         run and run.arm,
@@ -133,7 +133,7 @@ def record_of(study: ConfigDict, judged: Evaluation) -> Record:
         run and run.seed,
         run.stages if run else 0,
         nfe_of(run) if run else 0,
-        means_of(judged.results()),
+        means_of(evaluation.results()),
         signal_of(study, run) if run else None,
         lines_of(further.results()) if further and further.done() else None,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from srrl.assess.cells import SHOWN, Result, picture_file
+from srrl.assess.cells import GRID_PROMPTS, Result, picture_file
 from srrl.run.pictures import Row, labelled, sheet
 from srrl.run.statistics import interval
 from srrl.run.tracking import to_json
@@ -57,7 +57,7 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
     for result in results:
         cell = result.cell
         wanted = (cell.prompts, checkpoint, sampler)
-        base = next((r for r in results if r.cell.place == wanted), None)
+        base = next((r for r in results if r.cell.combination == wanted), None)
         for reward, scores in result.scores.items():
             difference = None
             if base and base is not result:
@@ -163,7 +163,7 @@ def write_report(
 
 
 def plot(path: Path, lines: list[Line]) -> None:
-    """For each reward: scores against evaluations a picture, and bars with their intervals.
+    """For each reward: scores against network evaluations a picture, and bars with their intervals.
 
     A colour for each family of samplers, a marker for each checkpoint and prompt file.
     """
@@ -173,18 +173,22 @@ def plot(path: Path, lines: list[Line]) -> None:
     rewards = list(dict.fromkeys(line.reward for line in lines))
     groups = list(dict.fromkeys((line.checkpoint, line.prompts) for line in lines))
     families = list(dict.fromkeys(line.sampler.partition(":")[0] for line in lines))
-    rows = len(lines) // len(rewards) + len(groups)
-    figure = Canvas(figsize=(12, len(rewards) * (1.2 + 0.24 * max(rows, 12))), layout="constrained")
+    bars_high = len(lines) // len(rewards) + len(groups)
+    figure = Canvas(
+        figsize=(12, len(rewards) * (1.2 + 0.24 * max(bars_high, 12))), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     for (cost, bars), reward in zip(
         figure.subplots(len(rewards), 2, squeeze=False), rewards, strict=True
     ):
-        names, place = {}, 0
+        names, height = {}, 0
         for k, group in enumerate(groups):
-            names[place] = ", ".join(group)
-            own = [x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group]
-            for x in sorted(own, key=lambda x: (x.nfe, x.sampler)):
-                place -= 1
+            names[height] = ", ".join(group)
+            of_group = [
+                x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group
+            ]
+            for x in sorted(of_group, key=lambda x: (x.nfe, x.sampler)):
+                height -= 1
                 family = x.sampler.partition(":")[0]
                 colour = f"C{families.index(family) % 10}"
                 known = math.isfinite(x.score.low)  # not of a single prompt
@@ -199,11 +203,15 @@ def plot(path: Path, lines: list[Line]) -> None:
                     capsize=2,
                     markersize=5,
                 )
-                bars.barh([place], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2)
-                names[place] = f"{x.sampler}   {x.nfe:.0f}"
-            place -= 1
+                bars.barh(
+                    [height], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2
+                )
+                names[height] = f"{x.sampler}   {x.nfe:.0f}"
+            height -= 1
         bars.set_yticks(list(names), list(names.values()), fontsize=8)
-        bars.set(title=f"{reward}, and evaluations a picture", xlabel="mean (95% over prompts)")
+        bars.set(
+            title=f"{reward}, and network evaluations a picture", xlabel="mean (95% over prompts)"
+        )
         cost.set(
             title=f"{reward} against cost",
             xlabel="network evaluations a picture",
@@ -223,8 +231,8 @@ def grid(folder: Path, results: list[Result], texts: dict[str, list[str]]) -> bo
     rows, pictures = [], folder / "pictures"
     for prompts in dict.fromkeys(r.cell.prompts for r in results):
         cells = [r for r in results if r.cell.prompts == prompts]
-        for place in range(SHOWN):
-            files = [picture_file(pictures, r.cell, place) for r in cells]
+        for prompt_index in range(GRID_PROMPTS):
+            files = [picture_file(pictures, r.cell, prompt_index) for r in cells]
             if not all(file.exists() for file in files):
                 continue
             images = [
@@ -233,10 +241,10 @@ def grid(folder: Path, results: list[Result], texts: dict[str, list[str]]) -> bo
             ]
             names = [f"{Path(r.cell.checkpoint).name} {r.cell.sampler}" for r in cells]
             captions = [
-                labelled(name, {k: v[place, 0].item() for k, v in r.scores.items()})
+                labelled(name, {k: v[prompt_index, 0].item() for k, v in r.scores.items()})
                 for name, r in zip(names, cells, strict=True)
             ]
-            rows.append(Row(texts[prompts][place], images, captions))
+            rows.append(Row(texts[prompts][prompt_index], images, captions))
     if rows:
         sheet(rows, "the same seed in each column").save(folder / "grid.png")
     return bool(rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from srrl.assess.arms import Run, judging
+from srrl.assess.arms import Run, evaluation_of
 from srrl.assess.records import Record, asked_for, collect, keep
 from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
@@ -227,7 +227,7 @@ def write_results(study: ConfigDict, runs: list[Run]) -> str:
     records = asked_for(study, runs, kept)
     base = next((r for r in records if r.arm is None), None)
     if base is None:
-        return f"nothing to write yet: {judging(study, None).folder} is not evaluated"
+        return f"nothing to write yet: {evaluation_of(study, None).folder} is not evaluated"
     keep(study, kept)
     trained = [r for r in records if r.arm is not None]
     report = REPOSITORY / study.report

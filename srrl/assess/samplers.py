@@ -25,7 +25,7 @@ from srrl.rollout import (
     rollout,
 )
 
-Judge = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prompts -> float32 [B]
+Score = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prompts -> float32 [B]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Task:
     """P prompts to draw with a policy at one seed.
 
     settings: how the policy samples (one branch); slots: the prompts' numbers, which with the seed
-    decide the noise; judge: what best and until choose by.
+    decide the noise; score: what best and until choose by.
     """
 
     policy: Policy
@@ -42,7 +42,7 @@ class Task:
     prompts: list[str]
     slots: list[int]
     seed: int
-    judge: Judge
+    score: Score
 
     def noise(self, purpose: str, to_go: int = 0) -> Noise:
         """The noise that rollout draws for this seed, of the start or of a round's steps."""
@@ -52,28 +52,28 @@ class Task:
     def device(self) -> torch.device:
         return self.policy.device
 
-    def part(self, rows: list[int]) -> "Task":
+    def part(self, indices: list[int]) -> "Task":
         """The same for some of the prompts."""
-        places = torch.tensor(rows, device=self.device)
+        index = torch.tensor(indices, device=self.device)
         return replace(
             self,
-            conditioning=self.conditioning.rows(places),
-            prompts=[self.prompts[i] for i in rows],
-            slots=[self.slots[i] for i in rows],
+            conditioning=self.conditioning.rows(index),
+            prompts=[self.prompts[i] for i in indices],
+            slots=[self.slots[i] for i in indices],
         )
 
 
 @contextmanager
 def num_steps(policy: Policy, steps: int | None, eta: float) -> Iterator[None]:
     """Let a policy take so many denoising steps for a while."""
-    kept = policy.schedule
+    schedule = policy.schedule
     if steps:
         made = make_schedule(policy.pipe.scheduler.config, steps, eta)
         policy.schedule = made.to(policy.device)
     try:
         yield
     finally:
-        policy.schedule = kept
+        policy.schedule = schedule
 
 
 def plain(task: Task, steps: int | None = None, guidance: float | None = None) -> Tensor:
@@ -128,17 +128,17 @@ def _rolled(
 
 
 def best(task: Task, n: int = 2) -> Tensor:
-    """The best of n independent pictures by the judge; the first of them is plain's."""
+    """The best-scored of n independent pictures; the first of them is plain's."""
     images, scores = None, None
     for i in range(n):
         drawn = _rolled(task, 1, i)
-        judged = task.judge(drawn, task.prompts)
+        new_scores = task.score(drawn, task.prompts)
         if images is None:
-            images, scores = drawn, judged
+            images, scores = drawn, new_scores
             continue
-        better = judged > scores
+        better = new_scores > scores
         images = torch.where(better[:, None, None, None], drawn, images)
-        scores = torch.where(better, judged, scores)
+        scores = torch.where(better, new_scores, scores)
     return images
 
 
@@ -163,30 +163,29 @@ def zigzag(task: Task, steps: int | None = None, inversion: float | None = None)
 
 @torch.no_grad()
 def until(task: Task, rounds: int = 3, threshold: float = 0.9) -> Tensor:
-    """Sample; where the judge gives less than the threshold, invert and sample again, up to K
-    rounds. The best picture by the judge of those that were drawn; the first is plain's."""
+    """Sample; where the score is below the threshold, invert and sample again, up to K
+    rounds. The best-scored picture of those that were drawn; the first is plain's."""
     policy, s = task.policy, task.settings
     total = range(policy.schedule.num_steps)
     images, scores = None, torch.zeros(len(task.slots))
-    rows, x = list(range(len(task.slots))), task.noise("start").draw()
+    prompt_index, x = list(range(len(task.slots))), task.noise("start").draw()
     for k in range(rounds):
-        now = task.part(rows)
+        now = task.part(prompt_index)
         noise = now.noise("steps", to_go=k)
         taken = denoise_steps(policy, x, now.conditioning, total, s.guidance_scale, s.eta, noise)
         x0 = taken[0][-1]
         drawn = policy.decode(x0)
-        judged = task.judge(drawn, now.prompts)
+        new_scores = task.score(drawn, now.prompts)
         if images is None:
-            images, scores = drawn.clone(), judged.clone()
-        for place, row in enumerate(rows):
-            if judged[place] > scores[row]:
-                images[row], scores[row] = drawn[place], judged[place]
-        left = [place for place, row in enumerate(rows) if scores[row] < threshold]
+            images, scores = drawn.clone(), new_scores.clone()
+        for i, p in enumerate(prompt_index):
+            if new_scores[i] > scores[p]:
+                images[p], scores[p] = drawn[i], new_scores[i]
+        left = [i for i, p in enumerate(prompt_index) if scores[p] < threshold]
         if not left or k == rounds - 1:
             break
-        going = now.part(left)
-        x = invert_steps(policy, x0[left], going.conditioning, s.inversion_guidance)
-        rows = [rows[place] for place in left]
+        x = invert_steps(policy, x0[left], now.part(left).conditioning, s.inversion_guidance)
+        prompt_index = [prompt_index[i] for i in left]
     return images
 
 

@@ -54,10 +54,10 @@ class Policy:
     """A Stable Diffusion or SDXL pipeline as a policy over denoising steps; a Trainee.
 
     `micro_batch` bounds the samples in one network call without gradient, `decode_batch` the
-    pictures decoded at once, and so the memory; results do not depend on them. `dtype` is the
-    precision of the network's arithmetic; everything around it is float32. `nfe` counts network
-    evaluations, one for each sample and call (two under classifier-free guidance), with and
-    without gradient.
+    pictures decoded at once, and so the memory; on a CPU results do not depend on them beyond
+    rounding, a GPU's kernels may round otherwise for another batch. `dtype` is the precision of
+    the network's arithmetic; everything around it is float32. `nfe` counts network evaluations,
+    one for each sample and call (two under classifier-free guidance), with and without gradient.
     """
 
     def __init__(

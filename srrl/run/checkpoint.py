@@ -2,7 +2,7 @@
 
 A run's folder is only ever changed so that a kill at any moment leaves the newest checkpoint
 whole: a checkpoint is written under another name, flushed, and renamed. Logs are cut back to it
-on resume, so a run that was killed ends with the lines of one that was not.
+on resume, so a run that was killed ends with the lines of one that was not, on a CPU bit for bit.
 """
 
 import fcntl

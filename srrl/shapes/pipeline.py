@@ -93,12 +93,17 @@ def build_unet(cross_attention_dim: int, **options) -> UNet2DConditionModel:
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-# The scheduler configurations that the full-size models are published with. SDXL's holds keys
-# that are not its scheduler's own, and other schedulers made from it read them.
-SD_SCHEDULER = {**BETAS, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+# The scheduler configurations that the full-size models are published with. They hold keys that
+# are not their scheduler's own, and other schedulers made from them read them.
+SD_SCHEDULER = {
+    **BETAS,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
 SDXL_SCHEDULER = {
     **SD_SCHEDULER,
-    "clip_sample": False,
     "interpolation_type": "linear",
     "prediction_type": "epsilon",
     "sample_max_value": 1.0,
@@ -116,7 +121,7 @@ def build_tiny_sd(seed: int) -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(text_config(tokenizer, layers=2)),
         tokenizer=tokenizer,
         unet=build_unet(cross_attention_dim=64),
-        scheduler=PNDMScheduler(**SD_SCHEDULER),
+        scheduler=PNDMScheduler.from_config(SD_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -3,7 +3,6 @@
 bash scripts/test.sh tests/gpu
 """
 
-import json
 import time
 from pathlib import Path
 

@@ -9,6 +9,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from srrl.ddim import denoise_mean, invert, log_prob, make_schedule
 from srrl.errors import UserError
 from srrl.rollout import denoise_steps, invert_steps
+from srrl.shapes.pipeline import build_tiny_sd, build_tiny_sdxl
 from tests.conftest import MODELS, PROMPTS, load_policy
 
 SD_CONFIG = {
@@ -35,7 +36,7 @@ def test_eta_zero_sampling_equals_the_diffusers_pipeline(model, guidance, steps)
     x = start_noise(ours, len(PROMPTS))
     latents, _ = denoise_steps(ours, x, ours.encode(PROMPTS), range(steps), guidance, 0.0)
     theirs = ours.pipe
-    theirs.scheduler = DDIMScheduler.from_config(ours.pipe.scheduler.config, clip_sample=False)
+    theirs.scheduler = DDIMScheduler.from_pretrained(MODELS[model], subfolder="scheduler")
     theirs.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "latents": x}
     expected = theirs(PROMPTS, output_type="latent", **options).images
@@ -43,6 +44,16 @@ def test_eta_zero_sampling_equals_the_diffusers_pipeline(model, guidance, steps)
     pictures = theirs(PROMPTS, output_type="pt", **options).images
     difference = ours.decode(latents[-1]).int() - (pictures * 255).round().int()
     assert difference.abs().max() <= 1  # one grey level of rounding
+
+
+@pytest.mark.parametrize(("model", "build"), [("sd", build_tiny_sd), ("sdxl", build_tiny_sdxl)])
+def test_a_plain_scheduler_of_an_embedded_model_does_not_clip(model, build, tmp_path):
+    assert not DDIMScheduler.from_pretrained(
+        MODELS[model], subfolder="scheduler"
+    ).config.clip_sample
+    build(seed=0).scheduler.save_pretrained(tmp_path)
+    written = (tmp_path / "scheduler_config.json").read_text()
+    assert (MODELS[model] / "scheduler" / "scheduler_config.json").read_text() == written
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

@@ -12,7 +12,7 @@ from srrl.rollout import rollout, rollout_settings
 from tests.conftest import PRESET, PROMPTS, load_policy
 
 SETTINGS = rollout_settings(load_config([PRESET]), branches=1)
-JUDGE = ShapesVerifier().score
+SCORE = ShapesVerifier().score
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def sd():
     return load_policy("sd", num_steps=4)
 
 
-def drawn(policy, text: str, seed: int = 3, judge=JUDGE) -> tuple[torch.Tensor, float]:
+def drawn(policy, text: str, seed: int = 3, score=SCORE) -> tuple[torch.Tensor, float]:
     """Pictures of a sampler, and the network evaluations of each."""
-    task = Task(policy, policy.encode(PROMPTS), SETTINGS, PROMPTS, [0, 1, 2, 3], seed, judge)
+    task = Task(policy, policy.encode(PROMPTS), SETTINGS, PROMPTS, [0, 1, 2, 3], seed, score)
     before = policy.nfe
     images = parse_sampler(text).draw(task)
     return images, (policy.nfe - before) / len(PROMPTS)
@@ -99,21 +99,21 @@ def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
     alone = [attempt(i) for i in range(3)]
     assert torch.equal(alone[0], drawn(sd, "plain")[0])
     scores = torch.stack([reds(images, PROMPTS) for images in alone])
-    chosen = drawn(sd, "best:n=3", judge=reds)[0]
+    chosen = drawn(sd, "best:n=3", score=reds)[0]
     for p, place in enumerate(scores.argmax(0).tolist()):
         assert torch.equal(chosen[p], alone[place][p])
     assert len(set(scores.argmax(0).tolist())) > 1
 
 
-def test_until_goes_on_only_where_the_judge_is_not_content(sd):
+def test_until_goes_on_only_where_the_score_is_low(sd):
     first = drawn(sd, "plain")[0]
     content = torch.tensor([1.0, 0.0, 1.0, 0.0])
 
-    def judge(images, prompts):
+    def score(images, prompts):
         known = [next((i for i in range(4) if torch.equal(first[i], x)), None) for x in images]
         return torch.tensor([0.1 if i is None else float(content[i]) for i in known])
 
-    images, cost = drawn(sd, "until:rounds=2,threshold=0.5", judge=judge)
+    images, cost = drawn(sd, "until:rounds=2,threshold=0.5", score=score)
     assert cost == 8 + 2 / 4 * 16
     same = [torch.equal(images[i], first[i]) for i in range(4)]
     assert same == [True, False, True, False]
@@ -140,7 +140,7 @@ def test_zigzag_is_the_paper_step_by_step(sd):
     up.set_timesteps(4)
     settings = SETTINGS.__class__(**{**vars(SETTINGS), "eta": 0.0})
     cond = policy.encode(PROMPTS)
-    task = Task(policy, cond, settings, PROMPTS, [0, 1, 2, 3], 3, JUDGE)
+    task = Task(policy, cond, settings, PROMPTS, [0, 1, 2, 3], 3, SCORE)
     x = task.noise("start").draw()
 
     @torch.no_grad()
