@@ -185,7 +185,7 @@ def base() -> ConfigDict:
     t.max_grad_norm = 1.0
     # Largest |ratio - 1| before a stage's first optimizer step. It is 0 in exact arithmetic;
     # beyond this sampling and training disagree and the run stops. Unset: 1e-4 in float32,
-    # 2e-2 in half precision.
+    # 2e-2 in half precision or with TF32.
     t.max_first_ratio_dev = placeholder(float)
 
     # Train a LoRA; False trains every weight of the UNet (for several GPUs see config/accelerate).

@@ -5,6 +5,7 @@ import torch
 
 from srrl.curriculum import StagePlan
 from srrl.errors import UserError
+from srrl.learner import GROWTH_INTERVAL, LOSS_SCALE, ratio_limit
 from tests.conftest import MODELS, randomise_lora
 from tests.srrl.test_trainer import batch_of, make_trainer
 
@@ -89,3 +90,30 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     batch = batch_of(plain, PLAN)
     one, two = gradient(plain, batch), gradient(saving, batch)
     assert (one - two).norm() <= 1e-5 * one.norm()
+
+
+def test_a_loss_scale_that_fell_grows_again_up_to_the_first(tmp_path):
+    trainer = make_trainer(tmp_path, dtype=torch.float16)
+    learner, batch = trainer.learner, batch_of(trainer, PLAN)
+    learner.loss_scale = first = LOSS_SCALE / 4
+    pairs = torch.tensor([[0, 0], [1, 1]])
+    scales = []
+    for _ in range(3 * GROWTH_INTERVAL):
+        learner.optimizer_step(batch, pairs, first=False)
+        scales.append(learner.loss_scale)
+    doubled = [first] * (GROWTH_INTERVAL - 1) + [2 * first] * GROWTH_INTERVAL
+    assert scales == doubled + [4 * first] * (GROWTH_INTERVAL + 1)
+    assert learner.loss_scale == LOSS_SCALE
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "limit"),
+    [
+        (torch.float32, False, 1e-4),
+        (torch.float32, True, 2e-2),  # 2.6e-4 was seen on a GPU with the embedded model
+        (torch.float16, False, 2e-2),
+        (torch.bfloat16, True, 2e-2),
+    ],
+)
+def test_the_first_ratios_limit_is_that_of_the_arithmetic(dtype, tf32, limit):
+    assert ratio_limit(dtype, tf32) == limit

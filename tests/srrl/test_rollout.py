@@ -6,7 +6,17 @@ import torch
 from srrl.budget import rollout_calls
 from srrl.config import load_config
 from srrl.ddim import log_prob
-from srrl.rollout import Rollout, RolloutSettings, denoise_steps, generator, invert_steps, rollout
+from srrl.rollout import (
+    Randomness,
+    Rollout,
+    RolloutSettings,
+    denoise_steps,
+    generator,
+    invert_steps,
+    reflect_round,
+    rollout,
+    sample_round,
+)
 from tests.conftest import PRESET, PROMPTS, load_policy
 
 BASE = {
@@ -162,3 +172,24 @@ def test_the_count_is_the_formulas(policy, train_rounds, depth):
     roll(policy, rounds=3, m=3, skip_last=4, train_rounds=train_rounds, depth=depth)
     calls = rollout_calls(config, 4, 3, 3, 3)
     assert policy.nfe - before == sum(x.evaluations for x in calls)
+
+
+def test_an_editor_is_two_calls(policy):
+    """A picture inverted under one prompt and drawn again under another; and branches that have
+    parted already go on each from its own start."""
+    settings = RolloutSettings(**{**BASE, "branches": 2, "skip_last": 0})
+    before, after = policy.encode(PROMPTS[:1]), policy.encode(PROMPTS[1:2])
+    x = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(3))
+    x0, start = reflect_round(policy, x, before, after, settings)
+    assert torch.equal(x0, denoise_steps(policy, x, before, range(10), 5.0, 0.0)[0][-1])
+    assert torch.equal(start, invert_steps(policy, x0, after, 0.1))
+    assert not torch.equal(start, invert_steps(policy, x0, before, 0.1))
+    randomness = Randomness(policy, 0, 0, [7], 2)
+    shared = sample_round(policy, start, after, settings, randomness, trained_steps=4)
+    assert shared.latents.shape[:2] == (2, 5) and shared.log_probs.shape == (2, 4)
+    assert torch.equal(shared.latents[0, 0], shared.latents[1, 0])
+    apart = torch.cat([start, start + 1])
+    parted = sample_round(
+        policy, apart, after, settings, randomness, trained_steps=10, branched=True
+    )
+    assert torch.equal(parted.latents[:, 0], apart) and parted.log_probs.shape == (2, 10)

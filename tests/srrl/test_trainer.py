@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from rewards import load_rewards
 from srrl.budget import evaluation_cost
@@ -13,9 +16,10 @@ from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
+from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.tracking import Tracker
-from srrl.trainer import Trainer
-from tests.conftest import PRESET, load_policy, randomise_lora, small_run
+from srrl.trainer import Trainer, check_processes
+from tests.conftest import PRESET, PROMPTS, load_policy, randomise_lora, small_run
 
 SHORT = "--config.reflect.max_rounds=2"
 
@@ -300,3 +304,83 @@ def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
     ours, theirs = (batch_of(t, plan).advantages for t in (weighted, plain))
     assert theirs.max() == 0.5 and theirs.min() == -0.5
     assert torch.equal(ours, torch.where(theirs > 0, 2 * theirs, 0 * theirs))
+
+
+def test_one_rollout_is_alive_at_a_time_and_none_while_the_policy_is_updated(tmp_path):
+    trainer = make_trainer(tmp_path, "--config.stages.total=2", "--config.pictures.every=1")
+    seen, alive = [], {"sample": [], "update": [], "evaluate": []}
+    sample, evaluate_split = trainer.sample, trainer.evaluate_split
+    update = trainer.learner.update
+
+    def living() -> int:
+        return sum(reference() is not None for reference in seen)
+
+    def noted(phase, function):
+        def call(*given):
+            alive[phase].append(living())
+            return function(*given)
+
+        return call
+
+    def remembered(*given):
+        rollout = noted("sample", sample)(*given)
+        seen.append(weakref.ref(rollout.latents))
+        return rollout
+
+    trainer.sample = remembered
+    trainer.evaluate_split = noted("evaluate", evaluate_split)
+    trainer.learner.update = noted("update", update)
+    trainer.run()
+    assert len(seen) == 2 and living() == 0
+    assert alive["sample"] == [0, 0] and alive["update"] == [0, 0]
+    assert set(alive["evaluate"]) == {0}
+
+
+def test_the_parts_of_a_rollout_are_freed_as_they_are_joined(policy):
+    arguments = {"rounds": 1, "trained_steps": 2, "seed": 0, "stage": 0}
+    settings = rollout_settings(load_config([PRESET]))
+    parts = [
+        rollout(policy, policy.encode([PROMPTS[i]]), settings, prompts=[i], **arguments)
+        for i in range(2)
+    ]
+    whole = Rollout.cat(parts)
+    assert len(whole.latents) == 2 * settings.branches and whole.images.device.type == "cpu"
+    assert all(not vars(part).keys() - {"reflected"} for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "said"),
+    [
+        ([], 13, "13 processes for 12 prompts a stage"),
+        (["--config.use_lora=true"], 2, "FSDP shards the whole UNet"),
+        (["--config.use_lora=false", "--config.eval.num_prompts=3"], 2, "= 3 is not a multiple"),
+        (["--config.use_lora=false", "--config.eval.num_prompts=8"], 4, "= 5 is not a multiple"),
+        (["--config.use_lora=false", "--config.eval.num_prompts=4"], 4, None),
+        (["--config.use_lora=false", "--config.eval.every=0"], 4, None),
+    ],
+)
+def test_processes_that_cannot_share_the_work_are_refused(flags, processes, said, tmp_path):
+    """Also where a prompt file has fewer prompts than are asked for: five here."""
+    file = tmp_path / "five.json"
+    file.write_text(json.dumps([f"prompt {i}" for i in range(5)]))
+    given = [PRESET, "--config.sample.batch_size=12", f"--config.prompts.train={file}", *flags]
+    accelerator = SimpleNamespace(
+        num_processes=processes,
+        distributed_type=DistributedType.FSDP if processes < 13 else DistributedType.MULTI_CPU,
+    )
+    if said is None:
+        return check_processes(load_config(given), accelerator)
+    with pytest.raises(UserError, match=said):
+        check_processes(load_config(given), accelerator)
+
+
+def test_a_phase_waits_for_its_own_stream_alone(tmp_path, monkeypatch):
+    """So that scoring on another stream is neither waited for nor booked as sampling."""
+    trainer, waited = make_trainer(tmp_path), []
+    stream = SimpleNamespace(synchronize=lambda: waited.append("own"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append("all"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    trainer.policy.device = torch.device("cuda")
+    with trainer.timed("sample"):
+        pass
+    assert waited == ["own", "own"]

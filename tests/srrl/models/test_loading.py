@@ -1,6 +1,7 @@
 """Models from folders, variants and single files; schedulers; what is refused, in one line."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from rewards import load_rewards
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.models.loading import load_pipeline, set_tf32
+from srrl.models.loading import load_pipeline, set_arithmetic
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -150,13 +151,17 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_tf32_is_for_gpus_and_as_the_config_says():
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+def test_how_a_gpu_computes_is_as_the_config_says_and_a_cpu_is_left_alone():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     try:
-        for allowed in (True, False):
-            set_tf32(allowed, "cuda:1")
-            set_tf32(not allowed, "cpu")
-            assert torch.backends.cuda.matmul.allow_tf32 is allowed
-            assert torch.backends.cudnn.allow_tf32 is allowed
+        for tf32, deterministic in ((True, False), (False, True), (True, True)):
+            set_arithmetic(tf32, deterministic, "cuda:1")
+            set_arithmetic(not tf32, not deterministic, "cpu")
+            assert matmul.allow_tf32 is tf32 and cudnn.allow_tf32 is tf32
+            assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 
 from srrl.errors import UserError
@@ -129,3 +129,56 @@ def load_policy_from(model):
 def test_non_finite_latents_are_not_decoded(policy):
     with pytest.raises(FloatingPointError, match="non-finite"):
         policy.decode(torch.full((1, *policy.latent_shape), float("nan")))
+
+
+def test_one_step_is_the_schedules(policy):
+    """For an index for each sample, and one for all; and one step back is its inverse at the same
+    noise, which is nearly so where the steps are small."""
+    x, cond = torch.randn(4, *policy.latent_shape), policy.encode(PROMPTS)
+    with torch.no_grad():
+        mean, sigma = policy.step(x, torch.tensor([2, 2, 2, 2]), cond, 5.0, 1.0)
+        again, _ = policy.step(x, 2, cond, 5.0, 1.0)
+        down, none = policy.step(x, 2, cond, 1.0, 0.0)
+    assert torch.equal(mean, again) and (none == 0).all() and (sigma > 0).all()
+    scheduler = DDIMScheduler.from_config(policy.pipe.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(10)
+    t = scheduler.timesteps[2]
+    output = policy.predict(x, torch.full((4,), 2), cond, 1.0).detach()
+    expected = scheduler.step(output, t, x, eta=0.0).prev_sample
+    torch.testing.assert_close(down, expected, atol=1e-5, rtol=1e-5)
+    inverse = DDIMInverseScheduler.from_config(policy.pipe.scheduler.config, clip_sample=False)
+    inverse.set_timesteps(10)
+    with torch.no_grad():
+        back = policy.step_back(down, 2, cond, 1.0)
+        output = policy.predict(down, torch.full((4,), 2), cond, 1.0)
+    place = inverse.timesteps.tolist().index(int(t))
+    expected = inverse.step(output, inverse.timesteps[place], down).prev_sample
+    torch.testing.assert_close(back, expected, atol=1e-5, rtol=1e-5)
+
+
+def overflowing(dtype: torch.dtype):
+    """A policy whose VAE decodes through activations that fp16 cannot hold; its weights fit."""
+    policy = load_policy("sd", dtype=dtype)
+    first = policy.pipe.vae.decoder.conv_in
+    with torch.no_grad():
+        factor = 3e4 / max(p.abs().max().item() for p in first.parameters())
+        for parameter in first.parameters():
+            parameter *= factor
+    return policy
+
+
+def test_a_batch_that_overflows_the_vae_is_decoded_again_in_float32():
+    latents = 3 * torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    half, whole = overflowing(torch.float16), overflowing(torch.float32)
+    with torch.no_grad():
+        assert not torch.isfinite(half.pixels(latents)).all()
+    pictures, expected = half.decode(latents), whole.decode(latents)
+    assert (pictures.int() - expected.int()).abs().max() <= 8  # weights were rounded to fp16
+    assert next(half.pipe.vae.parameters()).dtype == torch.float16  # and again in half precision
+
+
+def test_a_vae_that_overflows_in_float32_too_is_one_clear_line():
+    policy = load_policy("sd")
+    with pytest.raises(UserError, match="not finite, in float32 as well") as caught:
+        policy.decode(torch.full((1, 4, 8, 8), float("nan")))
+    assert "\n" not in str(caught.value) and "pretrained.vae" in str(caught.value)
