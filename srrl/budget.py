@@ -24,7 +24,7 @@ class StageCost:
     update_per_pass: int
 
 
-def evaluations(guidance: float) -> int:
+def nfe_of(guidance: float) -> int:
     """Evaluations of one guided prediction: one where the guidance is 0 or 1, otherwise two."""
     return 1 if guidance in (0, 1) else 2
 
@@ -42,14 +42,14 @@ class Calls:
     guidance: float
 
     @property
-    def evaluations(self) -> int:
-        return self.samples * self.times * evaluations(self.guidance)
+    def nfe(self) -> int:
+        return self.samples * self.times * nfe_of(self.guidance)
 
     def split(self, micro_batch: int) -> list[tuple[int, int]]:
         """(how many, of how many rows): the calls of the network itself."""
         whole, rest = divmod(self.samples, micro_batch)
         sizes = ((whole, micro_batch), (1, rest))
-        return [(self.times * n, x * evaluations(self.guidance)) for n, x in sizes if n * x]
+        return [(self.times * n, x * nfe_of(self.guidance)) for n, x in sizes if n * x]
 
     def network_calls(self, micro_batch: int) -> int:
         """How often the network is called."""
@@ -137,12 +137,11 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     """
     calls = stage_calls(c, plan)
     by_phase = {
-        phase: sum(x.evaluations for x in calls if x.phase == phase)
-        for phase in ("reflect", "sample")
+        phase: sum(x.nfe for x in calls if x.phase == phase) for phase in ("reflect", "sample")
     }
     rounds = plan.rounds if c.reflect.train_rounds == "all" else 1
     images = c.sample.num_batches_per_stage * c.sample.batch_size * c.branch.count * rounds
-    update = evaluations(c.sample.guidance_scale) * plan.trained_steps
+    update = nfe_of(c.sample.guidance_scale) * plan.trained_steps
     return StageCost(images, **by_phase, update_per_pass=update)
 
 
@@ -171,7 +170,7 @@ def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
 
 def evaluation_cost(c: ConfigDict, num_prompts: int) -> int:
     """Network evaluations of evaluating `num_prompts` prompts once."""
-    return sum(x.evaluations for x in evaluation_calls(c, num_prompts))
+    return sum(x.nfe for x in evaluation_calls(c, num_prompts))
 
 
 def expected_selected(c: ConfigDict, cost: StageCost) -> int:

@@ -50,9 +50,9 @@ class Trainer(ImageRun):
         self.history = ScoreHistory(config.reward.history)
 
     def stage(self, stage: int) -> Outcome:
-        return self.follow(plan_for(self.config, stage))
+        return self.train(plan_for(self.config, stage))
 
-    def follow(self, plan: StagePlan) -> Outcome:
+    def train(self, plan: StagePlan) -> Outcome:
         """Sample, score, select, update."""
         prompts = self.draw_prompts(plan)
         samples = self.sample(plan, prompts)

@@ -38,9 +38,9 @@ class Call(NamedTuple):
 
 @dataclass
 class Phase:
-    """evaluations of the UNet; calls of networks, and how many of each; peak memory in bytes."""
+    """nfe: network evaluations of the UNet; calls of networks, and how many of each; peak memory in bytes."""
 
-    evaluations: int = 0
+    nfe: int = 0
     calls: Counter[Call] = field(default_factory=Counter)
     peak: int = 0
 
@@ -77,8 +77,8 @@ class Bill:
         return name, self.phases[name].peak
 
     @property
-    def evaluations(self) -> int:
-        return sum(phase.evaluations for phase in self.phases.values())
+    def nfe(self) -> int:
+        return sum(phase.nfe for phase in self.phases.values())
 
     @property
     def tflop(self) -> float:

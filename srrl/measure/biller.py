@@ -16,8 +16,8 @@ from srrl.budget import (
     Calls,
     evaluation_calls,
     evaluation_decodes,
-    evaluations,
     expected_selected,
+    nfe_of,
     stage_calls,
     stage_cost,
     stage_decodes,
@@ -65,7 +65,7 @@ class Biller:
         self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
         guidance = c.sample.guidance_scale
         self.predicted = i.predict(self.sampled, guidance)
-        rows = self.padded(self.sampled * evaluations(guidance))
+        rows = self.padded(self.sampled * nfe_of(guidance))
         self.flops_a_row = self.predicted.flops // rows
         self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
         self.scored = {name: i.score(name, 1) for name in i.rewards}
@@ -89,7 +89,7 @@ class Biller:
         phases = {name: Phase() for name in PHASES}
         for stage in stages:
             for name, phase in stage.items():
-                phases[name].evaluations += phase.evaluations
+                phases[name].nfe += phase.nfe
                 phases[name].calls += phase.calls
         splits = [len(prompts) for prompts in split_prompts(c).values()]
         prompts = self.distinct_prompts(*splits)
@@ -115,7 +115,7 @@ class Biller:
         last = self.all_prompts * c.branch.count
         self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
         pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
-        phases["update"].evaluations = pairs * evaluations(c.sample.guidance_scale)
+        phases["update"].nfe = pairs * nfe_of(c.sample.guidance_scale)
         one, micro = self.update(checkpointing), c.train.micro_batch
         for times, size in Calls("update", pairs, 1, 1).split(micro):
             self.add(phases["update"], "network", times, one.flops // micro * size, one)
@@ -126,7 +126,7 @@ class Biller:
         phase.calls[Call(self.kinds[kind], flops, count.operators)] += times
 
     def add_calls(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        phase.evaluations += times * calls.evaluations
+        phase.nfe += times * calls.nfe
         for n, rows in calls.split(self.config.sample.micro_batch):
             flops = self.padded(rows) * self.flops_a_row
             self.add(phase, "network", times * n, flops, self.predicted)

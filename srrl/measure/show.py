@@ -11,11 +11,9 @@ def table(bill: Bill) -> str:
     rows = [("phase", "evaluations", "TFLOP", "peak GiB")]
     for name, phase in bill.phases.items():
         if phase.tflop or phase.peak:
-            counted = f"{phase.evaluations:,}" if phase.evaluations else ""
+            counted = f"{phase.nfe:,}" if phase.nfe else ""
             rows.append((name, counted, tflop(phase.tflop), f"{phase.peak / GIB:.2f}"))
-    rows.append(
-        ("the run", f"{bill.evaluations:,}", tflop(bill.tflop), f"{bill.peak[1] / GIB:.2f}")
-    )
+    rows.append(("the run", f"{bill.nfe:,}", tflop(bill.tflop), f"{bill.peak[1] / GIB:.2f}"))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3))])
@@ -42,7 +40,7 @@ def one_line(bill: Bill, card: Card | None = None, share: float = SHARE, process
     )
     where, peak = bill.peak
     text = (
-        f"plan: {bill.evaluations:,} evaluations, {tflop(bill.tflop)} TFLOP ({phases}), "
+        f"plan: {bill.nfe:,} evaluations, {tflop(bill.tflop)} TFLOP ({phases}), "
         f"peak memory {peak / GIB:.2f} GiB in {where}"
     )
     if card:
@@ -56,7 +54,7 @@ def one_line(bill: Bill, card: Card | None = None, share: float = SHARE, process
 def as_json(bill: Bill) -> dict[str, Any]:
     return {
         "phases": {
-            name: {"evaluations": p.evaluations, "flops": p.flops, "peak_bytes": p.peak}
+            name: {"evaluations": p.nfe, "flops": p.flops, "peak_bytes": p.peak}
             for name, p in bill.phases.items()
         },
         "resident_bytes": bill.resident,

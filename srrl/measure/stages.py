@@ -104,13 +104,13 @@ def measure_stage(
     trainer = trainer_of(job, flags, rewards, change)
     trainer.prepare(0)
     loaded = time.monotonic()
-    ratio = trainer.follow(WARM_UP).metrics["ratio/first_max_dev"]
+    ratio = trainer.train(WARM_UP).metrics["ratio/first_max_dev"]
     warm = time.monotonic()
     trainer.seconds = dict.fromkeys(Trainer.phases, 0.0)
     trainer.memory = dict.fromkeys(Trainer.phases, 0)
     config, metrics = trainer.config, None
     try:
-        metrics = trainer.follow(MEASURED).metrics
+        metrics = trainer.train(MEASURED).metrics
     finally:
         images, calls = stage_cost(config, MEASURED).images, dict.fromkeys(Trainer.phases, 0)
         for x in stage_calls(config, MEASURED):

@@ -57,7 +57,7 @@ def trainer_on(device: str, folder: Path, preset: str, precision: str = "no") ->
 @pytest.mark.parametrize("preset", ["tiny", "tiny_xl"])
 def test_the_first_ratio_is_one(device, precision, preset, tmp_path):
     """On a CPU every precision is float32 (tests/srrl/test_precision.py has autocast there)."""
-    metrics = trainer_on(device, tmp_path, preset, precision).follow(PLAN).metrics
+    metrics = trainer_on(device, tmp_path, preset, precision).train(PLAN).metrics
     assert metrics["selected"] > 0
     assert metrics["ratio/first_max_dev"] <= (1e-4 if precision == "no" else 2e-2)
 
@@ -131,6 +131,6 @@ def test_a_run_killed_and_resumed_ends_like_one_left_alone(tmp_path):
 def test_the_plans_peak_is_the_gpus(preset, tmp_path):
     """At full size scripts/gpu_report.py compares them; here the small tensors' rounding counts."""
     trainer = trainer_on("cuda", tmp_path, preset, "bf16")
-    trainer.follow(PLAN)
+    trainer.train(PLAN)
     planned = Biller(trainer.config, cuda=True).bill().phases["update"].peak
     assert trainer.memory["update"] == pytest.approx(planned, rel=0.35)

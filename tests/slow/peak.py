@@ -43,7 +43,7 @@ def main(out: str, flags: list[str]) -> None:
     rewards = {name: Redness() for name in config.reward.models}
     trainer = Trainer(config, policy, rewards, accelerator, Tracker(folder, accelerator))
     trainer.prepare(0)
-    trainer.follow(plan_for(config, 0))
+    trainer.train(plan_for(config, 0))
     result = {"baseline": baseline, "loaded": loaded, "peak": status("VmHWM")}
     Path(out).write_text(json.dumps(result))
 

@@ -171,7 +171,7 @@ def test_the_count_is_the_formulas(policy, train_rounds, depth):
     before = policy.nfe
     roll(policy, rounds=3, m=3, skip_last=4, train_rounds=train_rounds, depth=depth)
     calls = rollout_calls(config, 4, 3, 3, 3)
-    assert policy.nfe - before == sum(x.evaluations for x in calls)
+    assert policy.nfe - before == sum(x.nfe for x in calls)
 
 
 def test_an_editor_is_two_calls(policy):

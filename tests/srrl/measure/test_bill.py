@@ -40,7 +40,7 @@ def test_evaluations_equal_the_runs_counter(preset, tmp_path):
     for line, phases in zip(lines, stages, strict=True):
         plan = plan_for(config, line["stage"] - 1)
         update = 2 * config.train.num_inner_epochs * plan.trained_steps * line["selected"]
-        total += phases["reflect"].evaluations + phases["sample"].evaluations + update
+        total += phases["reflect"].nfe + phases["sample"].nfe + update
         assert line["nfe_total"] == total
 
 
@@ -229,6 +229,6 @@ def test_a_run_without_evaluations_has_none_in_its_plan():
     judged, alone = (
         Biller(load_config([*flags, f"--config.eval.every={n}"])).bill() for n in (8, 0)
     )
-    assert judged.peak[0] == "evaluate" and judged.phases["evaluate"].evaluations > 0
+    assert judged.peak[0] == "evaluate" and judged.phases["evaluate"].nfe > 0
     assert alone.peak[0] != "evaluate" and alone.peak[1] < judged.peak[1]
     assert alone.phases["evaluate"] == Phase()
