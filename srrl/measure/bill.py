@@ -38,7 +38,8 @@ class Call(NamedTuple):
 
 @dataclass
 class Phase:
-    """nfe: network evaluations of the UNet; calls of networks, and how many of each; peak memory in bytes."""
+    """nfe: network evaluations of the UNet; calls of networks, and how many of each; peak memory in
+    bytes."""
 
     nfe: int = 0
     calls: Counter[Call] = field(default_factory=Counter)
