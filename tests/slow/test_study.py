@@ -60,13 +60,16 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
                 for c in map(json.loads, lines)
                 if "heldout" in c["prompts"] and c["sampler"] == "plain"
             )
-            means.append(statistics.fmean(v for row in cell["scores"]["shapes"] for v in row))
-        half = 12.706 * statistics.stdev(means) / 2**0.5
+            scores = [v for row in cell["scores"]["shapes"] for v in row]
+            means.append(round(statistics.fmean(scores), 6))  # as it is kept
+        half = 12.7062 * statistics.stdev(means) / 2**0.5
         assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text
         found[name] = means
     gained = [k2 - k1 for k2, k1 in zip(found["K2_evaluations"], found["K1_images"], strict=True)]
-    half = 12.706 * statistics.stdev(gained) / 2**0.5
+    half = 12.7062 * statistics.stdev(gained) / 2**0.5
     assert f"{statistics.fmean(gained):+.3f} +- {half:.3f}" in text.partition("less K = 1")[2]
+    kept = [json.loads(x) for x in (out / "study.jsonl").read_text().splitlines()]
+    assert len(kept) == 7 and "### Seeds 301 alone" in text
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
     assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
