@@ -198,3 +198,17 @@ def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: 2 processes were started, but they found no GPUs")
     assert "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
+
+
+def test_weights_that_have_come_apart_are_not_saved(tmp_path):
+    """One parameter of one process by a millionth: the run stops at the save, the start is kept."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "tests/slow/apart.py", PRESET, *small_run(tmp_path, 1)]
+    environment = {**os.environ, **ONE_THREAD, "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "error: the processes' weights have come apart, at " in done.stderr
+    assert "lora_A" in done.stderr and "and 0 more: not saved" in done.stderr
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ["stage_0000"]
