@@ -62,7 +62,7 @@ def rollout_calls(
     """The network calls of one rollout (srrl.rollout.rollout) of `prompts` prompts."""
     steps, again, w = c.sample.num_steps, rounds - 1, c.sample.guidance_scale
     depth = c.reflect.depth or steps
-    own = trained_steps + c.interval.skip_last if trained_steps else 0
+    parted = trained_steps + c.interval.skip_last if trained_steps else 0
     spread, back = prompts * branches, c.reflect.inversion_guidance
     if c.reflect.train_rounds == "all":
         branched = steps
@@ -77,7 +77,7 @@ def rollout_calls(
             Calls("reflect", prompts, reflected, c.reflect.denoise_guidance),
             Calls("reflect", prompts, again * depth, back),
         ]
-    last = [Calls("sample", prompts, branched - own, w), Calls("sample", spread, own, w)]
+    last = [Calls("sample", prompts, branched - parted, w), Calls("sample", spread, parted, w)]
     return [x for x in (*rest, *last) if x.samples * x.times]
 
 

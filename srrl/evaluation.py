@@ -11,7 +11,7 @@ from rewards import Reward, score_all
 from srrl.models.policy import Policy
 from srrl.prompts import evenly
 from srrl.rollout import rollout, rollout_settings
-from srrl.run.distributed import own_part, share
+from srrl.run.distributed import gather_rows, local_range
 
 
 def evaluate(
@@ -30,32 +30,32 @@ def evaluate(
     not count in policy.nfe.
     """
     prompts = evenly(prompts, c.eval.num_prompts)
-    own = list(own_part(accelerator, len(prompts)))
-    parts: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    counted, kept = policy.nfe, None
+    local = list(local_range(accelerator, len(prompts)))
+    local_prompts, local_index = [prompts[i] for i in local], torch.tensor(local, dtype=torch.int64)
+    by_seed: dict[str, list[Tensor]] = {name: [] for name in rewards}
+    counted, first_images = policy.nfe, None
     for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
         scores = {name: torch.zeros(0) for name in rewards}
-        if own:
-            mine = [prompts[i] for i in own]
+        if local:
             images = rollout(
                 policy,
-                policy.encode(mine),
+                policy.encode(local_prompts),
                 rollout_settings(c, branches=1),
                 rounds=rounds,
                 trained_steps=0,
                 seed=seed,
                 stage=0,
-                prompts=own,
-            ).images[-len(own) :]
-            scores = score_all(rewards, images, mine)
-            kept = images if kept is None else kept
-        places = torch.tensor(own, dtype=torch.int64)
+                prompts=local,
+            ).images[-len(local) :]
+            scores = score_all(rewards, images, local_prompts)
+            first_images = images if first_images is None else first_images
         for name, values in scores.items():
-            parts[name].append(share(accelerator, values, places, len(prompts)))
+            by_seed[name].append(gather_rows(accelerator, values, local_index, len(prompts)))
     policy.nfe = counted
-    side = int(policy.time_ids[0])
-    here = [i for i, place in enumerate(shown) if place in own]
-    rows = [kept[own.index(shown[i])] for i in here]
-    pictures = torch.stack(rows) if rows else torch.zeros(0, 3, side, side, dtype=torch.uint8)
-    pictures = share(accelerator, pictures, torch.tensor(here, dtype=torch.int64), len(shown))
-    return {name: torch.cat(values) for name, values in parts.items()}, pictures
+    columns = [i for i, prompt in enumerate(shown) if prompt in local]
+    pictures = torch.zeros(0, 3, *policy.image_size, dtype=torch.uint8)
+    if columns:
+        pictures = torch.stack([first_images[local.index(shown[i])] for i in columns])
+    index = torch.tensor(columns, dtype=torch.int64)
+    pictures = gather_rows(accelerator, pictures, index, len(shown))
+    return {name: torch.cat(values) for name, values in by_seed.items()}, pictures

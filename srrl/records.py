@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from srrl.run.distributed import own_part, share
+from srrl.run.distributed import gather_rows, local_range
 from srrl.run.pictures import Images
 
 
@@ -77,10 +77,12 @@ def stage_images(
     """The pictures of the first `prompts` prompts, from the processes that have them; every process
     calls it or none. images: `images` and `reflected` of this process's Rollout."""
     local = scored.local[scored.prompt < prompts]
-    here = (local >= 0).nonzero()[:, 0]
-    part = own_part(accelerator, int(scored.prompt[-1]) + 1)
-    mine = torch.tensor([p for p in part if p < prompts], dtype=torch.int64)
-    return Images(
-        share(accelerator, images["images"][local[here]], here, len(local)),
-        [share(accelerator, of[mine - part.start], mine, prompts) for of in images["reflected"]],
-    )
+    index = (local >= 0).nonzero()[:, 0]
+    sampled = gather_rows(accelerator, images["images"][local[index]], index, len(local))
+    span = local_range(accelerator, int(scored.prompt[-1]) + 1)
+    index = torch.tensor([p for p in span if p < prompts], dtype=torch.int64)
+    reflected = [
+        gather_rows(accelerator, of_round[index - span.start], index, prompts)
+        for of_round in images["reflected"]
+    ]
+    return Images(sampled, reflected)

@@ -226,15 +226,15 @@ def sample_round(
     guidance, eta, total = settings.guidance_scale, settings.eta, policy.schedule.num_steps
     diverge = total - settings.skip_last - trained_steps if trained_steps else total
     spread = torch.arange(len(conditioning), device=x.device).repeat_interleave(settings.branches)
-    own = first
+    parted = first
     if not branched:
         noise = randomness.noise("steps", to_go)
         together = range(first, diverge)
         x = denoise_steps(policy, x, conditioning, together, guidance, eta, noise)[0][-1][spread]
-        own = diverge
+        parted = diverge
     noise, rows = randomness.noise("steps", to_go, per_branch=True), conditioning.rows(spread)
-    path, log_probs = denoise_steps(policy, x, rows, range(own, total), guidance, eta, noise)
-    begin = diverge - own  # of the trained steps, among those taken here
+    path, log_probs = denoise_steps(policy, x, rows, range(parted, total), guidance, eta, noise)
+    begin = diverge - parted  # of the trained steps, among those taken here
     trained = log_probs[begin : begin + trained_steps]
     return Sampled(
         torch.stack(path[begin : begin + trained_steps + 1], 1),
@@ -291,9 +291,8 @@ def rollout(
                 to_go=rounds - k,
                 branched=every_round and k > 1 and branches > 1,
             )
-        images, number = decode(sampled.x0), torch.full_like(prompt, k)
-        kept = sampled.latents, sampled.log_probs
-        return Rollout(prompt, branch, number, *kept, images), sampled.x0
+        trained, images = (sampled.latents, sampled.log_probs), decode(sampled.x0)
+        return Rollout(prompt, branch, torch.full_like(prompt, k), *trained, images), sampled.x0
 
     x = start.to(policy.device) if start is not None else randomness.noise("start").draw()
     sampled, reflected = [], []

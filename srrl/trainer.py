@@ -22,7 +22,7 @@ from srrl.prompts import split_prompts
 from srrl.records import Scored, Selected, stage_images, stage_metrics, stage_records
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.curves import Panel
-from srrl.run.distributed import own_part, share
+from srrl.run.distributed import gather_rows, local_range
 from srrl.run.stages import Outcome
 from srrl.run.tracking import Tracker, mean_text
 
@@ -76,9 +76,9 @@ class Trainer(ImageRun):
         A batch's images begin to be scored as soon as they are there.
         """
         c, settings = self.config, rollout_settings(self.config)
-        mine, parts = list(own_part(self.accelerator, len(prompts))), []
-        for start in range(0, len(mine), c.sample.batch_size):
-            indices = mine[start : start + c.sample.batch_size]
+        local, parts = list(local_range(self.accelerator, len(prompts))), []
+        for start in range(0, len(local), c.sample.batch_size):
+            indices = local[start : start + c.sample.batch_size]
             part = rollout(
                 self.policy,
                 self.policy.encode([prompts[i] for i in indices]),
@@ -113,7 +113,7 @@ class Trainer(ImageRun):
         return Scored(
             prompt=every // (branches * rounds),
             round=every % rounds + first,
-            scores={k: share(self.accelerator, v, judged, n) for k, v in scores.items()},
+            scores={k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()},
             judged=self.is_judged(plan, every % rounds + first),
             local=local,
         )
@@ -152,9 +152,9 @@ class Trainer(ImageRun):
         """What the update needs of the selected trajectories, from the processes that have them."""
         t, index, device = self.config.train, selected.index, self.policy.device
         local = scored.local[index]
-        here = (local >= 0).nonzero()[:, 0]
+        rows = (local >= 0).nonzero()[:, 0]
         latents, log_probs = (
-            share(self.accelerator, tensor[local[here].to(device)], here, len(index))
+            gather_rows(self.accelerator, tensor[local[rows].to(device)], rows, len(index))
             for tensor in (samples.latents, samples.log_probs)
         )
         advantages = selected.advantages[index].clamp(-t.adv_clip_max, t.adv_clip_max)

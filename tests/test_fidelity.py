@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState, GradientState
 
 from rewards import load_rewards
 from srrl.advantages import ScoreHistory, prompt_advantages, select, stage_advantages
+from srrl.batch import shuffled_pairs
 from srrl.budget import trained_passes
 from srrl.config import load_config
 from srrl.curriculum import StagePlan, plan_for
 from srrl.ddim import log_prob, make_schedule
-from srrl.learner import shuffled_pairs
 from srrl.models.architectures import blank_pipeline
 from srrl.prompts import stage_prompts
 from tests.conftest import PROMPTS, load_policy

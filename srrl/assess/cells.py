@@ -19,7 +19,7 @@ from srrl.assess.samplers import Sampler, Task
 from srrl.models.policy import Policy
 from srrl.models.weights import LORA_FILE, UNET_FILE
 from srrl.rollout import RolloutSettings
-from srrl.run.distributed import own_part, share, total_of
+from srrl.run.distributed import all_sum, gather_rows, local_range
 from srrl.run.pictures import to_pil
 
 GRID_PROMPTS = 6  # prompts whose pictures of the first seed are kept, for the grid
@@ -126,7 +126,7 @@ def run_cell(
     pictures: where the first prompts' first pictures go; `tick` is called with
     each seed's number when it is done.
     """
-    prompt_indices = list(own_part(accelerator, len(prompts)))
+    prompt_indices = list(local_range(accelerator, len(prompts)))
     part, index = [prompts[i] for i in prompt_indices], torch.tensor(prompt_indices).long()
     conditioning = policy.encode(part) if part else None
     scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
@@ -147,19 +147,18 @@ def run_cell(
             if pictures and seed == cell.first_seed:
                 save_pictures(pictures, cell, images, prompt_indices)
         for name, values in of_seed.items():
-            scores[name].append(share(accelerator, values, index, len(prompts)))
+            scores[name].append(gather_rows(accelerator, values, index, len(prompts)))
         tick(seed - cell.first_seed + 1)
     number = len(prompts) * cell.images
-    seconds = total_of(accelerator, round(1000 * (time.monotonic() - start))) / 1000
-    spread = (
-        distances(torch.stack(drawn, 1)) if drawn and cell.images > 1 else torch.zeros(len(part))
-    )
+    seconds = all_sum(accelerator, round(1000 * (time.monotonic() - start))) / 1000
+    compared = embedding is not None and cell.images > 1
+    spread = distances(torch.stack(drawn, 1)) if drawn and compared else torch.zeros(len(part))
     used, policy.nfe = policy.nfe - counted, counted
     return Result(
         cell,
         {name: torch.stack(rows, 1) for name, rows in scores.items()},
-        share(accelerator, spread, index, len(prompts)) if embedding and cell.images > 1 else None,
-        total_of(accelerator, used) / number,
+        gather_rows(accelerator, spread, index, len(prompts)) if compared else None,
+        all_sum(accelerator, used) / number,
         seconds / number,
     )
 

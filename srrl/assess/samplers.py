@@ -32,7 +32,7 @@ Score = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prom
 class Task:
     """P prompts to draw with a policy at one seed.
 
-    settings: how the policy samples (one branch); slots: the prompts' numbers, which with the seed
+    settings: how the policy samples (one branch); numbers: the prompts' numbers, which with the seed
     decide the noise; score: what best and until choose by.
     """
 
@@ -40,13 +40,13 @@ class Task:
     conditioning: Conditioning
     settings: RolloutSettings
     prompts: list[str]
-    slots: list[int]
+    numbers: list[int]
     seed: int
     score: Score
 
     def noise(self, purpose: str, to_go: int = 0) -> Noise:
         """The noise that rollout draws for this seed, of the start or of a round's steps."""
-        return Randomness(self.policy, self.seed, 0, self.slots, 1).noise(purpose, to_go)
+        return Randomness(self.policy, self.seed, 0, self.numbers, 1).noise(purpose, to_go)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +59,7 @@ class Task:
             self,
             conditioning=self.conditioning.rows(index),
             prompts=[self.prompts[i] for i in indices],
-            slots=[self.slots[i] for i in indices],
+            numbers=[self.numbers[i] for i in indices],
         )
 
 
@@ -123,8 +123,8 @@ def _rolled(
             trained_steps=0,
             seed=task.seed,
             stage=stage,
-            prompts=task.slots,
-        ).images[-len(task.slots) :]
+            prompts=task.numbers,
+        ).images[-len(task.numbers) :]
 
 
 def best(task: Task, n: int = 2) -> Tensor:
@@ -167,8 +167,8 @@ def until(task: Task, rounds: int = 3, threshold: float = 0.9) -> Tensor:
     rounds. The best-scored picture of those that were drawn; the first is plain's."""
     policy, s = task.policy, task.settings
     total = range(policy.schedule.num_steps)
-    images, scores = None, torch.zeros(len(task.slots))
-    prompt_index, x = list(range(len(task.slots))), task.noise("start").draw()
+    images, scores = None, torch.zeros(len(task.numbers))
+    prompt_index, x = list(range(len(task.numbers))), task.noise("start").draw()
     for k in range(rounds):
         now = task.part(prompt_index)
         noise = now.noise("steps", to_go=k)

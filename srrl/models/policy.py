@@ -84,8 +84,9 @@ class Policy:
                 f"config.sample.resolution={resolution} does not fit the model: a multiple of "
                 f"{8 * scale}"
             )
-        # (C, h, w) of one latent
+        # (C, h, w) of one latent, and (H, W) of its picture
         self.latent_shape = (config.in_channels, resolution // scale, resolution // scale)
+        self.image_size = (resolution, resolution)
         self.pads = self.device.type == "cpu"
         # SDXL's size conditioning: original size, crop corner, target size
         self.time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution])

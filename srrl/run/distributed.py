@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 
-def own_part(accelerator: Accelerator, n: int) -> range:
+def local_range(accelerator: Accelerator, n: int) -> range:
     """The consecutive share of 0 .. n-1 that this process works on; empty if there are too few."""
     return part(n, accelerator.process_index, accelerator.num_processes)
 
@@ -19,20 +19,20 @@ def part(n: int, rank: int, processes: int) -> range:
     return range(n * rank // processes, n * (rank + 1) // processes)
 
 
-def share(accelerator: Accelerator, values: Tensor, places: Tensor, total: int) -> Tensor:
-    """All processes' rows together: [total, ...], row places[i] from this process's values[i].
+def gather_rows(accelerator: Accelerator, values: Tensor, index: Tensor, total: int) -> Tensor:
+    """All processes' rows together: [total, ...], row index[i] from this process's values[i].
 
-    values: [n, ...] of any number type and n; places: int64 [n]. Each place is filled by exactly
-    one process. The result is the same on every process, on the device of `values`.
+    values: [n, ...] of any number type and n; index: int64 [n]. Each row is given by exactly one
+    process. The result is the same on every process, on the device of `values`.
     """
     whole = values.new_zeros(total, *values.shape[1:])
-    whole[places.to(values.device)] = values
+    whole[index.to(values.device)] = values
     if accelerator.num_processes == 1:
         return whole
     return accelerator.reduce(whole.to(accelerator.device), "sum").to(values.device)
 
 
-def total_of(accelerator: Accelerator, number: int) -> int:
+def all_sum(accelerator: Accelerator, number: int) -> int:
     """The sum of every process's number."""
     if accelerator.num_processes == 1:
         return number

@@ -21,7 +21,7 @@ from srrl.models.trainee import Trainee
 from srrl.prompts import evenly
 from srrl.run import checkpoint
 from srrl.run.curves import Panel
-from srrl.run.distributed import differing, total_of
+from srrl.run.distributed import all_sum, differing
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, sample_rows
 from srrl.run.tracking import Clock, Tracker
@@ -141,7 +141,7 @@ class StagedRun(ABC):
         """Log a stage, and save the pictures that are wanted of it."""
         self.progress.stage = stage + 1
         self.progress.samples_total += len(outcome.records)
-        self.progress.nfe_total += total_of(self.accelerator, self.trainee.nfe)
+        self.progress.nfe_total += all_sum(self.accelerator, self.trainee.nfe)
         line = {
             "stage": stage + 1,
             **outcome.plan,

@@ -55,7 +55,7 @@ def test_a_cell_and_its_interval_again_from_raw_images_and_scores(tmp_path):
             trained_steps=0,
             seed=seed,
             stage=0,
-            slots=[0, 1, 2, 3],
+            prompts=[0, 1, 2, 3],
         ).images
         for seed in (5, 6, 7)
     ]

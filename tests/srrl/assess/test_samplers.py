@@ -75,7 +75,7 @@ def test_plain_is_the_evaluation_of_training(sd):
         trained_steps=0,
         seed=3,
         stage=0,
-        slots=[0, 1, 2, 3],
+        prompts=[0, 1, 2, 3],
     ).images
     assert torch.equal(images, drawn(sd, "plain")[0])
 
@@ -93,7 +93,7 @@ def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
             trained_steps=0,
             seed=3,
             stage=i,
-            slots=[0, 1, 2, 3],
+            prompts=[0, 1, 2, 3],
         ).images
 
     alone = [attempt(i) for i in range(3)]
