@@ -1,6 +1,7 @@
 """The study "does reflection pay?": its arms, seeds and budgets, for scripts/study.py.
 
     --config config/study.py:tiny     the embedded models, on a laptop
+    --config config/study.py:control  is it the rounds, or training every sample?
     --config config/study.py:sweep    one thing changed at a time, where training reflects
     --config config/study.py:hard     where a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
@@ -180,6 +181,17 @@ def sweep() -> ConfigDict:
     return c
 
 
+def control() -> ConfigDict:
+    """Is it the rounds or is it training every sample? K = 1 and K = 3 with every sample, beside
+    K = 1 with extremes; the runs are those of `tiny`."""
+    c = tiny()
+    c.name, c.test_time.samplers = "control", ()
+    c.against = ("K1", "K1_every")
+    with c.unlocked():
+        c.arms = {name: c.arms[name] for name in ("K1", "K1_every", "K3_every")}
+    return c
+
+
 def hard() -> ConfigDict:
     """Where a first try almost never succeeds, and the reward says only whether: at guidance 2 the
     untrained model draws 4 right pictures in 100 with K = 1 and 20 with K = 2."""
@@ -220,7 +232,7 @@ def sd14() -> ConfigDict:
     return c
 
 
-PRESETS = {"tiny": tiny, "sweep": sweep, "hard": hard, "sd14": sd14}
+PRESETS = {"tiny": tiny, "control": control, "sweep": sweep, "hard": hard, "sd14": sd14}
 
 
 def get_config(name: str) -> ConfigDict:

@@ -125,7 +125,7 @@ def main() -> None:
     if args.guidance_scale is not None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
     policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
-    policy.negative_prompt = args.negative_prompt
+    policy.encoder.negative_prompt = args.negative_prompt
     load_trained(policy.pipe, config, weights)
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from srrl.curriculum import StagePlan
 from srrl.ddim import log_prob
-from srrl.models.policy import Conditioning, Policy
+from srrl.models.conditioning import Conditioning
+from srrl.models.policy import Policy
 from srrl.ppo import Objective, clipped_objective
 from srrl.rollout import generator
 

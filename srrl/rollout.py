@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from srrl.ddim import log_prob
-from srrl.models.policy import Conditioning, Policy
+from srrl.models.conditioning import Conditioning
+from srrl.models.policy import Policy
 
 SHARED_BRANCH = 2**16  # the branch number of noise that all branches of a prompt share
 PURPOSES = ("start", "steps", "prompts", "updates")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from srrl.ddim import make_schedule
 from srrl.errors import UserError
-from srrl.models.policy import Conditioning, Policy
+from srrl.models.conditioning import Conditioning
+from srrl.models.policy import Policy
 from srrl.rollout import (
     Noise,
     Randomness,
@@ -32,7 +33,7 @@ Score = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prom
 class Task:
     """P prompts to draw with a policy at one seed.
 
-    settings: how the policy samples (one branch); numbers: the prompts' numbers, which with the seed
+    settings: how the policy samples (one branch); numbers: of the prompts, which with the seed
     decide the noise; score: what best and until choose by.
     """
 

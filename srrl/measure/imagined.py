@@ -87,7 +87,7 @@ class Imagined:
     def encode(self) -> tuple[Count, list[torch.Size]]:
         """One prompt and the empty one through the text encoders; the shapes of an embedding."""
         with self.counted() as count:
-            (text, pooled), _ = self.policy._encode("a prompt")
+            (text, pooled), _ = self.policy.encoder._encode("a prompt")
         return count, [text.shape, pooled.shape]
 
     def predict(self, samples: int, guidance: float) -> Count:

@@ -8,7 +8,6 @@ predictions and pictures.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from srrl.config import resolve
 from srrl.ddim import Schedule, denoise_mean, invert, make_schedule, noise_from_output
 from srrl.errors import UserError
 from srrl.models import weights
+from srrl.models.conditioning import Conditioning, PromptEncoder
 from srrl.models.loading import load_pipeline, set_arithmetic
 from srrl.models.start import start_from
 
@@ -28,26 +28,6 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # round differently, and inversion amplifies it: samples are a multiple, and together have so many
 # places.
 CPU_MULTIPLE, CPU_PLACES = 4, 768
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Text conditioning of B samples.
-
-    text, empty           float32 [B, L, D], of the prompts and of the empty prompt
-    pooled, pooled_empty  float32 [B, P], SDXL's pooled embeddings of both; P is 0 for SD
-    """
-
-    text: Tensor
-    empty: Tensor
-    pooled: Tensor
-    pooled_empty: Tensor
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def rows(self, index: Tensor | slice) -> "Conditioning":
-        return Conditioning(*(tensor[index] for tensor in vars(self).values()))
 
 
 class Policy:
@@ -90,9 +70,7 @@ class Policy:
         self.pads = self.device.type == "cpu"
         # SDXL's size conditioning: original size, crop corner, target size
         self.time_ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution])
-        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
-        self._empty: tuple[Tensor, Tensor] | None = None
-        self.negative_prompt = ""  # what guidance leads away from; set before prompts are encoded
+        self.encoder = PromptEncoder(pipe, self.device)
         # SDXL's own VAE overflows in fp16; its config says so, and that of a mended one does not.
         upcast = self.is_xl and dtype == torch.float16 and pipe.vae.config.force_upcast
         self.vae_dtype = torch.float32 if upcast else dtype
@@ -171,54 +149,11 @@ class Policy:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        pipe = self.pipe
-        both = [pipe.text_encoder, pipe.text_encoder_2] if self.is_xl else [pipe.text_encoder]
-        return [encoder for encoder in both if encoder is not None]
+        return self.encoder.modules
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Conditioning of the prompts; each distinct prompt goes through the encoders once."""
-        self.remember(prompts)
-        text, pooled = zip(*(self._embeddings[p] for p in prompts), strict=True)
-        empty, pooled_empty = self._empty
-        n = (len(prompts), *[-1] * empty.dim())
-        return Conditioning(
-            torch.stack(text).to(self.device),
-            empty.to(self.device).expand(n),
-            torch.stack(pooled).to(self.device),
-            pooled_empty.to(self.device).expand(n[:2]),
-        )
-
-    def remember(self, prompts: Iterable[str]) -> None:
-        """Encode what is not encoded yet and keep it.
-
-        One at a time, so that an embedding does not depend on the company it was made in.
-        """
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                self._embeddings[prompt], self._empty = self._encode(prompt)
-
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """((hidden [L, D], pooled [P]) of the prompt, and of the empty one), as the pipeline's."""
-        if not self.text_encoders:
-            raise RuntimeError(f"the text encoders were released before {prompt!r} was encoded")
-        negative = [self.negative_prompt] if self.negative_prompt else None
-        result = self.pipe.encode_prompt(
-            [prompt],
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
-            negative_prompt=negative,
-        )
-        text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
-        pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
-        return (text, pooled), (empty, pooled_empty)
-
-    def prepare(self, prompts: Iterable[str]) -> None:
-        """Encode every prompt that is still to come and free the text encoders' memory."""
-        self.remember(prompts)
-        for name in ("text_encoder", "text_encoder_2") if self.is_xl else ("text_encoder",):
-            setattr(self.pipe, name, None)
+        return self.encoder.encode(prompts)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -358,6 +293,11 @@ class Policy:
     @property
     def network(self) -> nn.Module:
         return self.pipe.unet
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Encode every prompt that is still to come and free the text encoders' memory."""
+        self.encoder.remember(prompts)
+        self.encoder.release()
 
     def trainable(self) -> Iterator[nn.Parameter]:
         return weights.trainable(self.network)

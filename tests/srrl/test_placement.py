@@ -11,7 +11,8 @@ from srrl.batch import Batch, pairs_objective
 from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.models.architectures import blank_pipeline
-from srrl.models.policy import Conditioning, Policy
+from srrl.models.conditioning import Conditioning
+from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.rollout import rollout, rollout_settings
 from tests.conftest import MODELS, PRESET

@@ -64,7 +64,7 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     c, plan = trainer.config, StagePlan(0, 2, 3)
     prompts = trainer.draw_prompts(plan)
     with counter() as encoding:
-        trainer.policy.remember(prompts)
+        trainer.policy.encoder.remember(prompts)
     with counter() as sampling:
         samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)

@@ -21,7 +21,7 @@ def test_what_is_not_finite_is_logged_as_null(tmp_path):
     tracker = Tracker(tmp_path, Accelerator())
     of_one = float("nan")  # the standard deviation of one sample
     tracker.metrics({"stage": 1, "advantage/std": of_one, "reward/shapes/std": of_one, "loss": 1.5})
-    tracker.trajectories(1, [{"scores": {"shapes": float("inf")}, "advantage": 0.5}])
+    tracker.samples(1, [{"scores": {"shapes": float("inf")}, "advantage": 0.5}])
     (line,) = read(tmp_path / "metrics.jsonl")
     assert line == {"stage": 1, "advantage/std": None, "reward/shapes/std": None, "loss": 1.5}
     assert read(tmp_path / "samples.jsonl")[0]["scores"] == {"shapes": None}
