@@ -176,7 +176,7 @@ def main() -> None:
             say(f"{at}: seed {seed}/{args.images}  ETA {clock.eta()}")
 
         samples = sampler.weight * cell.count * cell.images / accelerator.num_processes
-        with meter.work(at, policy.pipe.unet, 2 * policy.schedule.num_steps * samples):
+        with meter.work(at, policy.network, 2 * policy.schedule.num_steps * samples):
             result = run_cell(
                 cell,
                 sampler,
