@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,15 +159,14 @@ class Metered(Trainer):
             self.memory[phase] = max(self.memory[phase], torch.cuda.max_memory_allocated())
 
 
-def trainer_of(job: Job, flags: list[str], rewards: dict[str, Reward]) -> Metered:
+def trainer_of(flags: list[str], accelerator: Accelerator, rewards: dict[str, Reward]) -> Metered:
     """rewards: the config's, made here into an empty dictionary and used again from a full one."""
     config = load_config(flags)
-    accelerator = Accelerator(cpu=not job.on_gpu)
     policy = Policy.from_config(config, device=accelerator.device)
     make_trainable(policy.network, config)
     if not rewards:
         rewards.update(rewards_of(config, accelerator.device))
-    tracker = Tracker(job.folder / "run", accelerator)
+    tracker = Tracker(Path(config.output_dir) / "run", accelerator)
     return Metered(config, policy, rewards, accelerator, tracker)
 
 
@@ -174,7 +174,7 @@ def measure_stage(job: Job, flags: list[str], rewards: dict[str, Reward]) -> Ite
     """A row for each phase of a stage after a short one, and one for the whole. Where the stage
     fails, the rows of the phases before it. `flags` in the last tell page.py what was run."""
     start = time.monotonic()
-    trainer = trainer_of(job, flags, rewards)
+    trainer = trainer_of(flags, Accelerator(cpu=not job.on_gpu), rewards)
     trainer.prepare(0)
     loaded = time.monotonic()
     ratio = trainer.train(WARM_UP).metrics["ratio/first_max_dev"]
