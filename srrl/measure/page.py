@@ -14,10 +14,7 @@ TITLES = {
     "sd14": "SD v1.4 at 512 px",
     "sdxl": "SDXL at 1024 px",
     "rewards": "Rewards",
-    "parity": "Against the CPU",
-    "resume": "Killed and resumed",
-    "scoring": "Scoring beside sampling",
-    "compiled": "Compiled blocks",
+    "checks": "What must hold",
 }
 INTRODUCTION = """# On a GPU
 
@@ -79,12 +76,12 @@ def section(rows: list[Row]) -> Iterable[str]:
         yield ""
     for row in rows:
         if "error" in row:
-            yield f"- **{row['name']} failed**: {row['error']} ({row.get('at', '')})"
+            yield f"- **{row['name']} failed**: {row['error']}"
         elif "skipped" in row:
             yield f"- {row['name']} left out: {row['skipped']}"
 
 
-HIDDEN = ("part", "took", "flags")
+HIDDEN = ("part", "flags")
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -269,7 +269,7 @@ def test_many_samples_come_in_pages_of_a_size_that_viewers_open(undisturbed, tmp
     assert len(pages) == 2 and max(max(size) for size in pages) < 3000
 
 
-def test_bench_counts_the_formulas_evaluations(tmp_path):
+def test_bench_times_every_phase(tmp_path):
     run(
         sys.executable,
         "scripts/bench.py",
@@ -284,9 +284,8 @@ def test_bench_counts_the_formulas_evaluations(tmp_path):
         128,
     )
     figures = json.loads((tmp_path / "bench.json").read_text())
-    assert figures["evaluations"] == figures["evaluations_by_formula"]
     assert all(figures["overhead"][phase] > 0 for phase in ("reflect", "sample", "update"))
-    assert figures["seconds"]["score by a worker"] > 0
+    assert all(figures["seconds"].values())
 
 
 def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
