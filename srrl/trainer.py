@@ -196,8 +196,8 @@ def start(config: ConfigDict, accelerator: Accelerator, tracker: Tracker) -> Tra
 
 def check_processes(config: ConfigDict, accelerator: Accelerator) -> None:
     """Raise UserError where so many processes cannot share the config's work."""
-    n, count = accelerator.num_processes, config.sample.batch_size
-    prompts = config.sample.num_batches_per_stage * count
+    n = accelerator.num_processes
+    prompts = config.sample.num_batches_per_stage * config.sample.batch_size
     if n > prompts:
         raise UserError(
             f"{n} processes for {prompts} prompts a stage: raise "
