@@ -4,7 +4,7 @@
     python scripts/gpu_report.py --only sd14 rewards      some parts; OUT keeps its others
     python scripts/gpu_report.py --no-plan                without the planned figures
     python scripts/gpu_report.py --only                   nothing but those, on any machine
-    python scripts/gpu_report.py --device cpu --model tiny --out runs/report    a trial run
+    python scripts/gpu_report.py --device cpu --model tiny --minutes 60    a trial run
 
 Full-size architectures with random weights: SD v1.4 and SDXL by phase (time, memory beside what
 scripts/plan.py says, ratio before the first update), the rewards; then tests/gpu. Every part runs
@@ -29,7 +29,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # In the order of their worth, with the seconds that they may take of the 330 or so in all; what
 # one leaves, the later ones share.
 PARTS = {"machine": 8, "sd14": 80, "sdxl": 120, "rewards": 25, "checks": 97}
-MINUTES = {"cuda": 5.5, "cpu": 60}
 
 
 def arguments() -> argparse.Namespace:
@@ -39,14 +38,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
     )
-    parser.add_argument("--minutes", type=float, help="of measuring (5.5; on a CPU 60)")
+    parser.add_argument("--minutes", type=float, default=5.5, help="of measuring (5.5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=("full", "tiny"), default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_report"))
     parser.add_argument("--no-plan", action="store_true", help="compute no planned figures")
     args = parser.parse_args()
     args.out = args.out.resolve()
-    args.minutes = MINUTES[args.device] if args.minutes is None else args.minutes
     return args
 
 
@@ -71,9 +69,8 @@ def work(args: argparse.Namespace, part: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     from srrl.measure import parts
-    from srrl.measure.job import Job
 
-    getattr(parts, part)(Job(part, args.device, args.model == "tiny", args.out))
+    getattr(parts, part)(parts.Job(part, args.device, args.model == "tiny", args.out))
 
 
 def run_part(args: argparse.Namespace, part: str, seconds: float) -> None:

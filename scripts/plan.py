@@ -12,9 +12,7 @@ card's data-sheet rate (srrl/measure/bill.py, Call.seconds); scripts/gpu_report.
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from srrl.config import load_config
 from srrl.errors import UserError, one_line_errors
@@ -31,7 +29,6 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--processes", type=int, default=1, help="GPUs that share the work")
     parser.add_argument("--fsdp", action="store_true", help="the UNet spread over them as well")
     parser.add_argument("--share", type=float, help="of the card's rate (0.35)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     args, rest = parser.parse_known_args(argv)
     if args.processes < 1:
         raise UserError(f"--processes {args.processes}: at least 1")
@@ -48,8 +45,8 @@ def main(argv: list[str]) -> None:
     from srrl.measure.bill import REWARD, SHARE
     from srrl.measure.biller import Biller
     from srrl.measure.cards import card_named
-    from srrl.measure.fitting import advice, cards_table, largest
-    from srrl.measure.show import as_json, table
+    from srrl.measure.fitting import largest
+    from srrl.measure.show import advice, cards_table, table
 
     card = None if args.card in ("cpu", "all") else card_named(args.card)
     share = args.share or SHARE
@@ -64,14 +61,12 @@ def main(argv: list[str]) -> None:
         hours = bill.hours(card, share, args.processes)
         cards = f"{args.processes} x {card.name}" if args.processes > 1 else card.name
         print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate or bound by launches")
-        print("\n".join(advice(biller, card)))
+        print(advice(biller, card))
         most = largest(biller, card, config.train.gradient_checkpointing)
         most = {key: n for key, n in most.items() if not key.startswith(REWARD)}
         print("at most fit: " + ", ".join(f"{key} {n}" for key, n in most.items()))
     if bill.uncounted:
         print(f"not counted: reward {', '.join(bill.uncounted)}")
-    if args.json:
-        args.json.write_text(json.dumps(as_json(bill), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -91,15 +91,6 @@ class Bill:
         seconds = sum(times * call.seconds(card, share) for call, times in calls)
         return seconds / processes / 3600
 
-    def needs(self) -> int:
-        """Bytes that a card must have for the run."""
-        return round(self.peak[1] * (1 + SLACK) + CONTEXT)
-
-
-def room(card: Card) -> float:
-    """Bytes of a card that tensors can take."""
-    return (card.gib * GIB - CONTEXT) / (1 + SLACK)
-
 
 @dataclass(frozen=True)
 class Usage:

@@ -31,6 +31,11 @@ from srrl.prompts import split_prompts
 from srrl.run.distributed import part
 
 
+def in_calls(n: int, batch: int) -> list[tuple[int, int]]:
+    """(how many, of how many): the calls for n, `batch` at once."""
+    return Calls("", n, 1, guidance=1).split(batch)
+
+
 class Biller:
     """Makes the bill of a config for one kind of device.
 
@@ -65,8 +70,7 @@ class Biller:
         self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
         guidance = c.sample.guidance_scale
         self.predicted = i.predict(self.sampled, guidance)
-        rows = self.padded(self.sampled * nfe_of(guidance))
-        self.flops_a_row = self.predicted.flops // rows
+        self.flops_a_row = self.predicted.flops // self.padded(self.sampled * nfe_of(guidance))
         self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
         self.scored = {name: i.score(name, 1) for name in i.rewards}
         self._updates: dict[bool, Count] = {}
@@ -93,8 +97,7 @@ class Biller:
                 phases[name].calls += phase.calls
         splits = [len(prompts) for prompts in split_prompts(c).values()]
         prompts = self.distinct_prompts(*splits)
-        encoding = Call(self.kinds["network"], self.encoded.flops, self.encoded.operators)
-        phases["encode"].calls[encoding] = prompts
+        self.add(phases["encode"], "network", self.encoded, [(prompts, self.encoded.flops)])
         for split in splits if c.eval.every else []:
             self.add_evaluations(phases["evaluate"], split)
         for usage in self.usages(checkpointing):
@@ -108,53 +111,52 @@ class Biller:
         phases = {name: Phase() for name in ("reflect", "sample", "decode", "score", "update")}
         for rank in range(self.processes):
             share = len(part(self.all_prompts, rank, self.processes))
-            for calls in stage_calls(c, plan, share):
-                self.add_calls(phases[calls.phase], calls)
-            for calls in stage_decodes(c, plan, share):
-                self.add_pictures(phases["decode"], calls)
+            drawn = [*stage_calls(c, plan, share), *stage_decodes(c, plan, share)]
+            self.add_drawing(phases, drawn)
         last = self.all_prompts * c.branch.count
         self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
         pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
         phases["update"].nfe = pairs * nfe_of(c.sample.guidance_scale)
         one, micro = self.update(checkpointing), c.train.micro_batch
-        for times, size in Calls("update", pairs, 1, 1).split(micro):
-            self.add(phases["update"], "network", times, one.flops // micro * size, one)
+        sizes = [(n, size * one.flops // micro) for n, size in in_calls(pairs, micro)]
+        self.add(phases["update"], "network", one, sizes)
         return phases
 
-    def add(self, phase: Phase, kind: str, times: int, flops: int, count: Count) -> None:
-        """Calls of so many operations, and of as many operators as were counted."""
-        phase.calls[Call(self.kinds[kind], flops, count.operators)] += times
+    def add(self, phase: Phase, kind: str, count: Count, sizes: list[tuple[int, int]]) -> None:
+        """(how many, of how many operations): calls of as many operators as were counted."""
+        for times, flops in sizes:
+            phase.calls[Call(self.kinds[kind], flops, count.operators)] += times
 
-    def add_calls(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        phase.nfe += times * calls.nfe
-        for n, rows in calls.split(self.config.sample.micro_batch):
-            flops = self.padded(rows) * self.flops_a_row
-            self.add(phase, "network", times * n, flops, self.predicted)
-
-    def add_pictures(self, phase: Phase, calls: Calls, times: int = 1) -> None:
-        for n, pictures in calls.split(self.config.sample.decode_batch):
-            flops = self.padded(pictures) * self.decoded.flops // self.padded(1)
-            self.add(phase, "vae", times * n, flops, self.decoded)
+    def add_drawing(self, phases: dict[str, Phase], drawn: list[Calls], times: int = 1) -> None:
+        """Calls of the UNet and, in the phase "decode", of the VAE."""
+        c = self.config.sample
+        of_picture = self.decoded.flops // self.padded(1)
+        for calls in drawn:
+            if calls.phase == "decode":
+                kind, count, a_row, batch = "vae", self.decoded, of_picture, c.decode_batch
+            else:
+                kind, count, a_row, batch = (
+                    "network",
+                    self.predicted,
+                    self.flops_a_row,
+                    c.micro_batch,
+                )
+                phases[calls.phase].nfe += times * calls.nfe
+            sizes = [(times * n, self.padded(rows) * a_row) for n, rows in calls.split(batch)]
+            self.add(phases[calls.phase], kind, count, sizes)
 
     def add_scores(self, phase: Phase, pictures: int) -> None:
         for name, count in self.scored.items():
-            batch = self.imagined.rewards[name].batch_size
-            for n, size in Calls("score", pictures, 1, 1).split(batch):
-                self.add(phase, "rewards", n, size * count.flops, count)
+            calls = in_calls(pictures, self.imagined.rewards[name].batch_size)
+            self.add(phase, "rewards", count, [(n, size * count.flops) for n, size in calls])
 
     def add_evaluations(self, phase: Phase, prompts: int) -> None:
         """The run's evaluations of a split of so many prompts."""
         c, times = self.config, len(evaluated_stages(self.config))
-        for calls in evaluation_calls(c, prompts):
-            self.add_calls(phase, calls, times)
-        for calls in evaluation_decodes(c, prompts):
-            self.add_pictures(phase, calls, times)
+        drawn = [*evaluation_calls(c, prompts), *evaluation_decodes(c, prompts)]
+        self.add_drawing(dict.fromkeys(PHASES, phase), drawn, times)
         images = c.eval.seeds * len(c.eval.rounds) * min(c.eval.num_prompts, prompts)
         self.add_scores(phase, times * images)
-
-    @property
-    def every_round(self) -> bool:
-        return self.config.reflect.train_rounds == "all"
 
     def distinct_prompts(self, train: int, heldout: int = 0) -> int:
         """Prompts that the run encodes at most, of files with so many."""
@@ -183,33 +185,36 @@ class Biller:
         r, own = self.config.reward, ("cuda", "cuda:0") if self.cuda else ("cpu",)
         return r.backend == "local" and (r.device is None or r.device in own)
 
-    def held(self) -> tuple[int, int, int]:
-        """Bytes of a process's trajectories when all are sampled, of a batch's latents while it
-        is, and of what was selected; each the largest over the stages."""
+    def held(self) -> tuple[int, int, int, int]:
+        """Bytes of a process's trajectories when all are sampled, of their pictures, which are on
+        the CPU, of a batch's latents while it is sampled, and of what was selected; each the
+        largest over the stages."""
         c, policy = self.config, self.imagined.policy
         latent = 4 * math.prod(policy.latent_shape)
         scale = 2 ** (len(policy.pipe.vae.config.block_out_channels) - 1)
-        picture = 3 * math.prod(policy.latent_shape[1:]) * scale**2
+        picture = 0 if self.cuda else 3 * math.prod(policy.latent_shape[1:]) * scale**2
         text = 2 * 4 * sum(shape.numel() for shape in self.imagined.text_shapes)
-        kept = own = selected = 0.0
+        every_round = c.reflect.train_rounds == "all"
+        kept = pictures = own = selected = 0.0
         for plan, cost in zip(self.plans, self.costs, strict=True):
             steps = plan.trained_steps + 1
             images = cost.images * self.prompts / self.all_prompts
             kept = max(kept, images * (picture + steps * latent))
-            taken = c.sample.num_steps + 1 if self.every_round else steps + c.interval.skip_last
+            pictures = max(pictures, images * picture)
+            taken = c.sample.num_steps + 1 if every_round else steps + c.interval.skip_last
             own = max(own, self.batch * c.branch.count * taken * latent)
             selected = max(selected, expected_selected(c, cost) * (steps * latent + text))
-        return round(kept), round(own), round(selected)
+        return round(kept), round(pictures), round(own), round(selected)
 
     def usages(self, checkpointing: bool | None = None) -> list[Usage]:
         """What takes memory when; with gradient checkpointing as the config says, or as told."""
         c, i = self.config, self.imagined
         base, sizes = sum(self.resident().values()), i.sizes()
-        kept, own, selected = self.held()
+        kept, pictures, own, selected = self.held()
         before = base + kept * (self.prompts - self.batch) // self.prompts  # and what is sampled
-        after = base + kept + selected
+        after = base + pictures + selected
         branches, micro = self.batch * c.branch.count, c.sample.micro_batch
-        walked = self.batch * (c.branch.count if self.every_round else 1)
+        walked = branches if c.reflect.train_rounds == "all" else self.batch
         sampling, decoding = "sample.micro_batch", "sample.decode_batch"
         # Where every weight is trained, autocast keeps them in half precision for a call, and
         # gradients stay for the next one: neither grows with the call.
@@ -223,43 +228,28 @@ class Biller:
         # gradients, and AdamW's temporaries: on a GPU as large as the weights; before it those of
         # the sum over the processes
         step = trained * (1 + self.cuda + 2 * (self.processes > self.shards))
+        picture, decodes = self.decoded.peak / self.padded(1), c.sample.decode_batch
         drawing = [
             Usage("reflect", before + casts, each, min(walked, micro), sampling),
             Usage("sample", before + own + casts, each, min(branches, micro), sampling),
-            Usage(
-                "decode",
-                before + 2 * own,
-                self.decoded.peak / self.padded(1),
-                min(branches, c.sample.decode_batch),
-                decoding,
-            ),
+            Usage("decode", before + 2 * own, picture, min(branches, decodes), decoding),
         ]
         beside = self.scored_beside and self.prompts > self.batch
         meanwhile = max(usage.peak for usage in drawing) if beside else before
         scores = [
-            Usage(
-                "score",
-                meanwhile,
-                self.scored[name].peak,
-                min(branches, reward.batch_size),
-                REWARD + name,
-            )
-            for name, reward in i.rewards.items()
+            Usage("score", meanwhile, self.scored[k].peak, min(branches, r.batch_size), REWARD + k)
+            for k, r in i.rewards.items()
             if self.rewards_here
         ]
-        usages = [
+        judged = Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling)
+        return [
             Usage("encode", base + sizes["text encoders"] + self.encoded.peak),
-            *drawing,
+            *(drawing if any(plan.rounds > 1 for plan in self.plans) else drawing[1:]),
             *scores,
-            # when all are sampled: the batches' trajectories, and their copy in one
-            Usage("score", base + 2 * kept),
+            # when all are sampled: the batches' trajectories and their copy in one, then with it
+            # what was selected, which alone the update keeps
+            Usage("score", base + kept + max(kept, selected)),
             Usage("update", after + casts + grads, pair, c.train.micro_batch, "train.micro_batch"),
             Usage("update", after + step),
-            Usage("evaluate", base + casts, each, min(c.eval.num_prompts, micro), sampling),
+            *([judged] if c.eval.every else []),
         ]
-        absent = set()
-        if all(plan.rounds == 1 for plan in self.plans):
-            absent.add("reflect")
-        if not c.eval.every:
-            absent.add("evaluate")
-        return [usage for usage in usages if usage.phase not in absent]

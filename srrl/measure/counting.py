@@ -13,30 +13,25 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop,
+    sdpa_flop,
+)
 
 aten = torch.ops.aten
 
 
-def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_, out_val=None, **__) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def attention_backward_flops(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_, out_val=None, **__
-) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
-
-
-# FlopCounterMode's formulas, and the fused attention of CPUs, which they lack.
-FORMULAS = {
-    **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-}
+# The fused attention of CPUs, which FlopCounterMode lacks.
+for operator, formula in {
+    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}.items():
+    if operator not in flop_registry:
+        register_flop_formula(operator, get_raw=True)(formula)
 
 
 class Count(TorchDispatchMode):
@@ -61,7 +56,7 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.operators += 1
-        formula = FORMULAS.get(func._overloadpacket)
+        formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in out if isinstance(out, tuple | list) else (out,):
@@ -104,32 +99,10 @@ def cuda_autocast() -> Iterator[None]:
         yield
 
 
-class FakeTensors:
-    """`with FakeTensors(...)`: everything made inside has a shape and no numbers.
-
-    like_cuda: autocast as on a GPU. Tensors of one instance belong together; it can be entered
-    again and again.
-    """
-
-    def __init__(self, like_cuda: bool):
-        self.mode, self.like_cuda = FakeTensorMode(allow_non_fake_inputs=True), like_cuda
-        self.entered: list[ExitStack] = []
-
-    def __enter__(self) -> None:
-        stack = ExitStack()
-        stack.enter_context(self.mode)
-        if self.like_cuda:
-            stack.enter_context(cuda_autocast())
-        self.entered.append(stack)
-
-    def __exit__(self, *error) -> None:
-        self.entered.pop().__exit__(*error)
-
-
 def make_fake(module: nn.Module) -> None:
     """Replace a module's parameters and buffers, made on the meta device, by fake ones on the CPU.
 
-    Layout, type, requires_grad and sharing are kept. Must be called under FakeTensors.
+    Layout, type, requires_grad and sharing are kept. Must be called under a FakeTensorMode.
     """
     made: dict[int, Tensor] = {}
 

@@ -6,18 +6,19 @@ objective and its backward pass).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rewards.blank import BlankReward, blank_reward
 from srrl.batch import Batch, pairs_objective
 from srrl.config import resolve
 from srrl.ddim import make_schedule
-from srrl.measure.counting import Count, FakeTensors, make_fake, size_of
+from srrl.measure.counting import Count, cuda_autocast, make_fake, size_of
 from srrl.models.architectures import blank_like, blank_pipeline
 from srrl.models.policy import DTYPES, Conditioning, Policy
 from srrl.models.weights import make_trainable
@@ -33,7 +34,8 @@ class Imagined:
     """
 
     def __init__(self, c: ConfigDict, cuda: bool, pipe: DiffusionPipeline | None = None):
-        self.config, self.fake = c, FakeTensors(like_cuda=cuda)
+        self.config, self.cuda = c, cuda
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         dtype = DTYPES[c.mixed_precision] if cuda else torch.float32
         given = pipe is not None
         pipe = blank_like(pipe) if given else blank_pipeline(resolve(c.pretrained.model))
@@ -62,7 +64,7 @@ class Imagined:
                 self.uncounted.append(name)
             else:
                 self.rewards |= {name: reward} if reward else {}
-        with self.fake:
+        with self.fake():
             for module in self.modules():
                 make_fake(module)
         policy.device, policy.schedule = torch.device("cpu"), schedule
@@ -74,9 +76,15 @@ class Imagined:
         yield from (reward.network for reward in self.rewards.values())
 
     @contextmanager
+    def fake(self) -> Iterator[None]:
+        """Everything made inside has a shape and no numbers; on a GPU autocast is as there."""
+        with self.mode, cuda_autocast() if self.cuda else nullcontext():
+            yield
+
+    @contextmanager
     def counted(self, grad: bool = False, *resident: Tensor) -> Iterator[Count]:
         weights = [t for m in self.modules() for t in (*m.parameters(), *m.buffers())]
-        with self.fake, torch.set_grad_enabled(grad):
+        with self.fake(), torch.set_grad_enabled(grad):
             with Count([*weights, *resident]) as count:
                 yield count
             for parameter in self.policy.trainable():
@@ -115,7 +123,7 @@ class Imagined:
         else:
             network.disable_gradient_checkpointing()
         x, _, conditioning = self._inputs(pairs)
-        with self.fake:
+        with self.fake():
             latents = torch.stack([x, x], 1)
             ones = torch.ones(pairs)
             batch = Batch(latents, ones[:, None], ones, conditioning)
@@ -137,7 +145,7 @@ class Imagined:
         return count
 
     def _inputs(self, n: int) -> tuple[Tensor, Tensor, Conditioning]:
-        with self.fake:
+        with self.fake():
             text, pooled = (torch.zeros(n, *shape) for shape in self.text_shapes)
             x = torch.zeros(n, *self.policy.latent_shape)
             step = torch.zeros(n, dtype=torch.long)

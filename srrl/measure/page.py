@@ -7,15 +7,9 @@ from srrl.config import load_config
 from srrl.measure.bill import GIB
 from srrl.measure.biller import Biller
 from srrl.measure.cards import card_of
-from srrl.measure.job import Row
 
-TITLES = {
-    "machine": "The machine",
-    "sd14": "SD v1.4 at 512 px",
-    "sdxl": "SDXL at 1024 px",
-    "rewards": "Rewards",
-    "checks": "What must hold",
-}
+Row = dict[str, Any]
+
 INTRODUCTION = """# On a GPU
 
 Written by `python scripts/gpu_report.py`: full-size architectures with random weights, a stage of
@@ -54,10 +48,8 @@ def page(rows: list[Row], command: str, trial: bool) -> str:
     failed, left_out = (sum(key in row for row in rows) for key in ("error", "skipped"))
     lines = [TRIAL if trial else INTRODUCTION, f"    {command}\n"]
     lines.append(f"{failed} failed, {left_out} left out.\n")
-    for part, title in TITLES.items():
-        own = [row for row in rows if row["part"] == part]
-        if own:
-            lines += [f"## {title}\n", *section(own), ""]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        lines += [f"## {part}\n", *section([row for row in rows if row["part"] == part]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

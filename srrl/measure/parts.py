@@ -1,12 +1,19 @@
-"""The parts of a report: the machine, whole stages at full size, the rewards, tests/gpu."""
+"""The parts of a report, each of measurements that are written as they come.
 
+The machine, whole stages at full size, the rewards, and tests/gpu.
+"""
+
+import gc
+import json
 import os
 import platform
 import time
 import tomllib
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +26,6 @@ from srrl.budget import stage_calls, stage_cost
 from srrl.config import REPOSITORY, load_config
 from srrl.curriculum import StagePlan
 from srrl.measure.bill import GIB
-from srrl.measure.job import Job, Row
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -28,6 +34,44 @@ from srrl.trainer import Trainer
 SHAPES = "config/prompts/shapes_unconventional"
 WARM_UP = StagePlan(0, 1, 1)  # every shape of the measured stage, each few times
 MEASURED = StagePlan(0, 2, 2)  # K = 2 rounds, m = 2 trained steps
+
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Job:
+    """device: "cuda" or "cpu"; tiny: the embedded models instead of those at full size; folder: for
+    whatever is written."""
+
+    part: str
+    device: str
+    tiny: bool
+    folder: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def measure(self, name: str, function: Callable[[], Row | Iterable[Row]]) -> None:
+        """Write the rows of `function` as they come, and why it failed if it does."""
+        try:
+            rows = function()
+            for row in [rows] if isinstance(rows, dict) else rows:
+                self.write(name, row)
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split())[:500]
+            self.write(name, {"error": f"{type(error).__name__}: {text}"})
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def write(self, name: str, row: Row) -> None:
+        line = json.dumps({"part": self.part, "name": name, **row})
+        with open(self.folder / f"{self.part}.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
 
 
 def synchronize(device: str) -> None:
@@ -39,11 +83,8 @@ def synchronize(device: str) -> None:
 
 
 def machine(job: Job) -> None:
-    """What it is, how its versions differ from the pins, and how fast a matrix product runs."""
+    """What it is, and how its versions differ from the pins."""
     job.measure("machine", lambda: seen(job))
-    kinds = (torch.bfloat16, torch.float16, torch.float32) if job.on_gpu else (torch.float32,)
-    for kind in kinds:
-        job.measure(f"matrix product, {str(kind)[6:]}", lambda kind=kind: product(job, kind))
 
 
 def seen(job: Job) -> Row:
@@ -63,28 +104,10 @@ def seen(job: Job) -> Row:
 def differing() -> dict[str, str]:
     """Packages whose version is not the pinned one: "installed (pinned)"."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    found = {}
-    for requirement in project["dependencies"]:
-        name, _, pinned = requirement.partition("==")
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            installed = "missing"
-        if installed.split("+")[0] != pinned:
-            found[name] = f"{installed} ({pinned})"
-    return found
-
-
-def product(job: Job, kind: torch.dtype) -> Row:
-    n, times = (8192, 20) if job.on_gpu else (512, 4)
-    a, b = (torch.randn(n, n, device=job.device).to(kind) for _ in range(2))
-    a @ b
-    synchronize(job.device)
-    start = time.monotonic()
-    for _ in range(times):
-        a @ b
-    synchronize(job.device)
-    return {"tflops": round(2 * n**3 * times / (time.monotonic() - start) / 1e12, 2)}
+    pins = dict(requirement.split("==") for requirement in project["dependencies"])
+    versions = {d.name.lower().replace("-", "_"): d.version for d in distributions()}
+    installed = {name: versions.get(name, "missing").split("+")[0] for name in pins}
+    return {k: f"{installed[k]} ({pins[k]})" for k in pins if installed[k] != pins[k]}
 
 
 # ------------------------------------------------------------------ whole stages
@@ -231,12 +254,10 @@ def score_alone(job: Job, name: str) -> Row:
     if job.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
-    scores = reward.score(images, prompts)
+    reward.score(images, prompts)
     synchronize(job.device)
     return {
         "pictures_per_second": round(n / (time.monotonic() - start), 2),
-        "finite": bool(torch.isfinite(scores).all()),
-        "distinct_scores": len(set(scores.tolist())),
         "gib": round(torch.cuda.max_memory_allocated() / GIB, 3) if job.on_gpu else None,
     }
 

@@ -13,8 +13,8 @@ from srrl.curriculum import StagePlan, plan_for
 from srrl.measure.bill import CONTEXT, GIB, SLACK, Bill, Call, Phase
 from srrl.measure.biller import Biller
 from srrl.measure.cards import CARDS, Card, card_of
-from srrl.measure.counting import FORMULAS
-from srrl.measure.fitting import advice, switches
+from srrl.measure.fitting import switches
+from srrl.measure.show import advice
 from tests.conftest import small_run
 from tests.srrl.test_trainer import make_trainer
 
@@ -63,13 +63,13 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     )
     c, plan = trainer.config, StagePlan(0, 2, 3)
     prompts = trainer.draw_prompts(plan)
-    with counter() as encoding:
+    with FlopCounterMode(display=False) as encoding:
         trainer.policy.encoder.remember(prompts)
-    with counter() as sampling:
+    with FlopCounterMode(display=False) as sampling:
         samples = trainer.sample(plan, prompts)
     scored = trainer.score(plan, samples, prompts)
     batch = trainer.batch(samples, scored, trainer.select(plan, scored, prompts), prompts)
-    with counter() as updating:
+    with FlopCounterMode(display=False) as updating:
         trainer.update(plan, batch)
     c.pretrained.model = f"srrl/shapes/tiny_{model}"
     biller = Biller(c, cuda=False)
@@ -80,17 +80,6 @@ def test_operations_equal_a_count_over_a_real_stage(model, rounds, tmp_path):
     )
     pairs = len(batch) * plan.trained_steps * c.train.num_inner_epochs
     assert updating.get_total_flops() == biller.update(False).flops // c.train.micro_batch * pairs
-
-
-def counter() -> FlopCounterMode:
-    missing = {op: formula for op, formula in FORMULAS.items() if "for_cpu" in str(op)}
-    adapted = {
-        op: lambda *a, out_val=None, formula=formula, **k: formula(*a, **k)
-        for op, formula in missing.items()
-    }
-    for formula in adapted.values():
-        formula._get_raw = True  # as torch marks formulas that take tensors, not shapes
-    return FlopCounterMode(display=False, custom_mapping=adapted)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +140,7 @@ def test_what_does_not_fit_is_made_to_fit_or_said(tiny):
     peak, fixed = tiny.bill().peak[1], max(usage.fixed for usage in tiny.usages())
     assert switches(tiny, card_with(peak + 1)) == {}
     assert switches(tiny, card_with(fixed - 1)) is None
-    assert "reward.backend=worker" in " ".join(advice(tiny, card_with(fixed - 1)))
+    assert "reward.backend=worker" in advice(tiny, card_with(fixed - 1))
 
     def check(limit: float) -> dict:
         needed = switches(tiny, card_with(limit))
