@@ -1,13 +1,13 @@
 """SRRL (arXiv 2505.22407), one trainer for every model: sample, score, select, update."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from ml_collections import ConfigDict
 
-from rewards import Reward
 from rewards.scoring import Scorer, rewards_of
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.batch import Batch, pairs_objective, shuffled_pairs
@@ -33,21 +33,15 @@ class Trainer(ImageRun):
     phases = ("reflect", "sample", "decode", "score", "update")
     panels = (Panel("curriculum", {"rounds": "rounds K", "trained_steps": "trained steps m"}),)
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        policy: Policy,
-        rewards: dict[str, Reward],
-        accelerator: Accelerator,
-        tracker: Tracker,
-    ):
-        super().__init__(config, policy, rewards, accelerator, tracker)
-        self.policy = policy
-        background = config.reward.backend != "local" or policy.device.type == "cuda"
-        self.scorer = Scorer(rewards, background)
-        objective = partial(pairs_objective, config, policy)
-        self.learner = Learner(config, policy, accelerator, objective)
-        self.history = ScoreHistory(config.reward.history)
+    def __init__(self, *given: Any):
+        """Of what an ImageRun is made of."""
+        super().__init__(*given)
+        self.policy = policy = self.trainee
+        background = self.config.reward.backend != "local" or policy.device.type == "cuda"
+        self.scorer = Scorer(self.rewards, background)
+        objective = partial(pairs_objective, self.config, policy)
+        self.learner = Learner(self.config, policy, self.accelerator, objective)
+        self.history = ScoreHistory(self.config.reward.history)
 
     def stage(self, stage: int) -> Outcome:
         return self.train(plan_for(self.config, stage))

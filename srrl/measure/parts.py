@@ -34,8 +34,6 @@ from srrl.trainer import Trainer
 SHAPES = "config/prompts/shapes_unconventional"
 WARM_UP = StagePlan(0, 1, 1)  # every shape of the measured stage, each few times
 MEASURED = StagePlan(0, 2, 2)  # K = 2 rounds, m = 2 trained steps
-
-
 Row = dict[str, Any]
 
 
