@@ -24,7 +24,7 @@ class StageCost:
     update_per_pass: int
 
 
-def nfe_of(guidance: float) -> int:
+def nfe_per_step(guidance: float) -> int:
     """Evaluations of one guided prediction: one where the guidance is 0 or 1, otherwise two."""
     return 1 if guidance in (0, 1) else 2
 
@@ -43,13 +43,13 @@ class Calls:
 
     @property
     def nfe(self) -> int:
-        return self.samples * self.times * nfe_of(self.guidance)
+        return self.samples * self.times * nfe_per_step(self.guidance)
 
     def split(self, micro_batch: int) -> list[tuple[int, int]]:
         """(how many, of how many rows): the calls of the network itself."""
         whole, rest = divmod(self.samples, micro_batch)
         sizes = ((whole, micro_batch), (1, rest))
-        return [(self.times * n, x * nfe_of(self.guidance)) for n, x in sizes if n * x]
+        return [(self.times * n, x * nfe_per_step(self.guidance)) for n, x in sizes if n * x]
 
     def network_calls(self, micro_batch: int) -> int:
         """How often the network is called."""
@@ -141,7 +141,7 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     }
     rounds = plan.rounds if c.reflect.train_rounds == "all" else 1
     images = c.sample.num_batches_per_stage * c.sample.batch_size * c.branch.count * rounds
-    update = nfe_of(c.sample.guidance_scale) * plan.trained_steps
+    update = nfe_per_step(c.sample.guidance_scale) * plan.trained_steps
     return StageCost(images, **by_phase, update_per_pass=update)
 
 

@@ -52,10 +52,15 @@ def stage_prompts(
     return drawn
 
 
+def evenly_spaced(n: int, count: int) -> list[int]:
+    """`count` of 0 .. n-1 evenly spaced, or all if there are fewer."""
+    count = min(count, n)
+    return [i * n // count for i in range(count)]
+
+
 def evenly(prompts: list[str], count: int) -> list[str]:
     """`count` prompts evenly spaced over the list, or all if it has fewer."""
-    count = min(count, len(prompts))
-    return [prompts[i * len(prompts) // count] for i in range(count)]
+    return [prompts[i] for i in evenly_spaced(len(prompts), count)]
 
 
 def split_prompts(c: ConfigDict) -> dict[str, list[str]]:

@@ -1,7 +1,6 @@
 """What a stage of SRRL leaves: its trajectories' scores, which are trained on, and from these its
 metrics, its lines of samples.jsonl and its pictures."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,21 +67,16 @@ def stage_records(
     ]
 
 
-def stage_images(
-    accelerator: Accelerator,
-    images: Mapping[str, Any],
-    scored: Scored,
-    prompts: int,
-) -> Images:
+def stage_images(accelerator: Accelerator, images: Images, scored: Scored, prompts: int) -> Images:
     """The pictures of the first `prompts` prompts, from the processes that have them; every process
-    calls it or none. images: `images` and `reflected` of this process's Rollout."""
+    calls it or none. images: those of this process's Rollout."""
     local = scored.local[scored.prompt < prompts]
     index = (local >= 0).nonzero()[:, 0]
-    sampled = gather_rows(accelerator, images["images"][local[index]], index, len(local))
+    sampled = gather_rows(accelerator, images.sampled[local[index]], index, len(local))
     span = local_range(accelerator, int(scored.prompt[-1]) + 1)
     index = torch.tensor([p for p in span if p < prompts], dtype=torch.int64)
     reflected = [
         gather_rows(accelerator, of_round[index - span.start], index, prompts)
-        for of_round in images["reflected"]
+        for of_round in images.reflected
     ]
     return Images(sampled, reflected)

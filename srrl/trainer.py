@@ -23,6 +23,7 @@ from srrl.records import Scored, Selected, stage_images, stage_metrics, stage_re
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_rows, local_range
+from srrl.run.pictures import Images
 from srrl.run.stages import Outcome
 from srrl.run.tracking import Tracker, mean_text
 
@@ -53,7 +54,7 @@ class Trainer(ImageRun):
         scored = self.score(plan, samples, prompts)
         selected = self.select(plan, scored, prompts)
         batch = self.batch(samples, scored, selected, prompts)
-        images = {"images": samples.images, "reflected": samples.reflected}
+        images = Images(samples.images, samples.reflected)
         del samples  # the update needs the batch alone
         metrics = stage_metrics(scored, selected) | self.update(plan, batch)
         return Outcome(

@@ -17,7 +17,7 @@ from srrl.budget import (
     evaluation_calls,
     evaluation_decodes,
     expected_selected,
-    nfe_of,
+    nfe_per_step,
     stage_calls,
     stage_cost,
     stage_decodes,
@@ -70,7 +70,9 @@ class Biller:
         self.sampled = min(self.batch * c.branch.count, c.sample.micro_batch)
         guidance = c.sample.guidance_scale
         self.predicted = i.predict(self.sampled, guidance)
-        self.flops_a_row = self.predicted.flops // self.padded(self.sampled * nfe_of(guidance))
+        self.flops_a_row = self.predicted.flops // self.padded(
+            self.sampled * nfe_per_step(guidance)
+        )
         self.encoded, self.decoded = i.encode()[0], i.decode(self.padded(1))
         self.scored = {name: i.score(name, 1) for name in i.rewards}
         self._updates: dict[bool, Count] = {}
@@ -116,7 +118,7 @@ class Biller:
         last = self.all_prompts * c.branch.count
         self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
         pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
-        phases["update"].nfe = pairs * nfe_of(c.sample.guidance_scale)
+        phases["update"].nfe = pairs * nfe_per_step(c.sample.guidance_scale)
         one, micro = self.update(checkpointing), c.train.micro_batch
         sizes = [(n, size * one.flops // micro) for n, size in in_calls(pairs, micro)]
         self.add(phases["update"], "network", one, sizes)

@@ -166,7 +166,9 @@ class Policy:
         for part in latents.split(self.decode_batch):
             decoded = self.pixels(part)
             if self.vae_dtype != torch.float32 and not _finite(decoded):
+                nn.Module.to(self.pipe.vae, torch.float32)
                 decoded = self.pixels(part, torch.float32)
+                nn.Module.to(self.pipe.vae, self.vae_dtype)
             if not _finite(decoded):
                 raise UserError(
                     "the VAE decodes to pixels that are not finite, in float32 as well: the "
@@ -180,16 +182,11 @@ class Policy:
     def pixels(self, latents: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The VAE's output float32 [B, 3, H, W], about -1 to 1, of latents [B, C, h, w].
 
-        dtype: another precision than `vae_dtype`, for this call.
+        dtype: the VAE's precision, where it is not `vae_dtype` for now.
         """
         vae, dtype = self.pipe.vae, dtype or self.vae_dtype
         padded = self._pad(latents / vae.config.scaling_factor)
-        if dtype == self.vae_dtype:
-            return vae.decode(padded.to(dtype)).sample[: len(latents)].float()
-        nn.Module.to(vae, dtype)
-        decoded = vae.decode(padded.to(dtype)).sample[: len(latents)].float()
-        nn.Module.to(vae, self.vae_dtype)
-        return decoded
+        return vae.decode(padded.to(dtype)).sample[: len(latents)].float()
 
     # ------------------------------------------------------------------ denoising steps
 

@@ -18,7 +18,7 @@ from srrl.curriculum import evaluated_stages, shows_pictures
 from srrl.errors import UserError
 from srrl.learner import Learner
 from srrl.models.trainee import Trainee
-from srrl.prompts import evenly
+from srrl.prompts import evenly, evenly_spaced
 from srrl.run import checkpoint
 from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, differing
@@ -103,7 +103,8 @@ class StagedRun(ABC):
         self, prompts: list[str], rounds: int, shown: list[int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each reward's scores [n] of pictures of so many rounds at fixed seeds, and the pictures
-        uint8 [len(shown), 3, H, W] of some of the prompts at the first of them."""
+        uint8 [len(shown), 3, H, W] of some of the prompts at the first of them. A method whose
+        `splits` gives any has it."""
         raise NotImplementedError
 
     def stage_work(self, stage: int, selected: int | None = None) -> float:
@@ -186,8 +187,7 @@ class StagedRun(ABC):
         c, shown = self.config, {}
         for split, prompts in self.splits().items():
             evaluated = evenly(prompts, c.eval.num_prompts)
-            count = min(c.pictures.prompts, len(evaluated))
-            places = [i * len(evaluated) // count for i in range(count)]
+            places = evenly_spaced(len(evaluated), c.pictures.prompts)
             shown[split] = {place: evaluated[place] for place in places}
             for rounds in c.eval.rounds:
                 work = self.evaluation_work(prompts) / len(c.eval.rounds)

@@ -1,6 +1,6 @@
 """The plan of the full-size run, and the evaluations it costs."""
 
-from srrl.budget import nfe_of, stage_cost
+from srrl.budget import nfe_per_step, stage_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan, evaluated_stages, plan_for
 
@@ -36,7 +36,7 @@ def test_costs_of_a_stage_by_hand():
     assert cost.reflect == 32 * 2 * 20 * (2 + 2)
     assert cost.sample == 32 * 2 * (15 + 5 * 5)
     assert cost.update_per_pass == 2 * 5
-    assert [nfe_of(w) for w in (0, 1, 0.1, 5)] == [1, 1, 2, 2]
+    assert [nfe_per_step(w) for w in (0, 1, 0.1, 5)] == [1, 1, 2, 2]
 
 
 def test_evaluations_are_at_the_start_every_few_stages_and_at_the_end():
