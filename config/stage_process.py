@@ -46,8 +46,8 @@ def base() -> ConfigDict:
     # Another VAE than the model's own. SDXL's overflows in fp16 and is kept in float32 there;
     # madebyollin/sdxl-vae-fp16-fix does not and stays in fp16.
     p.vae = placeholder(str)
-    # A LoRA to start from instead of a fresh one: a run, a checkpoint, or a .safetensors file in
-    # our own, diffusers' or kohya's format. Of a rank up to lora.rank, on lora.target_modules.
+    # A LoRA to start from instead of a fresh one: a run, a checkpoint, or a .safetensors file of
+    # diffusers, kohya-ss or peft. Of ranks up to lora.rank, on lora.target_modules.
     p.lora = placeholder(str)
 
     c.prompts = p = ConfigDict()

@@ -107,8 +107,8 @@ def main() -> None:
     from srrl.assess.cells import Cell, Result, digest, finished, run_cell
     from srrl.assess.report import lines_of, text_table, write_report
     from srrl.assess.samplers import parse_sampler
+    from srrl.models.lora import load_trained
     from srrl.models.policy import Policy
-    from srrl.models.weights import load_trained
     from srrl.rollout import rollout_settings
     from srrl.run.meter import Meter
     from srrl.run.tracking import Clock
@@ -168,7 +168,9 @@ def main() -> None:
         if loaded != cell.checkpoint:
             del policy
             policy, loaded = Policy.from_config(c, device=accelerator.device), cell.checkpoint
-            load_trained(policy.pipe, c, weights)
+            lora = load_trained(policy.pipe, c, weights)
+            if lora:
+                say(f"{weights}: {lora}")
         at = f"cell {number}/{len(left)}, {loaded}, {Path(cell.prompts).stem}, {sampler.text}"
 
         def tick(seed: int, at: str = at, work: float = sampler.weight * cell.count) -> None:

@@ -112,8 +112,8 @@ def main() -> None:
 
     from rewards import check_prompts
     from rewards.scoring import rewards_of
+    from srrl.models.lora import KOHYA_FILE, export_kohya, load_trained
     from srrl.models.policy import Policy
-    from srrl.models.weights import KOHYA_FILE, export_kohya, load_trained
     from srrl.rollout import rollout_settings
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,12 +126,14 @@ def main() -> None:
         settings = replace(settings, guidance_scale=args.guidance_scale)
     policy = Policy.from_config(config, device=device, num_steps=args.num_steps, eta=settings.eta)
     policy.encoder.negative_prompt = args.negative_prompt
-    load_trained(policy.pipe, config, weights)
+    lora = load_trained(policy.pipe, config, weights)
+    if lora:
+        print(f"{weights}: {lora}", flush=True)
 
     args.out.mkdir(parents=True, exist_ok=True)
     if args.export:
-        export_kohya(policy.pipe, args.out / KOHYA_FILE)
-        print(f"wrote {args.out / KOHYA_FILE}")
+        written = export_kohya(policy.pipe, args.out / KOHYA_FILE, lora)
+        print(f"wrote {args.out / KOHYA_FILE}: {written}")
     if prompts:
         name = str(weights or config.pretrained.model)
         draw(args, policy, settings, rewards, prompts, name)

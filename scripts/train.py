@@ -82,14 +82,14 @@ def main(argv: list[str]) -> None:
     from accelerate.utils import DistributedType
 
     from rewards import check_names
-    from srrl.models.start import lora_file
+    from srrl.models.start import start_file
     from srrl.run.checkpoint import check_same_run, lock, newest
     from srrl.run.tracking import Tracker
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
     if config.pretrained.lora and not newest(folder):
-        lora_file(config.pretrained.lora)
+        start_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker
     accelerator = Accelerator(log_with=log_with, project_dir=folder)

@@ -48,7 +48,7 @@ class ImageRun(StagedRun):
 
     def begin(self) -> None:
         if self.config.pretrained.lora:
-            self.trainee.start(self.config.pretrained.lora)
+            self.tracker.say(self.trainee.start(self.config.pretrained.lora))
 
     def prompts_of(self, stage: int) -> list[str]:
         return self.draw_prompts(plan_for(self.config, stage))

@@ -7,6 +7,7 @@ from pathlib import Path
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, UNET_FILE
 
+PEFT_FILE = "adapter_model.safetensors"  # peft's save_pretrained
 REMEDY = "give a run, one of its checkpoints/stage_NNNN, or a LoRA's .safetensors"
 
 
@@ -21,21 +22,27 @@ class Located:
 
 
 def locate(given: str | Path, named: str) -> Located:
-    """The weights of a run (its newest checkpoint's), a checkpoint, another folder with LORA_FILE,
-    or a file. Raises UserError; `named` says in it who asked, like "--checkpoint runs/x"."""
+    """The weights of a run (its newest checkpoint's), a checkpoint, another folder with a LoRA, or
+    a file. Raises UserError; `named` says in it who asked, like "--checkpoint runs/x"."""
     path = Path(given)
     if not path.exists():
         raise UserError(f"{named}: no such folder or file: {REMEDY}")
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             raise UserError(
                 f"{named}: only .safetensors files are read, for others may run code: convert it"
             )
         return of_run(path, path.parent) if path.name == LORA_FILE else Located(path, None, None)
     for folder in (path, *stages(path)):
-        for file in (folder / LORA_FILE, folder / UNET_FILE):
-            if file.is_file():
-                return of_run(file, folder)
+        for name in (LORA_FILE, PEFT_FILE, UNET_FILE):
+            if (folder / name).is_file():
+                return of_run(folder / name, folder)
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return Located(found[0], None, None)
+    if found:
+        names = ", ".join(file.name for file in found[:4])
+        raise UserError(f"{named}: holds {len(found)} .safetensors files ({names}): give one")
     raise UserError(
         f"{named}: holds no {LORA_FILE}, no {UNET_FILE} and no checkpoints/stage_NNNN: {REMEDY}"
     )

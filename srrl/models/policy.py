@@ -311,9 +311,9 @@ class Policy:
         if exact:
             weights.put_weights(self.network, exact)
 
-    def start(self, lora: str) -> None:
-        """Give the fresh LoRA the effect of another one (srrl.models.start)."""
-        start_from(self.pipe, lora)
+    def start(self, lora: str) -> str:
+        """Give the fresh LoRA the effect of another one (srrl.models.start); says what it took."""
+        return f"started from {lora}: {start_from(self.pipe, lora)}"
 
 
 def _finite(values: Tensor) -> bool:

@@ -2,88 +2,61 @@
 
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import convert_unet_state_dict_to_peft
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from srrl.errors import UserError
 from srrl.models.locate import locate
+from srrl.models.lora import Lora, read_lora
+from srrl.models.lora_file import Delta, read_lora_file
 from srrl.models.weights import UNET_FILE
 
-GUEST = "start"  # the adapter's name while it is read
 
+def start_file(given: str) -> Path:
+    """The file of config.pretrained.lora: a LoRA's, or that of a run, a checkpoint or a folder.
 
-def lora_file(given: str) -> Path:
-    """The file of a LoRA given as one, or as a folder: a run's, a checkpoint's or any other's.
-
-    Raises UserError if there is none, or it cannot be read.
+    Raises UserError if there is none, or what it holds is no plain LoRA of a UNet alone.
     """
     named = f"config.pretrained.lora={given!r}"
     path = locate(given, named).file
     if path.name == Path(UNET_FILE).name:
         raise UserError(f"{named}: holds a whole UNet, not a LoRA: give a run with use_lora")
-    try:
-        with safe_open(path, "pt"):
-            return path
-    except SafetensorError as error:
+    deltas = read_lora_file(path, named).deltas
+    elsewhere = [part for part, _ in deltas if part != "unet"]
+    if elsewhere:
         raise UserError(
-            f"{named}: {path.name} cannot be read ({error}): give a whole .safetensors file"
-        ) from error
+            f"{named}: holds weights of more than the UNet, of its {elsewhere[0]}: only the UNet "
+            f"is trained"
+        )
+    if any(delta.magnitude is not None for delta in deltas.values()):
+        raise UserError(f"{named}: is a DoRA, which a LoRA cannot start from: merge it first")
+    return path
 
 
-def start_from(pipe: DiffusionPipeline, given: str) -> None:
-    """Give the fresh LoRA the effect of another one, in any format that diffusers reads.
+def start_from(pipe: DiffusionPipeline, given: str) -> Lora:
+    """Give the fresh LoRA the effect of another one, in any format; returns what was taken.
 
     Where the other has a lower rank, or lacks modules, the rest stays as it was: without effect.
     Raises UserError, naming the remedy, for one that does not fit; nothing has changed then.
     """
-    path, where = lora_file(given), f"config.pretrained.lora={given!r}"
-    unet = pipe.unet
-    try:
-        state = read_beside(pipe, path, where)
-        guests = [(n, m) for n, m in unet.named_modules() if GUEST in getattr(m, "lora_A", ())]
-        for name, module in guests:
-            if "default" not in module.lora_A:
-                raise UserError(f"{where}: has {name}: add it to config.lora.target_modules")
-            if module.r[GUEST] > module.r["default"]:
-                raise UserError(
-                    f"{where}: is of rank {module.r[GUEST]}: raise config.lora.rank to it"
-                )
-        for name, module in guests:
-            take_over(module, state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"])
-    finally:
-        if GUEST in unet.peft_config:
-            unet.delete_adapters(GUEST)
-        unet.set_adapter("default")
-        for name, parameter in unet.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+    where = f"config.pretrained.lora={given!r}"
+    lora = read_lora(pipe, start_file(given), where)
+    for name, delta in lora.parts["unet"].items():
+        module = pipe.unet.get_submodule(name)
+        if "default" not in getattr(module, "lora_A", ()):
+            raise UserError(f"{where}: has {name}: add it to config.lora.target_modules")
+        if delta.rank > module.r["default"]:
+            raise UserError(f"{where}: is of rank {delta.rank}: raise config.lora.rank to it")
+    for name, delta in lora.parts["unet"].items():
+        take_over(pipe.unet.get_submodule(name), delta)
+    return lora
 
 
-def read_beside(pipe: DiffusionPipeline, path: Path, where: str) -> dict[str, Tensor]:
-    """Read a LoRA into an adapter beside the one that is trained, which tells its ranks and
-    scalings; returns its weights in the precision of the file, under peft's names."""
-    try:
-        state, alphas, metadata = pipe.lora_state_dict(
-            path, return_lora_metadata=True, unet_config=pipe.unet.config
-        )
-        elsewhere = [k for k in state if not k.startswith("unet.")]
-        if elsewhere:
-            raise UserError(
-                f"{where}: holds weights of more than the UNet, as {elsewhere[0]!r}: only the "
-                f"UNet is trained"
-            )
-        pipe.load_lora_into_unet(state, alphas, pipe.unet, adapter_name=GUEST, metadata=metadata)
-        return convert_unet_state_dict_to_peft(
-            {k.removeprefix("unet."): v for k, v in state.items()}
-        )
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{where}: does not fit this model: {reason}") from error
-
-
-def take_over(module: nn.Module, a: Tensor, b: Tensor) -> None:
-    """Copy the guest's A [r, in] and B [out, r] into a module's own LoRA, B at our scaling."""
-    rank, ratio = module.r[GUEST], module.scaling[GUEST] / module.scaling["default"]
-    module.lora_A["default"].weight.data[:rank] = a
-    module.lora_B["default"].weight.data[:, :rank] = b.float() * ratio
+@torch.no_grad()
+def take_over(module: nn.Module, delta: Delta) -> None:
+    """Copy a delta's A [r, in] and B [out, r] into a module's own LoRA, B at our scaling."""
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    up = delta.up.float() * (delta.scale / module.scaling["default"])
+    a[: delta.rank] = delta.down.to(a)
+    b[:, : delta.rank] = up.view(*up.shape, *b.shape[2:]).to(b)

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import (
     convert_state_dict_to_diffusers,
-    convert_state_dict_to_kohya,
     convert_unet_state_dict_to_peft,
 )
 from ml_collections import ConfigDict
@@ -26,7 +24,6 @@ from torch.distributed.checkpoint.state_dict import (
 from srrl.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-KOHYA_FILE = "lora_kohya.safetensors"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 # States are saved whole even where the UNet is spread over processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
@@ -152,38 +149,3 @@ def load_weights(network: nn.Module, folder: Path) -> None:
             f"the weights in {folder} do not fit this model and lora settings: use the "
             f"pretrained.model, use_lora and lora.* they were trained with"
         )
-
-
-def load_trained(pipe: DiffusionPipeline, c: ConfigDict, weights: Path | None) -> None:
-    """Turn the config's model into the trained one of a checkpoint's folder, or of a LoRA's file in
-    any format that diffusers reads; None leaves it as it is."""
-    if weights is None:
-        return
-    if weights.is_dir():
-        make_trainable(pipe.unet, c)
-        load_weights(pipe.unet, weights)
-    else:
-        try:
-            pipe.load_lora_weights(weights.parent, weight_name=weights.name, adapter_name="default")
-        except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"the LoRA {weights} does not fit {c.pretrained.model}: {reason}"
-            ) from (error)
-    pipe.unet.requires_grad_(False)
-
-
-def export_kohya(pipe: DiffusionPipeline, path: Path) -> None:
-    """Write the LoRA with the key names that ComfyUI and A1111 read (kohya-ss/sd-scripts).
-
-    lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, the module's dots as
-    underscores.
-    """
-    if not has_lora(pipe.unet):
-        raise UserError("--export kohya: the checkpoint is a whole UNet, not a LoRA")
-    alpha = pipe.unet.peft_config["default"].lora_alpha
-    state = convert_state_dict_to_kohya(
-        {f"unet.{k}": v for k, v in get_peft_model_state_dict(pipe.unet).items()}
-    )
-    alphas = {k: torch.tensor(float(alpha)) for k in state if k.endswith(".alpha")}
-    write_tensors(state | alphas, path)

@@ -22,6 +22,7 @@ from torch import Tensor
 from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.models.locate import locate
+from srrl.models.lora_file import read_lora_file
 from srrl.models.trainee import Trainee
 from srrl.models.weights import UNET_FILE
 
@@ -124,6 +125,7 @@ def chosen_model(
             f"{named}: a LoRA without its run's config.json: give its model by "
             f"--config FILE.py:PRESET"
         )
+    read_lora_file(found.file, named)
     return load_config([f"--config={preset}", *overrides]), found.file
 
 

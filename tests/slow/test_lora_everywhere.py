@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from srrl.models.weights import add_lora, export_kohya, save_weights, trained_weights
+from srrl.models.lora import export_kohya
+from srrl.models.weights import add_lora, save_weights, trained_weights
 from tests.conftest import LORA, MODELS, load_policy, randomise_lora
 from tests.slow.commands import run
 from tests.slow.load_lora import inputs

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from srrl.config import flatten, load_config
 from srrl.errors import UserError
 from srrl.models.locate import locate
-from srrl.models.start import lora_file
+from srrl.models.start import start_file
 from srrl.models.weights import LORA_FILE, UNET_FILE
 from srrl.run.checkpoint import chosen_model
 from tests.conftest import PRESET
@@ -20,7 +20,8 @@ BASE = "config/stage_process.py:tiny"
 
 def weights(folder: Path, name: str = LORA_FILE) -> Path:
     (folder / name).parent.mkdir(parents=True)
-    save_file({"x": torch.zeros(1)}, folder / name)
+    state = {f"unet.x.lora_{x}.weight": torch.zeros(1, 1) for x in "AB"}
+    save_file(state, folder / name)
     return folder / name
 
 
@@ -37,7 +38,7 @@ def run(tmp_path) -> Path:
 
 def test_a_run_is_its_newest_checkpoint_by_number(run):
     newest = run / "checkpoints" / "stage_10000"
-    assert lora_file(str(run)) == newest / LORA_FILE
+    assert start_file(str(run)) == newest / LORA_FILE
     assert chosen_model(run, None)[1] == newest
     found = locate(run, "it")
     assert (found.checkpoint, found.config) == (newest, run / "config.json")
@@ -46,7 +47,7 @@ def test_a_run_is_its_newest_checkpoint_by_number(run):
 def test_a_checkpoint_and_its_file_are_themselves(run):
     older = run / "checkpoints" / "stage_0009"
     for given in (older, older / LORA_FILE):
-        assert lora_file(str(given)) == older / LORA_FILE
+        assert start_file(str(given)) == older / LORA_FILE
         assert chosen_model(given, None)[1] == older
 
 
@@ -54,10 +55,22 @@ def test_a_bare_folder_or_file_is_a_lora_of_no_run(tmp_path):
     file = weights(tmp_path / "bare")
     other = weights(tmp_path / "other", "kohya.safetensors")
     for given, expected in ((tmp_path / "bare", file), (file, file), (other, other)):
-        assert lora_file(str(given)) == expected
+        assert start_file(str(given)) == expected
         assert chosen_model(given, BASE)[1] == expected
         with pytest.raises(UserError, match=f"{given}: a LoRA without its run's config.json: give"):
             chosen_model(given, None)
+
+
+def test_a_folder_with_one_file_is_that_file_and_with_several_they_are_named(tmp_path):
+    file = weights(tmp_path / "kohya", "style.safetensors")
+    assert locate(tmp_path / "kohya", "it").file == file
+    file.with_name("b.safetensors").write_bytes(file.read_bytes())
+    with pytest.raises(
+        UserError, match=r"holds 2 .*\(b.safetensors, style.safetensors\): give one"
+    ):
+        locate(tmp_path / "kohya", "it")
+    peft = weights(tmp_path / "peft", "adapter_model.safetensors")
+    assert locate(tmp_path / "peft", "it").file == peft
 
 
 def test_a_whole_unet_is_judged_but_is_no_lora_to_start_from(run):
@@ -65,7 +78,7 @@ def test_a_whole_unet_is_judged_but_is_no_lora_to_start_from(run):
     weights(folder, UNET_FILE)
     assert chosen_model(run, None)[1] == folder
     with pytest.raises(UserError, match=f"{run}': holds a whole UNet, not a LoRA: give a run"):
-        lora_file(str(run))
+        start_file(str(run))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def test_a_whole_unet_is_judged_but_is_no_lora_to_start_from(run):
 def test_what_is_none_is_one_line_with_the_value_and_the_remedy(make, said, tmp_path):
     given = tmp_path / "given"
     make(given)
-    for ask in (lora_file, lambda g: chosen_model(Path(g), None)):
+    for ask in (start_file, lambda g: chosen_model(Path(g), None)):
         with pytest.raises(UserError, match=said) as error:
             ask(str(given))
         assert str(given) in str(error.value) and "\n" not in str(error.value)

@@ -7,17 +7,17 @@ from safetensors.torch import load_file, save_file
 
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.models.start import start_from
+from srrl.models.lora import KOHYA_FILE, export_kohya
+from srrl.models.start import start_file, start_from
 from srrl.models.weights import (
-    KOHYA_FILE,
     LORA_FILE,
     add_lora,
-    export_kohya,
     save_weights,
     trained_weights,
 )
 from srrl.rollout import rollout, rollout_settings
 from tests.conftest import LORA, MODELS, PRESET, PROMPTS, load_policy, randomise_lora
+from tests.loras import kohya, layers, merged, random_delta, write
 
 PLAIN = "plain.safetensors"
 
@@ -116,8 +116,31 @@ def test_what_is_no_lora_of_this_model_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         start_from(policy.pipe, str(tmp_path / "torn.safetensors"))
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"does not fit|holds weights of more"):
+    with pytest.raises(UserError, match="holds no LoRA, but 1 other tensors, as 'x'"):
         start_from(policy.pipe, str(tmp_path / "other.safetensors"))
     source("sdxl", tmp_path)
     with pytest.raises(UserError, match="does not fit"):
         start_from(policy.pipe, str(tmp_path / LORA_FILE))
+
+
+def test_a_start_takes_each_modules_own_rank_and_alpha(tmp_path):
+    policy = load_policy("sd", lora=True)
+    plain = {n: w for n, w in layers(load_policy("sd").pipe).items() if n.endswith("to_q")}
+    deltas = {n: random_delta(w, 1 + i % 4, 2 + i % 3, i) for i, (n, w) in enumerate(plain.items())}
+    said = policy.start(str(write(kohya({"unet": deltas}), tmp_path / "lora.safetensors")))
+    assert said.endswith(f"{len(deltas)} modules of rank 1 to 4, alpha 2 to 4, kohya")
+    for name, delta in deltas.items():
+        module = policy.network.get_submodule(name)
+        ours = module.get_base_layer().weight + module.get_delta_weight("default")
+        torch.testing.assert_close(ours, merged(plain[name], delta), atol=1e-5, rtol=1e-5)
+
+
+def test_what_only_sampling_can_hold_is_refused_before_a_model_is_loaded(tmp_path):
+    weight = torch.zeros(4, 4)
+    delta = random_delta(weight, 2, 2, 0)
+    dora = kohya({"unet": {"x": delta}}) | {"lora_unet_x.dora_scale": torch.ones(4, 1)}
+    with pytest.raises(UserError, match=r"is a DoRA, .*: merge it first"):
+        start_file(str(write(dora, tmp_path / "dora.safetensors")))
+    both = kohya({"unet": {"x": delta}, "text_encoder": {"y": delta}})
+    with pytest.raises(UserError, match="of its text_encoder: only the UNet is trained"):
+        start_file(str(write(both, tmp_path / "both.safetensors")))

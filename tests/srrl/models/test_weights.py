@@ -9,10 +9,9 @@ from safetensors.torch import load_file
 
 from srrl.config import load_config
 from srrl.errors import UserError
+from srrl.models.lora import KOHYA_FILE, export_kohya
 from srrl.models.weights import (
-    KOHYA_FILE,
     add_lora,
-    export_kohya,
     load_weights,
     make_trainable,
     save_weights,

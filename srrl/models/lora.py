@@ -1,0 +1,239 @@
+"""A LoRA's file on a model: matched module by module, drawn with, started from, or exported."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from ml_collections import ConfigDict
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from srrl.errors import UserError
+from srrl.models.ldm_names import blocks, original_name
+from srrl.models.lora_file import Delta, LoraFile, read_lora_file
+from srrl.models.weights import has_lora, load_weights, make_trainable, write_tensors
+
+KOHYA_FILE = "lora_kohya.safetensors"
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+# Old processors of text encoders have their attention's names.
+CLIP_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+# The width of the text that a UNet attends to, and whose it is.
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that fits a pipeline: of each part of it the deltas by the modules' names there."""
+
+    parts: dict[str, dict[str, Delta]]
+    format: str
+
+    def __str__(self) -> str:
+        """Like "56 modules of rank 4, alpha 4, kohya"."""
+        unet, *_ = deltas = [*self.parts.get("unet", {}).values()] or [None]
+        text = f"{len(deltas) if unet else 0} modules"
+        if unet:
+            text += (
+                f" of rank {span(d.rank for d in deltas)}, alpha {span(d.alpha for d in deltas)}"
+            )
+        if any(d is not None and d.magnitude is not None for d in deltas):
+            text += ", DoRA"
+        encoders = sum(len(deltas) for part, deltas in self.parts.items() if part != "unet")
+        also = f", and {encoders} of the text encoders" if encoders else ""
+        return f"{text}, {self.format}{also}"
+
+
+def span(values: Iterator[float]) -> str:
+    found = sorted({float(f"{value:.4g}") for value in values})
+    return f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+
+
+def read_lora(pipe: DiffusionPipeline, path: Path, named: str) -> Lora:
+    """Read a LoRA for this pipeline. Raises UserError, which begins with `named`, unless all of it
+    is plain, finite and fits."""
+    return fitted(pipe, read_lora_file(path, named), named)
+
+
+def fitted(pipe: DiffusionPipeline, file: LoraFile, named: str) -> Lora:
+    """The file's deltas by the pipeline's own names, in its modules' shapes. Raises UserError with
+    the count and the first of those that do not fit."""
+    parts: dict[str, dict[str, Delta]] = {}
+    strangers, misshapen = [], []
+    known = {part: layers(pipe, part) for part in PARTS}
+    names = {part: aliases(known[part], getattr(pipe, part, None)) for part in PARTS}
+    for (part, given), delta in file.deltas.items():
+        module = names[part].get(given)
+        if module is None:
+            strangers.append(given if part == "unet" else f"{part}.{given}")
+        elif module in parts.setdefault(part, {}):
+            raise UserError(f"{named}: holds the same module twice, as {given!r}: give one LoRA")
+        elif fits(delta, known[part][module]):
+            parts[part][module] = shaped(delta, known[part][module])
+        else:
+            sizes = [*delta.up.shape[:1], *delta.down.shape[1:]]
+            misshapen.append(f"{given} ({sizes}, not {list(known[part][module].shape)})")
+    for what, faulty in (("are not of this model", strangers), ("have other sizes", misshapen)):
+        if faulty:
+            raise UserError(
+                f"{named}: does not fit this model: {len(faulty)} of its {len(file.deltas)} "
+                f"modules {what}, as {', '.join(faulty[:3])}{family(file)}"
+            )
+    return Lora(parts, file.format)
+
+
+def family(file: LoraFile) -> str:
+    """A hint, from the width of the text it attends to, for which models a LoRA is."""
+    widths = {
+        FAMILIES.get(d.down.shape[1], "")
+        for (_, name), d in file.deltas.items()
+        if re.search(r"attn2[._]to_[kv]$", name)
+    }
+    found = widths - {""}
+    return f": it is for {found.pop()}" if len(found) == 1 else ": it is for another model"
+
+
+def layers(pipe: DiffusionPipeline, part: str) -> dict[str, Tensor]:
+    """The weights of a part's linear and convolution layers; a trained LoRA is looked through."""
+    network, found = getattr(pipe, part, None), {}
+    for name, module in network.named_modules() if network is not None else ():
+        if isinstance(module, BaseTunerLayer):
+            module = module.get_base_layer()
+        elif ".base_layer" in name or ".lora_" in name:
+            continue
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            found[name] = module.weight
+    return found
+
+
+def aliases(known: dict[str, Tensor], network: nn.Module | None) -> dict[str, str]:
+    """Every name that writers give a part's layers, and the layer's own."""
+    names = {}
+    originals = blocks(network) if hasattr(network, "down_blocks") else {}
+    for module in known:
+        called = {module, module.removesuffix(".0") if ".to_out." in module else module}
+        if originals:
+            called.add(original_name(module, originals))
+        else:  # transformers' CLIP, whose prefix comes and goes with its versions
+            bare = module.removeprefix("text_model.")
+            stem, _, last = bare.rpartition(".")
+            called |= {
+                x
+                for n in (bare, f"{stem}.{CLIP_NAMES.get(last, last)}")
+                for x in (n, f"text_model.{n}")
+            }
+        for name in called:
+            names[name] = names[name.replace(".", "_")] = module
+    return names
+
+
+def fits(delta: Delta, weight: Tensor) -> bool:
+    rows, columns = weight.shape[:2]
+    sizes = len(delta.up) == rows and delta.down.shape[1:].numel() == weight.shape[1:].numel()
+    lengths = delta.magnitude
+    return sizes and (lengths is None or tuple(lengths.shape) in ((rows,), (1, columns)))
+
+
+def shaped(delta: Delta, weight: Tensor) -> Delta:
+    """down in the shape of the module's own weight, whether the file has it flat or not."""
+    down = delta.down.reshape(delta.rank, *weight.shape[1:])
+    return Delta(down, delta.up, delta.scale, delta.magnitude)
+
+
+def changed(weight: Tensor, delta: Delta) -> Tensor:
+    """float32 W + scale up @ down in W's shape; of DoRA with the lengths it gives."""
+    change = delta.scale * (delta.up.float() @ delta.down.float().flatten(1))
+    whole = weight.float() + change.to(weight.device).view(weight.shape)
+    if delta.magnitude is None:
+        return whole
+    by_row = delta.magnitude.dim() == 1
+    lengths = torch.linalg.vector_norm(
+        whole.flatten(1) if by_row else whole.transpose(0, 1).flatten(1), dim=1
+    )
+    ratio = delta.magnitude.float().to(weight.device).view(-1) / lengths
+    shape = (-1, 1) if by_row else (1, -1)
+    return whole * ratio.view(*shape, *[1] * (weight.dim() - 2))
+
+
+def load_trained(pipe: DiffusionPipeline, c: ConfigDict, weights: Path | None) -> Lora | None:
+    """Turn the config's model into the trained one of a checkpoint's folder, or of a LoRA's file,
+    which is returned; None leaves it as it is."""
+    lora = None
+    if weights and weights.is_dir():
+        make_trainable(pipe.unet, c)
+        load_weights(pipe.unet, weights)
+    elif weights:
+        lora = read_lora(pipe, weights, f"--checkpoint {weights}")
+        draw_with(pipe, lora)
+    pipe.unet.requires_grad_(False)
+    return lora
+
+
+@torch.no_grad()
+def draw_with(pipe: DiffusionPipeline, lora: Lora) -> None:
+    """Put a LoRA on a pipeline: as adapters of float32 beside the weights, DoRA into them."""
+    for part, deltas in lora.parts.items():
+        network = getattr(pipe, part)
+        plain = {name: d for name, d in deltas.items() if d.magnitude is None}
+        for name in deltas.keys() - plain.keys():
+            weight = network.get_submodule(name).weight
+            weight.copy_(changed(weight, deltas[name]))
+        if plain:
+            targets = "|".join(map(re.escape, plain))
+            network.add_adapter(LoraConfig(r=1, lora_alpha=1, target_modules=targets))
+        for name, delta in plain.items():
+            layer = network.get_submodule(name)
+            a, b = layer.lora_A["default"], layer.lora_B["default"]
+            device = layer.get_base_layer().weight.device
+            a.weight = nn.Parameter(delta.down.float().to(device))
+            b.weight = nn.Parameter(
+                delta.up.float().view(*delta.up.shape, *b.weight.shape[2:]).to(device)
+            )
+            layer.r["default"], layer.scaling["default"] = delta.rank, delta.scale
+        network.requires_grad_(False)
+
+
+def trained_lora(pipe: DiffusionPipeline) -> Lora:
+    """The LoRA that a UNet is trained with."""
+    deltas = {
+        name: Delta(
+            layer.lora_A["default"].weight.detach(),
+            layer.lora_B["default"].weight.detach().flatten(1),
+            layer.scaling["default"],
+        )
+        for name, layer in pipe.unet.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+    return Lora({"unet": deltas}, "srrl")
+
+
+def export_kohya(pipe: DiffusionPipeline, path: Path, lora: Lora | None = None) -> Lora:
+    """Write a LoRA, by default the one that the UNet is trained with, under the names that ComfyUI
+    and A1111 read (kohya-ss/sd-scripts); returns what was written.
+
+    lora_unet_MODULE.lora_down.weight, .lora_up.weight and .alpha, the module's dots as underscores;
+    lora_te_MODULE of a text encoder (SDXL: lora_te1_, lora_te2_), and .dora_scale of DoRA.
+    """
+    if lora is None and not has_lora(pipe.unet):
+        raise UserError("--export kohya: the checkpoint is a whole UNet, not a LoRA")
+    lora = lora or trained_lora(pipe)
+    first = "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"
+    prefixes = {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}
+    state = {}
+    for part, deltas in lora.parts.items():
+        for name, d in deltas.items():
+            if name.startswith("encoder."):  # a text encoder's: transformers 5 lost the prefix
+                name = f"text_model.{name}"
+            key = f"{prefixes[part]}_{name.replace('.', '_')}"
+            ones = [1] * (d.down.dim() - 2)
+            state[f"{key}.lora_down.weight"] = d.down
+            state[f"{key}.lora_up.weight"] = d.up.view(*d.up.shape, *ones)
+            state[f"{key}.alpha"] = torch.tensor(float(d.alpha))
+            if d.magnitude is not None:
+                rows = d.magnitude if d.magnitude.dim() > 1 else d.magnitude[:, None]
+                state[f"{key}.dora_scale"] = rows.view(*rows.shape, *ones)
+    write_tensors(state, path)
+    return lora
