@@ -24,19 +24,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srrl.shapes.scenes import (
-    BACKGROUND,
-    COLOURS,
-    RADIUS,
-    RELATIONS,
-    SHAPES,
-    coverage,
-    parse,
-    pixels_of,
-)
+from srrl.shapes.reader import MAX_AREA, MIN_AREA, assign, place
+from srrl.shapes.scenes import COLOURS, RELATIONS, SHAPES, coverage, parse, pixels_of
 
-_COLOUR_SPREAD = 0.14  # RGB distance at which a pixel half leaves its colour
-_NO_COLOUR = 0.38  # RGB distance from which a pixel belongs to no colour of the world
 _IOU_TEMPERATURE = 0.01
 # IoU with the named shape from which an outline counts, and at which it is full. Clean renders have
 # 0.88 and more but for one in a hundred, a square with spikes of 2 pixels 0.80, of 3 pixels 0.73.
@@ -44,24 +34,6 @@ _IOU_TEMPERATURE = 0.01
 OUTLINE = (0.65, 0.86)
 # Pixels outside colours and background: antialiased outlines alone, and a third shape besides.
 _CLEAN, _CLUTTERED = 75.0, 155.0
-_MIN_AREA, _MAX_AREA = math.pi * RADIUS[0] ** 2, math.pi * RADIUS[1] ** 2
-
-
-def _assign(pixels: Tensor) -> Tensor:
-    """Soft membership [B, 6, H, W] of pixels [B, 3, H, W]: colours, background, none."""
-    palette = torch.tensor([*COLOURS.values(), (BACKGROUND,) * 3])
-    squared = ((pixels[:, None] - palette[None, :, :, None, None]) ** 2).sum(2)
-    none = torch.full_like(squared[:, :1], _NO_COLOUR**2)
-    return torch.softmax(-torch.cat([squared, none], 1) / (2 * _COLOUR_SPREAD**2), 1)
-
-
-def _place(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Area [B] and centroid [B, 2] (x, y) of soft masks [B, H, W]."""
-    area = mask.sum((1, 2))
-    axis = torch.arange(mask.shape[-1]) + 0.5
-    x = (mask.sum(1) * axis).sum(1) / area.clamp(min=1e-6)
-    y = (mask.sum(2) * axis).sum(1) / area.clamp(min=1e-6)
-    return area, torch.stack([x, y], 1)
 
 
 def _object(
@@ -77,7 +49,7 @@ def _object(
     iou = torch.stack(ious, 1)
     named = torch.softmax(iou / _IOU_TEMPERATURE, 1).gather(1, shape[:, None])[:, 0]
     outline = ((iou.gather(1, shape[:, None])[:, 0] - least) / (full - least)).clamp(0, 1)
-    size = (area / (0.85 * _MIN_AREA)).clamp(0, 1) * (2 - area / (1.4 * _MAX_AREA)).clamp(0, 1)
+    size = (area / (0.85 * MIN_AREA)).clamp(0, 1) * (2 - area / (1.4 * MAX_AREA)).clamp(0, 1)
     return named * outline * size
 
 
@@ -100,7 +72,7 @@ class ShapesVerifier:
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores float32 [B] in [0, 1] of images uint8 [B, 3, H, W] against their prompts."""
         scenes = [parse(prompt) for prompt in prompts]
-        assigned = _assign(pixels_of(images))
+        assigned = assign(pixels_of(images))
         image_index = torch.arange(len(scenes))
         colours = list(COLOURS)
         objects, centres, stray = [], [], 1 - assigned[:, len(colours)]
@@ -109,7 +81,7 @@ class ShapesVerifier:
             colour = torch.tensor([colours.index(c) for c, _ in things])
             shape = torch.tensor([SHAPES.index(s) for _, s in things])
             mask = assigned[image_index, colour]
-            area, centre = _place(mask)
+            area, centre = place(mask)
             objects.append(_object(mask, area, centre, shape, *self.outline))
             centres.append(centre)
             stray = stray - mask

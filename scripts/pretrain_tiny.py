@@ -1,7 +1,8 @@
-"""Train the embedded tiny pipelines from nothing, on 2 CPU cores in minutes.
+"""Train the embedded tiny models from nothing, on 2 CPU cores in minutes.
 
     python scripts/pretrain_tiny.py sd
     python scripts/pretrain_tiny.py sdxl
+    python scripts/pretrain_tiny.py vlm             (scripts/pretrain_vlm.py)
 
 make the committed pipelines again. First the VAE, then UNet and text encoders together with
 epsilon prediction (min-SNR weighting, arXiv 2303.09556, gamma 5). Two things about the corpus
@@ -237,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=[*MODELS, "vlm"])
     parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1600)
@@ -246,7 +247,13 @@ def main() -> None:
     parser.add_argument("--caption-noise", type=float, default=0.7)
     parser.add_argument("--clean-part", type=float, default=0.65, help="of the steps, before it")
     parser.add_argument("--caption-drop", type=float, default=0.1)
+    parser.add_argument("--tower-steps", type=int, default=900, help="of the VLM's vision tower")
+    parser.add_argument("--vlm-steps", type=int, default=2000, help="of all of the VLM")
     args = parser.parse_args()
+    if args.model == "vlm":
+        from pretrain_vlm import pretrain
+
+        return pretrain(args)
 
     start = time.time()
     build, text_of, folder = MODELS[args.model]

@@ -1,0 +1,117 @@
+"""Conversations with a vision-language model as rows of tokens: one by one, padded, or packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from srrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B rows of questions about a picture each: ids, labels (-100 where no answer is) [B, L];
+    positions [3, B, L]; mask bool [B, 1, L, L]; places: of a row, where answers are read."""
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    mask: Tensor
+    places: list[list[int]]
+
+
+class Conversations:
+    """A tokenizer with its chat template. One picture a conversation, before the text.
+
+    image, end, pad: the tokens of a picture's part, of an answer's end, and of no meaning.
+    """
+
+    def __init__(self, tokenizer: object, image: int):
+        self.tokenizer, self.image = tokenizer, image
+        self.end = tokenizer.eos_token_id
+        self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.around = lru_cache(4096)(self._around)
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def single_tokens(self, words: Sequence[str]) -> list[int]:
+        """The words' tokens, of those that are one token. Raises UserError where none is."""
+        single = [ids[0] for ids in map(self.tokens, words) if len(ids) == 1]
+        if not single:
+            raise UserError(f"the VLM's tokenizer has no single token for {' or '.join(words)}")
+        return single
+
+    def _around(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of a request before those of its picture, and after them, up to the answer.
+
+        Raises ValueError for a text with tokens of the conversation's own in it.
+        """
+        special = [t for t in self.tokenizer.all_special_tokens if t in text]
+        if special:
+            raise ValueError(f"{text!r} holds {special[0]!r}, which is the conversation's own")
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        written = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        before, found, after = written.partition(self.tokenizer.convert_ids_to_tokens(self.image))
+        if not found:
+            raise ValueError("the VLM's chat template leaves the picture out")
+        return tuple(self.tokens(before)), tuple(self.tokens(after))
+
+    def rows(self, texts: Sequence[str], visual_tokens: int) -> list[list[int]]:
+        """Each request's tokens, with so many of its picture."""
+        around = map(self.around, texts)
+        return [[*before, *[self.image] * visual_tokens, *after] for before, after in around]
+
+    def padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [B, L], and [B, L] which of them count (1)."""
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.pad)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(longest - len(row), longest) if left else slice(0, len(row))
+            ids[i, place], mask[i, place] = torch.tensor(row), 1
+        return ids, mask
+
+    def prefix(self, visual_tokens: int) -> list[int]:
+        """What every request begins with: up to and with its picture's tokens."""
+        return [*self.around("")[0], *[self.image] * visual_tokens]
+
+    def pack(
+        self,
+        rows: Sequence[Sequence[tuple[str, Sequence[int]]]],
+        visual_tokens: int,
+        positions: Tensor,
+    ) -> Packed:
+        """Rows of (text, the answer's tokens) about a picture each: every pair sees the picture and
+        itself alone, at the places that it would have by itself.
+
+        positions int64 [3, P + 1]: those of the prefix and of the first token after it.
+        """
+        prefix, at, later = self.prefix(visual_tokens), positions[:, :-1], int(positions[0, -1])
+        made = []
+        for segments in rows:
+            ids, labels = list(prefix), [-100] * len(prefix)
+            owner, places, where = [0] * len(prefix), [], []
+            for number, (text, answer) in enumerate(segments, 1):
+                head = self.around(text)[1]
+                ids += [*head, *answer]
+                labels += [-100] * len(head) + list(answer)
+                length = len(head) + len(answer)
+                owner += [number] * length
+                places += range(later, later + length)
+                where.append(len(ids) - len(answer) - 1)
+            made.append((ids, labels, owner, places, where))
+        longest = max(len(m[0]) for m in made)
+        ids, labels, owner = (torch.full((len(made), longest), v) for v in (self.pad, -100, -1))
+        positions = torch.zeros(3, len(made), longest, dtype=torch.long)
+        for i, (a, b, c, places, _) in enumerate(made):
+            n = len(a)
+            ids[i, :n], labels[i, :n], owner[i, :n] = map(torch.tensor, (a, b, c))
+            positions[:, i, :n] = torch.cat([at, torch.tensor(places).expand(3, -1)], 1)
+        sees = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        return Packed(ids, labels, positions, (sees & causal)[:, None], [m[4] for m in made])

@@ -1,0 +1,339 @@
+"""A vision-language model as a policy over tokens: it looks at a picture, answers and writes.
+
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 through transformers' AutoModelForImageTextToText, with a
+peft LoRA on the language model where it is trained. One picture a conversation, before the text.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from srrl.errors import UserError
+from srrl.models.conversations import Conversations, Packed
+
+LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+ADAPTER_FILE = "adapter_model.safetensors"
+ANSWERS = (("yes", "Yes"), ("no", "No"))
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What was written for B requests.
+
+    texts      without the end's token
+    tokens     int64 [B, L], padded on the right; the end's token is the last that counts
+    mask       bool [B, L], which of them count
+    log_probs  float32 [B, L] of the tokens under the policy that wrote them; 0 elsewhere
+    """
+
+    texts: list[str]
+    tokens: Tensor
+    mask: Tensor
+    log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class VLM:
+    """A Qwen vision-language model; a Trainee once it has a LoRA.
+
+    `batch_size` bounds the rows of one call without gradient. `nfe` counts rows that went through
+    the network, `tokens` their tokens, those of the picture included; a token that is written
+    counts once.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: object,
+        pictures: object,
+        *,
+        batch_size: int = 32,
+        side: int | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.talk = Conversations(tokenizer, network.config.image_token_id)
+        self.pictures, self.side = pictures, side
+        self.batch_size, self.device, self.dtype = batch_size, torch.device(device), network.dtype
+        self.nfe = self.tokens = 0
+        self.merged = network.config.vision_config.spatial_merge_size**2
+        seen = {network.config.image_token_id, network.config.video_token_id}
+        self.unwritten = torch.tensor(sorted(seen))
+        self.options = [self.talk.single_tokens(words) for words in ANSWERS]
+        # Recurrent layers read a row from its first token to its last: it cannot be shared out.
+        kinds = getattr(network.config.get_text_config(), "layer_types", None) or ()
+        self.packs = all(kind == "full_attention" for kind in kinds)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **settings: int | None,
+    ) -> "VLM":
+        """Load a folder's or the hub's model. Raises UserError if it cannot be had or is no Qwen
+        vision-language model."""
+        try:
+            network = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+            pictures = AutoImageProcessor.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"cannot load the VLM {str(model)!r}: {reason}") from error
+        if not hasattr(network.model, "get_rope_index"):
+            kind = type(network).__name__
+            raise UserError(f"the VLM {str(model)!r} is a {kind}: only Qwen's (2 to 3.5) are read")
+        return cls(network, tokenizer, pictures, device=device, **settings)
+
+    # ------------------------------------------------------------------ seeing
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """The network's own form of pictures uint8 [B, 3, H, W]."""
+        made = [Image.fromarray(x) for x in images.permute(0, 2, 3, 1).cpu().numpy()]
+        if self.side:
+            scale = self.side / min(made[0].size)
+            made = [p.resize([max(1, round(scale * s)) for s in p.size]) for p in made]
+        vision = self.pictures(images=made, return_tensors="pt")
+        return {
+            "pixel_values": vision.pixel_values.to(self.device, self.dtype),
+            "image_grid_thw": vision.image_grid_thw.to(self.device),
+        }
+
+    def visual_tokens(self, vision: dict[str, Tensor]) -> int:
+        """How many tokens each of these pictures, all of one size, has."""
+        return int(vision["image_grid_thw"][0].prod()) // self.merged
+
+    def positions(self, ids: Tensor, mask: Tensor, vision: dict[str, Tensor]) -> Tensor:
+        """int64 [3, B, L]: time, row and column of each token."""
+        kinds = (ids == self.talk.image).int()
+        given = {"image_grid_thw": vision["image_grid_thw"], "attention_mask": mask}
+        return self.network.model.get_rope_index(ids, kinds, **given)[0]
+
+    def given(self, texts: Sequence[str], vision: dict, left: bool = False) -> list[Tensor]:
+        """Token ids and mask [B, L] of requests about pictures."""
+        rows = self.talk.rows(texts, self.visual_tokens(vision))
+        return [tensor.to(self.device) for tensor in self.talk.padded(rows, left)]
+
+    def logits(self, ids: Tensor, mask: Tensor, positions: Tensor, vision: dict) -> Tensor:
+        """float [B, L, V]; mask [B, L], or bool [B, 1, L, L] of who sees whom."""
+        self.nfe += len(ids)
+        self.tokens += int(ids.numel())
+        return self.network(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            mm_token_type_ids=(ids == self.talk.image).int(),
+            use_cache=False,
+            **vision,
+        ).logits
+
+    # ------------------------------------------------------------------ answering
+
+    @torch.no_grad()
+    def p_yes(self, images: Tensor, questions: Sequence[Sequence[str]]) -> list[Tensor]:
+        """P(yes), against no, of each picture's questions: B tensors float32 [questions].
+
+        images uint8 [B, 3, H, W]. Packed, a picture's questions share one row, in which each sees
+        the picture and itself alone: the same as asked apart.
+        """
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} pictures for {len(questions)} lists of questions")
+        found: list[Tensor] = []
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            ask = self.packed_answers if self.packs else self.separate_answers
+            found += ask(images[part], questions[part])
+        return found
+
+    def packed_answers(self, images: Tensor, questions: Sequence[Sequence[str]]) -> list[Tensor]:
+        segments = [[(q, []) for q in some] for some in questions]
+        rows = [i for i, some in enumerate(questions) if some]
+        answers = [torch.zeros(0) for _ in questions]
+        if rows:
+            vision = self.look(images[rows])
+            packed = self.pack([segments[i] for i in rows], vision)
+            logits = self.logits(packed.ids, packed.mask, packed.positions, vision)
+            for i, row, places in zip(rows, logits, packed.places, strict=True):
+                answers[i] = self.yes_of(row[places])
+        return answers
+
+    def separate_answers(self, images: Tensor, questions: Sequence[Sequence[str]]) -> list[Tensor]:
+        counts = [len(some) for some in questions]
+        every = images.repeat_interleave(torch.tensor(counts), 0)
+        asked, answers = [q for some in questions for q in some], []
+        for start in range(0, len(asked), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            vision = self.look(every[part])
+            ids, mask = self.given(asked[part], vision)
+            logits = self.logits(ids, mask, self.positions(ids, mask, vision), vision)
+            last = mask.sum(1) - 1
+            answers.append(self.yes_of(logits[torch.arange(len(ids)), last]))
+        return list(torch.cat(answers or [torch.zeros(0)]).split(counts))
+
+    def yes_of(self, logits: Tensor) -> Tensor:
+        """float32 [N] of logits [N, V]: the mass of yes over that of yes and no."""
+        yes, no = (logits.float()[:, ids].logsumexp(-1) for ids in self.options)
+        return (yes - no).sigmoid().cpu()
+
+    def pack(self, rows: Sequence[Sequence[tuple[str, Sequence[int]]]], vision: dict) -> Packed:
+        """Conversations.pack on the network's device; pictures of one size."""
+        visual = self.visual_tokens(vision)
+        ids, mask = self.talk.padded([[*self.talk.prefix(visual), self.talk.end]])
+        first = {"image_grid_thw": vision["image_grid_thw"][:1]}
+        positions = self.positions(ids.to(self.device), mask.to(self.device), first)[:, 0].cpu()
+        packed = self.talk.pack(rows, visual, positions)
+        *tensors, places = vars(packed).values()
+        return Packed(*(tensor.to(self.device) for tensor in tensors), places)
+
+    # ------------------------------------------------------------------ writing
+
+    @torch.no_grad()
+    def write(
+        self,
+        images: Tensor,
+        requests: Sequence[str],
+        *,
+        max_tokens: int,
+        generators: Sequence[torch.Generator] | None = None,
+        temperature: float = 1.0,
+    ) -> Completions:
+        """A completion of each request about its picture, images uint8 [B, 3, H, W].
+
+        Each is drawn by its own generator, whatever else is in the batch (Gumbel's trick: the
+        largest of logits / temperature + noise); without generators the likeliest token is taken.
+        """
+        if len(images) != len(requests):
+            raise ValueError(f"{len(images)} pictures for {len(requests)} requests")
+        vision = self.look(images)
+        ids, mask = self.given(requests, vision, left=True)
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            repetition_penalty=1.0,
+            eos_token_id=self.talk.end,
+            pad_token_id=self.talk.pad,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        drawn = Draw(self, generators, temperature)
+        made = self.network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_token_type_ids=(ids == self.talk.image).int(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([drawn]),
+            **vision,
+        )
+        tokens = made.sequences[:, ids.shape[1] :]
+        ended = (tokens == self.talk.end).long().cumsum(1)
+        counts = (ended == 0) | ((ended == 1) & (tokens == self.talk.end))
+        chances = self.chances(torch.stack(made.logits, 1), temperature)
+        log_probs = chances.gather(2, tokens[..., None])[..., 0]
+        self.nfe += len(ids)
+        self.tokens += int(mask.sum()) + int(counts.sum())
+        texts = [
+            self.talk.tokenizer.decode([t for t in row[n].tolist() if t != self.talk.end])
+            for row, n in zip(tokens, counts, strict=True)
+        ]
+        return Completions(texts, tokens, counts, log_probs * counts)
+
+    def log_probs(
+        self,
+        images: Tensor,
+        requests: Sequence[str],
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """float32 [B, L] of completions' tokens [B, L], given at once; with gradient. 0 where mask
+        [B, L] says that a token does not count."""
+        vision = self.look(images)
+        asked = self.talk.rows(requests, self.visual_tokens(vision))
+        lengths = mask.sum(1).tolist()
+        rows = [a + t[:n].tolist() for a, t, n in zip(asked, tokens, lengths, strict=True)]
+        ids, seen = (tensor.to(self.device) for tensor in self.talk.padded(rows))
+        logits = self.logits(ids, seen, self.positions(ids, seen, vision), vision)
+        found = torch.zeros(tokens.shape, device=self.device)
+        for i, (before, n) in enumerate(zip(asked, lengths, strict=True)):
+            at = slice(len(before) - 1, len(before) - 1 + n)
+            row = self.chances(logits[i, at], temperature)
+            found[i, :n] = row.gather(1, tokens[i, :n, None].to(self.device))[:, 0]
+        return found
+
+    def chances(self, logits: Tensor, temperature: float) -> Tensor:
+        """float32 log-probs [..., V] of the next token. Tokens of pictures are never written."""
+        logits = logits.float().index_fill(-1, self.unwritten.to(logits.device), -torch.inf)
+        return (logits / temperature).log_softmax(-1)
+
+    # ------------------------------------------------------------------ as a Trainee
+
+    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+        """A fresh LoRA, in float32, on the language model's linear layers; nothing else learns."""
+        torch.manual_seed(seed)
+        settings = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=LANGUAGE_LINEARS, init_lora_weights="gaussian"
+        )
+        self.network.add_adapter(settings)
+        for parameter in self.trainable():
+            parameter.data = parameter.data.float()
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Nothing is made ready: requests are read when they come."""
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        return (p for p in self.network.parameters() if p.requires_grad)
+
+    def weights(self) -> dict[str, Tensor]:
+        return get_peft_model_state_dict(self.network, adapter_name="default")
+
+    def save_weights(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """peft's folder, which `PeftModel.from_pretrained` and `load_adapter` read; exact."""
+        self.network.save_pretrained(folder, state_dict=None)
+
+    def load_weights(self, folder: Path, exact: dict[str, Tensor] | None = None) -> None:
+        try:
+            state = exact or load_file(folder / ADAPTER_FILE)
+            bare = {k.removeprefix("base_model.model."): v for k, v in state.items()}
+            result = set_peft_model_state_dict(self.network, bare, adapter_name="default")
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"cannot read the VLM's LoRA in {folder}: {error}") from error
+        if result.unexpected_keys or any("lora_" in k for k in result.missing_keys):
+            raise UserError(f"the VLM's LoRA in {folder} does not fit this model and rank")
+
+
+class Draw(LogitsProcessor):
+    """Draws each row's token by the row's own generator, or takes the likeliest."""
+
+    def __init__(self, vlm: VLM, generators: Sequence[torch.Generator] | None, temperature: float):
+        if temperature <= 0:
+            raise ValueError(f"temperature {temperature}: above 0")
+        self.vlm, self.generators, self.temperature = vlm, generators, temperature
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        chances = self.vlm.chances(scores, self.temperature)
+        if self.generators is None:
+            return chances
+        width = scores.shape[1]
+        uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators])
+        waiting = -uniform.clamp(min=1e-20).log()  # exponential; its negative logarithm is Gumbel's
+        return chances - waiting.clamp(min=1e-30).log().to(scores.device)
