@@ -107,7 +107,7 @@ def main() -> None:
     from srrl.assess.cells import Cell, Result, digest, finished, run_cell
     from srrl.assess.report import lines_of, text_table, write_report
     from srrl.assess.samplers import parse_sampler
-    from srrl.models.lora import load_trained
+    from srrl.models.lora_uses import load_trained
     from srrl.models.policy import Policy
     from srrl.rollout import rollout_settings
     from srrl.run.meter import Meter

@@ -112,7 +112,7 @@ def main() -> None:
 
     from rewards import check_prompts
     from rewards.scoring import rewards_of
-    from srrl.models.lora import KOHYA_FILE, export_kohya, load_trained
+    from srrl.models.lora_uses import KOHYA_FILE, export_kohya, load_trained
     from srrl.models.policy import Policy
     from srrl.rollout import rollout_settings
 

@@ -165,7 +165,7 @@ def style(key: str) -> str:
         return "attention processors"
     if key.startswith(("lora_", "lycoris_")):
         return "kohya"
-    return "peft" if key.startswith(PEFT_PREFIX) else ""
+    return "peft" if PEFT_PREFIX in key else ""
 
 
 def plain_name(name: str) -> tuple[str, str]:
@@ -224,7 +224,7 @@ def peft_config(
     """By part of the pipeline what peft's config says of its LoRA: a file's beside it, or the
     header's. Empty where there is none."""
     beside = path.with_name(PEFT_CONFIG)
-    wrapped = any(key.startswith(PEFT_PREFIX) for key in state)
+    wrapped = any(PEFT_PREFIX in key for key in state)
     known: dict[str, dict[str, Any]] = {}
     try:
         if wrapped:

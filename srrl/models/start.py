@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from srrl.errors import UserError
 from srrl.models.locate import locate
-from srrl.models.lora import Lora, read_lora
-from srrl.models.lora_file import Delta, read_lora_file
+from srrl.models.lora import Lora, read_lora, take_over
+from srrl.models.lora_file import read_lora_file
 from srrl.models.weights import UNET_FILE
 
 
@@ -51,12 +49,3 @@ def start_from(pipe: DiffusionPipeline, given: str) -> Lora:
     for name, delta in lora.parts["unet"].items():
         take_over(pipe.unet.get_submodule(name), delta)
     return lora
-
-
-@torch.no_grad()
-def take_over(module: nn.Module, delta: Delta) -> None:
-    """Copy a delta's A [r, in] and B [out, r] into a module's own LoRA, B at our scaling."""
-    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-    up = delta.up.float() * (delta.scale / module.scaling["default"])
-    a[: delta.rank] = delta.down.to(a)
-    b[:, : delta.rank] = up.view(*up.shape, *b.shape[2:]).to(b)

@@ -3,16 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_unet_state_dict_to_peft,
-)
+from diffusers.utils import convert_state_dict_to_diffusers
 from ml_collections import ConfigDict
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from srrl.errors import UserError
+from srrl.models.lora import read_lora, take_over
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -112,16 +112,6 @@ def save_weights(network: nn.Module, folder: Path, state: dict[str, Tensor]) -> 
     write_tensors({f"unet.{k}": v for k, v in plain.items()}, folder / LORA_FILE)
 
 
-def read_lora(network: nn.Module, file: Path) -> dict[str, Tensor]:
-    """The state of a LORA_FILE under peft's names. alpha / rank leaves its B again, but for files
-    of earlier versions, which have alpha in their header."""
-    with safe_open(file, "pt") as opened:
-        headed = "lora_adapter_metadata" in (opened.metadata() or {})
-    state = {k.removeprefix("unet."): v for k, v in load_file(file).items()}
-    state = convert_unet_state_dict_to_peft(state)
-    return state if headed else scaled(state, 1 / lora_scale(network))
-
-
 def put_weights(network: nn.Module, state: dict[str, Tensor]) -> bool:
     """Set a LoRA's weights; says whether they are all there and fit."""
     result = set_peft_model_state_dict(network, state)
@@ -132,20 +122,32 @@ def put_weights(network: nn.Module, state: dict[str, Tensor]) -> bool:
 def load_weights(network: nn.Module, folder: Path) -> None:
     """Read what save_weights wrote into what make_trainable made: exactly, but for a rounding
     where alpha / rank is not a power of two."""
-    fits = True
-    try:
-        if has_lora(network):
-            fits = put_weights(network, read_lora(network, folder / LORA_FILE))
-        else:
+    if has_lora(network):
+        fits = load_lora(network, folder / LORA_FILE)
+    else:
+        try:
             state = load_file(folder / UNET_FILE)
             result = set_model_state_dict(network, state, options=WHOLE)
             fits = not (result.missing_keys or result.unexpected_keys)
-    except RuntimeError:  # other shapes
-        fits = False
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights in {folder}: {error}") from error
+        except RuntimeError:  # other shapes
+            fits = False
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read the weights in {folder}: {error}") from error
     if not fits:
         raise UserError(
             f"the weights in {folder} do not fit this model and lora settings: use the "
             f"pretrained.model, use_lora and lora.* they were trained with"
         )
+
+
+def load_lora(network: nn.Module, file: Path) -> bool:
+    """Give a UNet's LoRA the weights of its own file; says whether the settings are the same."""
+    lora = read_lora(SimpleNamespace(unet=network), file, f"the weights in {file.parent}")
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+    deltas = lora.parts.get("unet", {})
+    ranks = {name: delta.rank for name, delta in deltas.items()}
+    if ranks != {name: layer.r["default"] for name, layer in layers.items()}:
+        return False
+    for name, delta in deltas.items():
+        take_over(layers[name], delta)
+    return True

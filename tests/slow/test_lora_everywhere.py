@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from srrl.models.lora import export_kohya
+from srrl.models.lora_uses import export_kohya
 from srrl.models.weights import add_lora, save_weights, trained_weights
 from tests.conftest import LORA, MODELS, load_policy, randomise_lora
 from tests.slow.commands import run

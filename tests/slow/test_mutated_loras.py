@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from srrl.errors import UserError
-from srrl.models.lora import changed, draw_with, read_lora
-from tests.conftest import load_policy
+from srrl.models.lora import changed, read_lora
+from srrl.models.lora_uses import draw_with
+from srrl.models.weights import LORA_FILE, load_weights, save_weights, trained_weights
+from tests.conftest import load_policy, randomise_lora
 from tests.loras import diffusers, kohya, layers, merged, old_diffusers, random_delta, write
 
 pytestmark = pytest.mark.slow
@@ -152,3 +154,29 @@ def test_a_mutated_lora_is_refused_or_exactly_what_it_says(tmp_path):
     assert outcomes["refused"] > FILES / 3 and outcomes["read"] > FILES / 20, outcomes
     assert outcomes["modules the same"] > FILES
     print(outcomes)
+
+
+def test_a_mutated_checkpoint_is_refused_or_loaded_whole(tmp_path):
+    policy, again = load_policy("sd", lora=True), load_policy("sd", lora=True)
+    randomise_lora(policy)
+    save_weights(policy.network, tmp_path, trained_weights(policy.network))
+    file, outcomes = tmp_path / LORA_FILE, Counter()
+    whole, content = load_file(file), file.read_bytes()
+    for number in range(300):
+        r = random.Random(number)
+        if number % 5:
+            write(mutated(dict(whole), r), file)
+        else:
+            file.write_bytes(torn(content, r))
+        try:
+            load_weights(again.network, tmp_path)
+        except UserError as error:
+            assert str(tmp_path) in str(error) and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            outcomes["loaded"] += 1
+    assert outcomes["refused"] > 200
+    file.write_bytes(content)
+    load_weights(again.network, tmp_path)
+    for ours, theirs in zip(policy.trainable(), again.trainable(), strict=True):
+        assert torch.equal(ours, theirs)

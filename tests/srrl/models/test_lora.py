@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from srrl.errors import UserError
 from srrl.models.ldm_names import blocks, original_name
-from srrl.models.lora import changed, draw_with, export_kohya, read_lora
+from srrl.models.lora import changed, read_lora
 from srrl.models.lora_file import Delta, read_lora_file
+from srrl.models.lora_uses import draw_with, export_kohya
 from tests.conftest import MODELS, load_policy
 from tests.loras import (
     PEFT,

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.models.lora import KOHYA_FILE, export_kohya
+from srrl.models.lora_uses import KOHYA_FILE, export_kohya
 from srrl.models.start import start_file, start_from
 from srrl.models.weights import (
     LORA_FILE,

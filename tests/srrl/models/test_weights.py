@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from srrl.config import load_config
 from srrl.errors import UserError
-from srrl.models.lora import KOHYA_FILE, export_kohya
+from srrl.models.lora_uses import KOHYA_FILE, export_kohya
 from srrl.models.weights import (
     add_lora,
     load_weights,
