@@ -79,12 +79,15 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file: the same bytes for the same tensors, with ordinary permissions."""
+    """Write a safetensors file: the same bytes for the same tensors, with ordinary permissions, and
+    in one step, for the tensors may lie in the file that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata={"format": "pt"})
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)  # save_file leaves it to its owner alone
+    temporary.chmod(0o666 & ~mask)  # save_file leaves it to its owner alone
+    os.replace(temporary, path)
 
 
 def lora_scale(network: nn.Module) -> float:

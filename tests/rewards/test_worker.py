@@ -212,10 +212,10 @@ def test_scoring_beside_sampling_keeps_the_order_and_the_scores():
         for i, images in enumerate(batches):
             scorer.submit(images, [str(i)] * 3)
         reward.go.set()
-        results.append(scorer.collect()["held"])
+        results.append(scorer.collect()[0]["held"])
     assert torch.equal(*results) and len(results[0]) == 12
     scorer.submit(batches[0], ["again"] * 3)
-    assert torch.equal(scorer.collect()["held"], results[0][:3])
+    assert torch.equal(scorer.collect()[0]["held"], results[0][:3])
 
 
 def test_an_error_in_the_background_arrives():

@@ -287,6 +287,16 @@ def test_an_export_has_each_modules_own_alpha_and_the_text_encoders(form, one, m
     assert len(state) == 3 * sum(map(len, written.values()))
 
 
+def test_an_export_may_go_where_its_source_lies(one, model):
+    _, file = one("kohya")
+    before = load_file(file, device="cpu")
+    before = {k: v.clone() for k, v in before.items()}
+    export_kohya(PIPES[model], file, read_lora(PIPES[model], file, "it"))
+    after = load_file(file)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in after)
+    assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
 REFUSED = {
     "LoHa": (lambda s: {"unet.x.hada_w1_a": torch.ones(2, 2)}, "is no plain LoRA, but LoHa"),
     "LoKr": (lambda s: {"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "is no plain LoRA, but LoKr"),
