@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
 from srrl.prompts import check_files
+from srrl.run.folder import newest
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 # What torch's launcher logs first when a process has ended badly; its own report follows.
@@ -156,8 +157,7 @@ def main(argv: list[str]) -> int:
     elif code:
         run_folder = Path(config.output_dir) / config.run_name
         how = how if how == "stopped" else f"error: {how or 'training ended early'}"
-        saved = any(run_folder.glob("checkpoints/stage_*"))
-        resumes = f": the same command resumes {run_folder}" if saved else ""
+        resumes = f": the same command resumes {run_folder}" if newest(run_folder) else ""
         print(f"{how}{resumes}", file=sys.stderr)
     return 128 - code if code < 0 else code
 
