@@ -59,14 +59,28 @@ def one_line_errors() -> Iterator[None]:
         _stop(f"cannot use {file}: {system.strerror.lower()}: choose another, or change it")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Give a system's error inside, which may not say where it happened, a path."""
+    try:
+        yield
+    except Exception as error:
+        system = _system_error(error)
+        if system is None:
+            raise
+        raise OSError(system.errno, system.strerror, str(path)) from error
+
+
 class _Pipe(io.FileIO):
-    """A stream whose reader may leave, as of `| head -1`: what comes then is dropped."""
+    """A stream whose reader may leave, as of `| head -1`. What comes after an error is dropped."""
 
     def write(self, data: bytes | memoryview) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise
             return len(memoryview(data))
 
 
@@ -100,11 +114,12 @@ def _system_error(error: BaseException | None) -> OSError | None:
 def _stop(message: str) -> None:
     """Say it and exit with 2; below scripts/launch.py, leave it to be said there, once."""
     line = f"error: {' '.join(message.split())}"
-    status_file = os.environ.get("SRRL_STATUS_FILE")
-    if status_file:  # of several processes the first one writes
-        with contextlib.suppress(FileExistsError), open(status_file, "xb") as file:
+    try:
+        with open(os.environ["SRRL_STATUS_FILE"], "xb") as file:
             file.write(line.encode(errors="backslashreplace"))
-    else:
+    except FileExistsError:  # of several processes the first one writes
+        pass
+    except (KeyError, OSError):  # nobody reads it, or the disk is full there, too
         print(line, file=sys.stderr, flush=True)
     sys.exit(2)
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from srrl.config import flatten, load_config, load_saved, saved_values
-from srrl.errors import UserError
+from srrl.errors import UserError, writing
 from srrl.models.locate import locate
 from srrl.models.trainee import Trainee
 from srrl.models.weights import UNET_FILE
@@ -60,7 +60,7 @@ class Progress:
 def write_atomic(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with writing(temporary), open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -80,10 +80,12 @@ def save(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    exact = trainee.save_weights(temporary, weights)
-    torch.save({"learner": learner_state, "weights": exact}, temporary / OPTIMIZER_FILE)
-    state = {**asdict(progress), **method_state}
-    (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    with writing(temporary):
+        exact = trainee.save_weights(temporary, weights)
+        with open(temporary / OPTIMIZER_FILE, "wb") as file:  # given a path, torch hides the error
+            torch.save({"learner": learner_state, "weights": exact}, file)
+        state = {**asdict(progress), **method_state}
+        (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     for file in filter(Path.is_file, temporary.rglob("*")):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
