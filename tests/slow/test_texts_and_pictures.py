@@ -165,8 +165,8 @@ def test_a_reader_that_leaves_loses_nothing(reward, tmp_path):
         piped([*SCORE, tmp_path / "a.png", *given], tmp_path, take)
         assert read(out)[0][reward] == 1.0
         out.unlink()
-        given_prompts = ["--prompts", *PROMPTS, "--seeds", "0", "--batch-size", "1"]
-        piped([*SAMPLE, *given_prompts, "--out", tmp_path / "out"], tmp_path, take)
+        drawn = ["--prompts", *PROMPTS, "--seeds", "0", "--batch-size", "1"]
+        piped([*SAMPLE, *drawn, "--out", tmp_path / "out"], tmp_path, take)
         assert len(read(tmp_path / "out" / "samples.json")) == 4
         assert (tmp_path / "out" / "grid.png").exists()
         assert "Traceback" not in (tmp_path / "taken").read_text()
