@@ -115,7 +115,7 @@ class APIScore:
                 if attempt + 1 == self.attempts:
                     raise UserError(
                         f"reward 'api': {self.url} failed {self.attempts} times, at last: {error}: "
-                        f"look at the server; the same command resumes the run"
+                        f"look at the server and run the same command again"
                     ) from error
                 self.tell(
                     f"reward 'api': {self.url}: {error}: attempt {attempt + 2} of "

@@ -85,7 +85,7 @@ class Worker:
         else:
             raise UserError(
                 f"the reward worker {self.address or 'process'} died {ATTEMPTS} times ({reason}): "
-                f"see its messages above; the same command resumes the run"
+                f"see its messages above and run the same command again"
             )
         if "error" in answer:
             raise UserError(f"reward worker: {answer['error']}")

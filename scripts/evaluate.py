@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from srrl.config import replace_dict, resolve
 from srrl.errors import UserError, one_line_errors
+from srrl.run.folder import make_folder
 
 BASE = "base"
 
@@ -96,7 +97,7 @@ def main() -> None:
     for name, least in (("images", 1), ("num_prompts", 1), ("first_seed", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out, f"--out {args.out}")
 
     import json
 
@@ -200,9 +201,10 @@ def main() -> None:
     if accelerator.is_main_process:
         results = [done[cell.key] for cell, _ in jobs]
         lines = lines_of(results, baseline)
+        written = write_report(args.out, results, lines, prompts)
         print(text_table(lines))
         print(f"differences are to {args.baseline or ' '.join(jobs[0][0].combination[1:])}")
-        print(f"wrote {args.out}: {', '.join(write_report(args.out, results, lines, prompts))}")
+        print(f"wrote {args.out}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 What train.sh does once Python is set up. It uses every visible GPU, or one process on the CPU,
 unless accelerate's flags say otherwise (`-- --num_processes 2`, or `-- --config_file FILE` with a
-file as in config/accelerate). The config is checked before anything heavy is imported; the exit
-code is that of train.py, which accelerate's launcher would turn into 1, and a process that dies is
-reported in one line.
+file as in config/accelerate). Without such a file, what `accelerate config` has written on this
+machine and accelerate's environment variables are not read. The config is checked before anything
+heavy is imported; the exit code is that of train.py, which accelerate's launcher would turn into 1,
+and a process that dies is reported in one line.
 """
 
 import os
@@ -23,8 +24,12 @@ from ml_collections import ConfigDict
 from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
 from srrl.prompts import check_files
+from srrl.run.folder import newest
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
+LOCAL = REPOSITORY / "config" / "accelerate" / "local.yaml"
+# What tells accelerate and torch's launcher how to run, left over from another job.
+LEFT_OVER = re.compile(r"(ACCELERATE|FSDP|PET)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
 # What torch's launcher logs first when a process has ended badly; its own report follows.
 DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
@@ -53,10 +58,10 @@ def launch_command(launcher: list[str], gpus: int, processes: int | None) -> lis
         run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         return [*run, f"--nproc_per_node={processes}"]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    if any(flag.startswith("--config_file") for flag in launcher):
+    if names_config(launcher):
         return [*command, *launcher]
     processes = processes or max(gpus, 1)
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command += [f"--config_file={LOCAL}", "--num_machines=1", "--dynamo_backend=no"]
     if processes > 1:
         command.append("--multi_gpu")
     if not gpus:
@@ -65,18 +70,30 @@ def launch_command(launcher: list[str], gpus: int, processes: int | None) -> lis
     return [*command, *launcher, f"--num_processes={processes}"]
 
 
-def run(command: list[str], status: Path, processes: int | None) -> tuple[int, str]:
-    """Run to the end. Returns (exit code, what to say: "" or how a process died)."""
-    environment = {**os.environ, "SRRL_STATUS_FILE": str(status)}
+def names_config(launcher: list[str]) -> bool:
+    """Whether accelerate's flags name a config file."""
+    return any(re.match("--config[_-]file", flag) for flag in launcher)
+
+
+def surroundings(launcher: list[str]) -> dict[str, str]:
+    """The environment; of accelerate's own variables only beside a config file that is named."""
+    if names_config(launcher):
+        return dict(os.environ)
+    return {name: v for name, v in os.environ.items() if not LEFT_OVER.fullmatch(name)}
+
+
+def run(
+    command: list[str], environment: dict[str, str], processes: int | None, several: bool
+) -> tuple[int, str]:
+    """Run to the end; several: whether processes are started that meet. Returns (exit code, what
+    to say: "" or how a process died)."""
+    status = Path(environment["SRRL_STATUS_FILE"])
     if processes and "torch.distributed.run" in command:
         threads = max(1, (os.cpu_count() or 1) // processes)
         environment |= {
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         }
-    several = {"torch.distributed.run", "--multi_gpu"} & set(command) or any(
-        flag.startswith("--config_file") for flag in command
-    )
     # Blocked until there is a handler. One process stays so until train.py takes it: its launcher
     # would answer by a traceback. Several are in sessions of their own: theirs passes it on.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -148,16 +165,21 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
         command = launch_command(launcher, gpus, processes)
-        code, how = run([*command, str(TRAIN), *arguments], status, processes)
+        several = bool({"torch.distributed.run", "--multi_gpu"} & set(command))
+        code, how = run(
+            [*command, str(TRAIN), *arguments],
+            surroundings(launcher) | {"SRRL_STATUS_FILE": str(status)},
+            processes,
+            several or names_config(launcher),
+        )
         known = read_status(status)
     if known:
         code, message = known
-        print(message, file=sys.stderr)
+        print(message, end="\n" if message else "", file=sys.stderr)
     elif code:
         run_folder = Path(config.output_dir) / config.run_name
         how = how if how == "stopped" else f"error: {how or 'training ended early'}"
-        saved = any(run_folder.glob("checkpoints/stage_*"))
-        resumes = f": the same command resumes {run_folder}" if saved else ""
+        resumes = f": the same command resumes {run_folder}" if newest(run_folder) else ""
         print(f"{how}{resumes}", file=sys.stderr)
     return 128 - code if code < 0 else code
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from srrl.config import load_config
 from srrl.errors import UserError, one_line_errors
-from srrl.prompts import check_files, load_prompts
+from srrl.prompts import check_files, load_prompts, typed
+from srrl.run.folder import make_folder
 
 # Most rows and columns of a page of the grid.
 PAGE_ROWS, PAGE_COLUMNS = 12, 16
@@ -68,6 +69,8 @@ def arguments() -> argparse.Namespace:
         raise UserError("give either --prompt or --prompts-file")
     if not (args.prompts or args.prompts_file or args.export):
         raise UserError("give --prompt or --prompts-file")
+    args.prompts = [typed(text, "--prompt") for text in args.prompts or []]
+    args.negative_prompt = typed(args.negative_prompt, "--negative-prompt")
     args.seeds = [seed for text in args.seeds for seed in seeds_of(text)]
     for name in ("rounds", "batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -92,7 +95,7 @@ def seeds_of(text: str) -> list[int]:
 
 def main() -> None:
     args = arguments()
-    prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts or []
+    prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts
     prompts = prompts[: args.limit]
     if prompts:
         print(
@@ -107,6 +110,7 @@ def main() -> None:
 
     config, weights = chosen_model(args.checkpoint, args.config)
     check_files(config)
+    make_folder(args.out, f"--out {args.out}")
 
     import torch
 
@@ -130,7 +134,6 @@ def main() -> None:
     if lora:
         print(f"{weights}: {lora}", flush=True)
 
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.export:
         written = export_kohya(policy.pipe, args.out / KOHYA_FILE, lora)
         print(f"wrote {args.out / KOHYA_FILE}: {written}")
@@ -145,6 +148,7 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
 
     from rewards import score_all
     from srrl.rollout import rollout
+    from srrl.run.checkpoint import write_atomic
     from srrl.run.pictures import CELL, Row, labelled, save_with_text, sheet, thumbnail, to_pil
     from srrl.run.tracking import Clock
 
@@ -202,9 +206,9 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
             save_with_text(to_pil(final), args.out / record["image"], drawn_from)
             small.append(thumbnail(final, CELL))
             records.append(record)
+        write_atomic(args.out / "samples.json", json.dumps(records, indent=1) + "\n")
         clock.advance(len(batch))
         print(f"  {len(records)}/{len(jobs)} samples  ETA {clock.eta()}", flush=True)
-    (args.out / "samples.json").write_text(json.dumps(records, indent=1) + "\n")
     pages = grid_pages(prompts, args.seeds, records, small)
     for number, rows in enumerate(pages, 1):
         place = f", page {number} of {len(pages)}" if len(pages) > 1 else ""

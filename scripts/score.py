@@ -8,9 +8,10 @@
 
 One --prompt goes with every image; a prompts file (a JSON list, or a .txt with one a line) has one
 for each; without either, PNGs that sample.py wrote have theirs in them. Of a folder, all pictures
-are taken but sample.py's grids and strips. Prints a table, and writes it with --json. The rewards:
-those of --rewards, of a run (`--checkpoint runs/NAME`), or by default the embedded verifier where
-all prompts are of its world, and VQAScore and ImageReward elsewhere.
+are taken but sample.py's grids and strips; they are turned as their EXIF says and laid on white.
+Writes the scores with --json, also those before an error, and prints a table. The rewards: those of
+--rewards, of a run (`--checkpoint runs/NAME`), or by default the embedded verifier where all
+prompts are of its world, and VQAScore and ImageReward elsewhere.
 """
 
 import argparse
@@ -18,9 +19,12 @@ import json
 import os
 from pathlib import Path
 
-from srrl.config import load_config, load_saved
+from ml_collections import ConfigDict
+
+from srrl.config import load_config, load_saved, saved_values
 from srrl.errors import UserError, one_line_errors
-from srrl.prompts import load_prompts
+from srrl.prompts import check_text, load_prompts, typed
+from srrl.run.folder import try_file
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -34,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts-file", help="one for each image: a JSON list, or a .txt")
     parser.add_argument("--rewards", nargs="+")
     parser.add_argument("--options", help="their keywords, JSON, as reward.options")
-    parser.add_argument("--checkpoint", type=Path, help="a run, for its reward.* instead")
+    parser.add_argument("--checkpoint", type=Path, help="a run or a checkpoint, for its reward.*")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
     args = parser.parse_args()
@@ -49,8 +53,9 @@ def arguments() -> argparse.Namespace:
     if not given:
         raise UserError(f'--options {args.options}: expected JSON like {{"vqascore": {{...}}}}')
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.touch()
+        try_file(args.json, "--json")
+    if args.prompt:
+        args.prompt = typed(args.prompt, "--prompt")
     return args
 
 
@@ -61,7 +66,7 @@ def images_of(paths: list[Path]) -> list[Path]:
         inside = sorted(
             p
             for p in (path.iterdir() if path.is_dir() else ())
-            if p.suffix.lower() in KINDS and not p.name.startswith(("grid", "strip_"))
+            if p.suffix.lower() in KINDS and not p.name.startswith((".", "grid", "strip_"))
         )
         if path.is_dir() and not inside:
             raise UserError(f"{path}: no pictures ({', '.join(KINDS)}) in this folder")
@@ -70,7 +75,10 @@ def images_of(paths: list[Path]) -> list[Path]:
 
 
 def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:
-    """A prompt for each image."""
+    """A prompt for each image. Raises UserError for images that cannot be judged."""
+    from rewards.files import read_picture
+
+    inside = [read_picture(path)[1] for path in images]
     if args.prompt:
         return [args.prompt] * len(images)
     if args.prompts_file:
@@ -78,18 +86,11 @@ def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:
         if len(prompts) != len(images):
             raise UserError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
         return prompts
-    from PIL import Image, UnidentifiedImageError
-
-    prompts = []
-    for path in images:
-        try:
-            with Image.open(path) as image:
-                prompts.append(image.info.get("prompt"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"cannot read the image {str(path)!r}: {error}") from error
-        if not prompts[-1]:
+    for path, prompt in zip(images, inside, strict=True):
+        if not prompt:
             raise UserError(f"{path} has no prompt in it: give --prompt or --prompts-file")
-    return prompts
+        check_text(prompt, f"the prompt in {path}")
+    return inside
 
 
 def default_rewards(prompts: list[str]) -> list[str]:
@@ -104,20 +105,17 @@ def default_rewards(prompts: list[str]) -> list[str]:
     return ["shapes"]
 
 
-def read_image(path: Path):
-    """uint8 [3, H, W] of any image file; transparency is laid on white."""
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
+def config_of(checkpoint: Path) -> ConfigDict:
+    """That of a run, or of one of its checkpoints."""
+    if saved_values(checkpoint / "config.json"):
+        return load_saved(checkpoint / "config.json")
+    from srrl.models.locate import locate
 
-    try:
-        image = Image.open(path)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the image {str(path)!r}: {error}") from error
+    named = f"--checkpoint {checkpoint}"
+    config = locate(checkpoint, named).config
+    if config is None:
+        raise UserError(f"{named}: has no run's config.json, whose rewards it is for: give a run")
+    return load_saved(config)
 
 
 def main() -> None:
@@ -125,7 +123,7 @@ def main() -> None:
     files = images_of(args.images)
     prompts = prompts_of(args, files)
     if args.checkpoint:
-        config = load_saved(args.checkpoint / "config.json")
+        config = config_of(args.checkpoint)
     else:
         models = json.dumps(dict.fromkeys(args.rewards or default_rewards(prompts), 1.0))
         config = load_config(
@@ -140,20 +138,22 @@ def main() -> None:
     from tqdm import tqdm
 
     from rewards import check_prompts, score_all
+    from rewards.files import read_picture
     from rewards.scoring import rewards_of
 
-    images = [read_image(path) for path in files]
     rewards = rewards_of(config, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_prompts(rewards, prompts, args.prompts_file or "--prompt")
     rows = []
-    jobs = list(zip(files, images, prompts, strict=True))
-    for path, image, prompt in tqdm(jobs, "scoring", leave=False, disable=None):
-        scores = score_all(rewards, image[None], [prompt])
-        values = {name: round(score.item(), 6) for name, score in scores.items()}
-        rows.append({"image": str(path), "prompt": prompt, **values})
+    jobs = list(zip(files, prompts, strict=True))
+    try:
+        for path, prompt in tqdm(jobs, "scoring", leave=False, disable=None):
+            scores = score_all(rewards, read_picture(path)[0][None], [prompt])
+            values = {name: round(score.item(), 6) for name, score in scores.items()}
+            rows.append({"image": str(path), "prompt": prompt, **values})
+    finally:  # also what was scored before an error
+        if args.json and rows:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     show(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def show(rows: list[dict]) -> None:

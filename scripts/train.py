@@ -21,36 +21,53 @@ from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
 from srrl.methods import METHODS
 from srrl.prompts import check_files
 
+# Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
+SERVER_S, START_S, END_S = 5, 15, 25
+
 
 def start_tracker(config: ConfigDict, accelerator: Any, folder: Path) -> None:
-    """Let the main process log to config.tracker, too, where somebody is logged in to it."""
+    """Let the main process log to config.tracker, too. Where that fails, it says so in a line."""
+    from srrl.run.tracking import folder_only
+
     name = config.tracker
     if name == "none" or not accelerator.is_main_process:
         return
-    if name == "wandb" and not logged_in():
-        print("not logged in to wandb: logging to the run's folder only", flush=True)
-        return
     values = {k: v if isinstance(v, int | float) else str(v) for k, v in flatten(config).items()}
-    settings = {"wandb": wandb_settings(folder)} if name == "wandb" else {}
-    accelerator.init_trackers("srrl", config=values, init_kwargs=settings)
-
-
-def logged_in() -> bool:
-    """Whether wandb has an account, or needs none."""
-    import wandb
-
-    return os.environ.get("WANDB_MODE") == "offline" or wandb.login(prompt=False)
+    try:
+        settings = {"wandb": wandb_settings(folder)} if name == "wandb" else {}
+        accelerator.init_trackers("srrl", config=values, init_kwargs=settings)
+        if not accelerator.trackers:
+            raise UserError(f"{name} is not installed")
+    except Exception as error:
+        accelerator.trackers = []
+        print(folder_only(name, error), flush=True)
 
 
 def wandb_settings(folder: Path) -> dict[str, Any]:
-    """For wandb.init: a run that goes on goes on there, too."""
+    """For wandb.init: a run that goes on goes on there, too. Raises UserError where nobody is
+    logged in, or the server is away."""
+    import requests
+    import wandb
+
     from srrl.run.checkpoint import write_atomic
 
+    known = wandb.setup().settings
+    if known.mode not in ("offline", "dryrun", "disabled"):
+        if not wandb.login(prompt=False, verify=False):
+            raise UserError("not logged in to wandb")
+        try:
+            requests.head(known.base_url, timeout=SERVER_S)
+        except requests.exceptions.SSLError:
+            pass  # wandb may know certificates of its own
+        except requests.RequestException:
+            raise UserError(f"wandb's server {known.base_url} does not answer") from None
     file = folder / "wandb_id.txt"
     if not file.exists():
         write_atomic(file, f"{secrets.token_hex(8)}\n")
-    known = file.read_text(encoding="utf-8").strip()
-    return {"name": folder.name, "dir": str(folder), "id": known, "resume": "allow"}
+    run = file.read_text(encoding="utf-8").strip()
+    patience = wandb.Settings(init_timeout=START_S, finish_timeout=END_S)
+    name, where = folder.name, str(folder)
+    return {"name": name, "dir": where, "id": run, "resume": "allow", "settings": patience}
 
 
 def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
@@ -119,6 +136,7 @@ def main(argv: list[str]) -> None:
     if accelerator.is_main_process and config.method == "srrl":  # the method that plan.py knows
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
     run.run()
+    tracker.finish()
     accelerator.end_training()
     if locked:
         locked.close()

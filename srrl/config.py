@@ -100,29 +100,47 @@ def _faults_of(file: Path) -> Iterator[None]:
         raise UserError(f"{file}, line {line}: {what}") from None
 
 
-def load_saved(path: Path) -> ConfigDict:
-    """The config a run wrote as config.json. Raises UserError if it is not there or not valid."""
+def saved_values(path: Path) -> dict[str, Any] | None:
+    """The flat values that a run wrote as config.json; None where it is not there, or another
+    program's."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the run's config {str(path)!r}: {error}") from None
-    method = METHODS.get(saved.get("method", "srrl"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(saved, dict) and {"run_name", "stages.total"} <= saved.keys()
+    return saved if ours else None
+
+
+def load_saved(path: Path) -> ConfigDict:
+    """The config a run wrote as config.json. Raises UserError if it is not there or not valid."""
+    saved = saved_values(path)
+    if saved is None:
+        raise UserError(f"{path} is not there, or not what a run writes: give a run's folder")
+    method = METHODS.get(str(saved.get("method", "srrl")))
     if not method:
         raise UserError(f"{path}: unknown method {saved['method']!r}: it is of another version")
     config = _preset(method.preset)
+    known = flatten(config)
     for key, value in saved.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
         *sections, leaf = key.split(".")
         owner = config
         for section in sections:
-            owner = owner.get(section, {})
-        if leaf not in owner:
-            raise UserError(f"{path}: unknown config key {key!r}: it is of another version")
-        if key in ("reward.models", "reward.options"):
-            replace_dict(config, owner, leaf, value)
-        else:
-            many = isinstance(owner[leaf], tuple) and not isinstance(value, list)
-            owner[leaf] = (value,) if many else tuple(value) if isinstance(value, list) else value
-    check_config(config)
+            owner = owner[section]
+        try:
+            if key in ("reward.models", "reward.options"):
+                replace_dict(config, owner, leaf, value)
+            elif owner.get_type(leaf) is tuple:
+                owner[leaf] = tuple(value) if isinstance(value, list) else (value,)
+            else:
+                owner[leaf] = value
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: {key}={value!r}: {error}") from None
+    try:
+        check_config(config)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: a value is of the wrong type: {error}") from None
     return config
 
 

@@ -1,11 +1,21 @@
 """The one kind of error a user can cause: one line that names the value and the remedy."""
 
 import contextlib
+import errno
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+# What each system error of a file that could not grow is, and what helps.
+FULL = {
+    errno.ENOSPC: ("no disk space left", "free some"),
+    errno.EDQUOT: ("the disk quota is used up", "free some"),
+    errno.EFBIG: ("a file is larger than is allowed", "raise the limit (ulimit -f)"),
+}
 
 
 class UserError(Exception):
@@ -23,9 +33,13 @@ def show_help(text: str, arguments: list[str]) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a UserError, a full disk or a file that cannot be used into one line on stderr and exit
-    code 2, and Ctrl-C into one line and 130."""
+    code 2, and Ctrl-C into one line and 130. What is printed never ends a command: see _steady."""
+    if sys.stdout is sys.__stdout__:  # else somebody has put up their own
+        sys.stdout, sys.stderr = _steady(sys.stdout), _steady(sys.stderr)
     try:
         yield
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except UserError as error:
         _stop(str(error))
     except KeyboardInterrupt:
@@ -34,45 +48,85 @@ def one_line_errors() -> Iterator[None]:
             print("stopped", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if not _is_full_disk(error):
-            if isinstance(error, OSError) and error.filename and error.strerror:
-                _stop(
-                    f"cannot use {str(error.filename)!r}: {error.strerror.lower()}: choose "
-                    "another, or change it"
-                )
+        system = _system_error(error)
+        if system is None:
             raise
-        _stop(
-            f"no disk space left while writing {getattr(error, 'filename', None) or 'output'}: "
-            "free some and run the same command again, the run resumes"
-        )
+        if system.errno in FULL:
+            what, remedy = FULL[system.errno]
+            file = system.filename or "output"
+            _stop(f"{what} while writing {file}: {remedy} and run the same command again")
+        file = repr(str(system.filename)) if system.filename else "a file"
+        _stop(f"cannot use {file}: {system.strerror.lower()}: choose another, or change it")
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Also where safetensors or torch hide the cause in a message or below another error."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Give a system's error inside, which may not say where it happened, a path."""
+    try:
+        yield
+    except Exception as error:
+        system = _system_error(error)
+        if system is None:
+            raise
+        raise OSError(system.errno, system.strerror, str(path)) from error
+
+
+class _Pipe(io.FileIO):
+    """A stream whose reader may leave, as of `| head -1`. What comes after an error is dropped."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise
+            return len(memoryview(data))
+
+
+def _steady(stream: io.TextIOWrapper | None) -> io.TextIOWrapper | None:
+    """A standard stream that goes on without its reader, and writes what its encoding lacks as
+    \\uXXXX."""
+    if stream is None:  # closed before Python began
+        return None
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False)),
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The OSError about a file, a full disk or a limit that an error is, comes from, or tells of
+    in its message, as those of safetensors and torch do."""
     if error is None:
-        return False
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return True
-    if "No space left on device" in str(error):
-        return True
-    return _is_full_disk(error.__cause__ or error.__context__)
+        return None
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    number = number or next((n for n in FULL if os.strerror(n) in str(error)), None)
+    if number and (told or number in FULL or getattr(error, "filename", None)):
+        return OSError(number, os.strerror(number), getattr(error, "filename", None))
+    return _system_error(error.__cause__ or error.__context__)
 
 
 def _stop(message: str) -> None:
     """Say it and exit with 2; below scripts/launch.py, leave it to be said there, once."""
     line = f"error: {' '.join(message.split())}"
-    status_file = os.environ.get("SRRL_STATUS_FILE")
-    if status_file:  # of several processes the first one writes
-        with contextlib.suppress(FileExistsError), open(status_file, "x") as file:
-            file.write(line)
-    else:
+    try:
+        with open(os.environ["SRRL_STATUS_FILE"], "xb") as file:
+            file.write(line.encode(errors="backslashreplace"))
+    except FileExistsError:  # of several processes the first one writes
+        pass
+    except (KeyError, OSError):  # nobody reads it, or the disk is full there, too
         print(line, file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def read_status(path: Path) -> tuple[int, str] | None:
     """(exit code, message) that a process below left in SRRL_STATUS_FILE, if one did."""
-    return (2, path.read_text()) if path.exists() else None
+    return (2, path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def stop_file(status: Path) -> Path:

@@ -1,7 +1,12 @@
 """Prompt files, and which prompts a stage draws."""
 
+import codecs
+import contextlib
 import json
+import os
 import random
+import re
+import unicodedata
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,28 +14,81 @@ from ml_collections import ConfigDict
 from srrl.config import resolve
 from srrl.errors import UserError
 
+LINE_END = re.compile(r"\r\n|\n|\r")
+
 
 def load_prompts(path: str | Path) -> list[str]:
-    """The prompts of a JSON list of strings, or of a .txt file with one a line.
+    """The prompts of a JSON list of strings, or of a .txt file with one a line, in UTF-8, or in
+    UTF-16 that begins with its mark.
 
-    Raises UserError naming the file and the fault.
+    Raises UserError naming the file, the place and the fault.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        lines = (line.strip() for line in text.splitlines())
-        prompts = [*filter(None, lines)] if Path(path).suffix == ".txt" else json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"prompt file {str(path)!r} does not exist: check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"prompt file {str(path)!r} cannot be read as JSON ({error}): "
-            f'it must be a list of strings, ["a prompt", ...], or a .txt with one a line'
-        ) from None
-    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
-        raise UserError(f'prompt file {str(path)!r} must be a list of strings, ["a prompt", ...]')
+    where = f"prompt file {str(path)!r}"
+    text = read_text(path, where)
+    if Path(path).suffix.lower() == ".txt":
+        prompts = [line.strip() for line in LINE_END.split(text) if line.strip()]
+    else:
+        try:
+            prompts = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _no_list(where, f"cannot be read as JSON ({error})") from None
+        if not isinstance(prompts, list):
+            raise _no_list(where, f"is a {type(prompts).__name__}")
+        other = next((p for p in prompts if not isinstance(p, str)), None)
+        if not all(isinstance(p, str) for p in prompts):
+            raise _no_list(where, f"has {json.dumps(other)[:40]}, no string")
     if not prompts or not all(p.strip() for p in prompts):
-        raise UserError(f"prompt file {str(path)!r} is empty or has an empty prompt: fill it")
+        raise UserError(f"{where} is empty or has an empty prompt: fill it")
+    for number, prompt in enumerate(prompts, 1):
+        check_text(prompt, f"{where}, prompt {number}")
     return prompts
+
+
+def read_text(path: str | Path, where: str) -> str:
+    """A text file, without byte order marks. Raises UserError with the line for other encodings."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{where} does not exist: check the path") from None
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}): choose another") from None
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    try:
+        return data.decode(encoding).replace("\ufeff", "")
+    except UnicodeDecodeError as error:
+        line = len(LINE_END.split(data[: error.start].decode(encoding, "ignore")))
+        raise UserError(
+            f"{where}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}: save "
+            f"the file as UTF-8"
+        ) from None
+
+
+def _no_list(where: str, fault: str) -> UserError:
+    return UserError(
+        f'{where} {fault}: it must be a list of strings, ["a prompt", "another"], or a .txt with '
+        f"one prompt a line"
+    )
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise UserError, with the place, for what is no text: half a character, which cannot be
+    encoded, and control characters but white space."""
+    for place, character in enumerate(text, 1):
+        kind = unicodedata.category(character)
+        if kind == "Cs" or (kind == "Cc" and not character.isspace()):
+            what = "half a character" if kind == "Cs" else "a control character"
+            raise UserError(
+                f"{where}: character {place} is {what} (U+{ord(character):04X}), no text: "
+                f"remove it, or write it in UTF-8"
+            )
+
+
+def typed(text: str, flag: str) -> str:
+    """A prompt of the command line, which is UTF-8 whatever the locale. Raises UserError."""
+    with contextlib.suppress(UnicodeError):
+        text = os.fsencode(text).decode()
+    check_text(text, f"{flag} {text!r}")
+    return text
 
 
 def stage_prompts(
@@ -80,7 +138,7 @@ def check_files(c: ConfigDict) -> None:
             f"choose others, or --config.eval.heldout=false"
         )
     model = resolve(c.pretrained.model)
-    if model.endswith((".ckpt", ".pt", ".pth", ".bin")):
+    if model.lower().endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(
             f"config.pretrained.model={model!r}: only .safetensors files and diffusers folders are "
             f"read, for others may run code: convert it"

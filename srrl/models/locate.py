@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from srrl.config import saved_values
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, UNET_FILE
 
@@ -57,6 +58,6 @@ def stages(run: Path) -> list[Path]:
 def of_run(file: Path, folder: Path) -> Located:
     """The weights in a folder, which is a checkpoint where a run's config.json is two above."""
     config = folder.resolve().parent.parent / "config.json"
-    if config.is_file():
+    if saved_values(config):
         return Located(file, folder, config)
     return Located(file, None, None)

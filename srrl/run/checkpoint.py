@@ -19,12 +19,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from srrl.config import flatten, load_config, load_saved
-from srrl.errors import UserError
+from srrl.config import flatten, load_config, load_saved, saved_values
+from srrl.errors import UserError, writing
 from srrl.models.locate import locate
 from srrl.models.lora_file import read_lora_file
 from srrl.models.trainee import Trainee
 from srrl.models.weights import UNET_FILE
+from srrl.run.folder import STATE_FILE, make_folder, newest, stage_folder
 
 LOCK_FILE = ".lock"
 # What may change when a run goes on: it does not change its weights, beyond rounding.
@@ -45,7 +46,6 @@ FREE = (
     "reward.device",
     "reward.worker.",
 )
-STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 
 
@@ -58,14 +58,10 @@ class Progress:
     nfe_total: int = 0
 
 
-def stage_folder(run: Path, stage: int) -> Path:
-    return run / "checkpoints" / f"stage_{stage:04d}"
-
-
 def write_atomic(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with writing(temporary), open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -85,26 +81,18 @@ def save(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    exact = trainee.save_weights(temporary, weights)
-    torch.save({"learner": learner_state, "weights": exact}, temporary / OPTIMIZER_FILE)
-    state = {**asdict(progress), **method_state}
-    (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    with writing(temporary):
+        exact = trainee.save_weights(temporary, weights)
+        with open(temporary / OPTIMIZER_FILE, "wb") as file:  # given a path, torch hides the error
+            torch.save({"learner": learner_state, "weights": exact}, file)
+        state = {**asdict(progress), **method_state}
+        (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     for file in filter(Path.is_file, temporary.rglob("*")):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     return folder
-
-
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint that a run can resume from."""
-    found = [
-        p.parent
-        for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
-        if not p.parent.name.endswith(".tmp")
-    ]
-    return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
 
 
 def chosen_model(
@@ -152,9 +140,14 @@ def load(folder: Path, trainee: Trainee) -> tuple[Progress, dict[str, Any], dict
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """The flat config that a folder's run was last started with; empty if there is none."""
+    """The flat config that a folder's run was last started with; empty if there is none.
+
+    Raises UserError for a config.json of something else, which a run would replace."""
     file = run / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    saved = saved_values(file)
+    if saved is None and file.exists():
+        raise UserError(f"{file} is not what a run writes: choose another --config.run_name")
+    return saved or {}
 
 
 def check_same_run(run: Path, config: ConfigDict) -> None:
@@ -199,7 +192,7 @@ def lock(run: Path) -> IO[str]:
     Raises UserError, naming the process and host, where one is in it. The system gives the lock
     of a process that dies back, so there is none to clean up.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run, f"{run} (config.output_dir and run_name)")
     file = open(run / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

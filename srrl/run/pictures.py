@@ -45,7 +45,8 @@ def save_with_text(picture: Image.Image, path: Path, text: dict[str, Any]) -> No
     """Save a PNG that carries what it was drawn from, a text field for each key."""
     fields = PngInfo()
     for key, value in text.items():
-        fields.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+        told = value if isinstance(value, str) else json.dumps(value)
+        fields.add_itxt(key, told.encode(errors="backslashreplace").decode())  # a path's odd bytes
     picture.save(path, pnginfo=fields)
 
 

@@ -232,8 +232,7 @@ class StagedRun(ABC):
         if not self.learner.sharded and (apart := differing(self.accelerator, weights)):
             raise UserError(
                 f"the processes' weights have come apart, at {apart[0]} and {len(apart) - 1} "
-                f"more: not saved; start the same command again, and it goes on from the newest "
-                f"checkpoint"
+                f"more: not saved; start the same command again"
             )
         if self.accelerator.is_main_process:
             state = self.state()

@@ -4,15 +4,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
 from srrl.config import flatten
+from srrl.errors import UserError
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
@@ -42,7 +44,7 @@ class Tracker:
         """Append a stage's line to metrics.jsonl and send it to the trackers."""
         if self.active:
             self._append("metrics.jsonl", values)
-            self.accelerator.log(values, step=values["stage"])
+            self._send(lambda tracker: tracker.log(values, step=values["stage"]))
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """Append an evaluation's line to eval.jsonl and send its mean to the trackers."""
@@ -50,7 +52,7 @@ class Tracker:
             self._append("eval.jsonl", line)
             reflected = f"/K{line['rounds']}" if line["rounds"] > 1 else ""
             name = f"eval/{line['split']}/{line['reward']}{reflected}"
-            self.accelerator.log({name: line["mean"]}, step=line["stage"])
+            self._send(lambda tracker: tracker.log({name: line["mean"]}, step=line["stage"]))
 
     def samples(
         self, stage: int, records: list[dict[str, Any]], images: Tensor | None = None
@@ -74,12 +76,15 @@ class Tracker:
         if self.active:
             page = pictures.sheet(rows, heading)
             page.save(self.folder / "samples" / f"stage_{stage:04d}.png")
-            for tracker in self.accelerator.trackers:
+
+            def show(tracker: GeneralTracker) -> None:
                 if tracker.name == "wandb":
                     tracker.log_images({"samples": [page]}, step=stage)
                 else:
                     pixels = np.asarray(page)[None]
                     tracker.log_images({"samples": pixels}, step=stage, dataformats="NHWC")
+
+            self._send(show)
 
     def fixed(self, stage: int, split: str, rounds: int, images: Tensor) -> None:
         """Keep an evaluation's pictures uint8 [n, 3, H, W], in samples/fixed/."""
@@ -123,11 +128,33 @@ class Tracker:
         if self.active:
             print(text, flush=True)
 
+    def finish(self) -> None:
+        """Let the trackers end."""
+        self._send(lambda tracker: tracker.finish())
+        self.accelerator.trackers.clear()
+
+    def _send(self, send: Callable[[GeneralTracker], None]) -> None:
+        """Do it with every tracker. The run goes on without one that fails."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                send(tracker)
+            except Exception as error:
+                self.accelerator.trackers.remove(tracker)
+                self.say(folder_only(tracker.name, error))
+
     def _append(self, name: str, *lines: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write("".join(to_json(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+
+def folder_only(tracker: str, error: Exception) -> str:
+    """What is said of a tracker that cannot be logged to."""
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if not isinstance(error, UserError):
+        reason = f"{tracker} failed ({reason})"
+    return f"{reason}: logging to the run's folder only"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

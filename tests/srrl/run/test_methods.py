@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from srrl.config import load_config, load_saved
+from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.learner import Learner
 from srrl.methods import METHODS
@@ -134,7 +134,7 @@ def test_a_runs_config_says_its_method(tmp_path):
     with pytest.raises(UserError, match=r"config.method='rig': one of srrl"):
         load_config([PRESET, "--config.method=rig"])
     file = tmp_path / "config.json"
-    file.write_text('{"method": "rig"}')
+    file.write_text(json.dumps(flatten(load_config([PRESET])) | {"method": "rig"}))
     with pytest.raises(UserError, match="unknown method 'rig'"):
         load_saved(file)
     assert METHODS["srrl"].load().__module__ == "srrl.trainer"
