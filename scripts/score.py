@@ -10,7 +10,8 @@ One --prompt goes with every image; a prompts file (a JSON list, or a .txt with 
 for each; without either, PNGs that sample.py wrote have theirs in them. Of a folder, all pictures
 are taken but sample.py's grids and strips. Prints a table, and writes it with --json. The rewards:
 those of --rewards, of a run (`--checkpoint runs/NAME`), or by default the embedded verifier where
-all prompts are of its world, and VQAScore and ImageReward elsewhere.
+all prompts are of its world, and VQAScore and ImageReward elsewhere. --config.KEY=VALUE changes
+what else the config says of them (--config.reward.dtype=fp32); a run has its own config.
 """
 
 import argparse
@@ -18,14 +19,15 @@ import json
 import os
 from pathlib import Path
 
-from srrl.config import load_config, load_saved
+from srrl.config import load_config, load_saved, overrides_only
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import load_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and --config.KEY=VALUE for the rewards' settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +39,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="a run, for its reward.* instead")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()
+    overrides = overrides_only(rest, "scripts/score.py")
+    if args.checkpoint and overrides:
+        raise UserError(f"{overrides[0]}: not with --checkpoint; a run has its own config")
     if args.prompt and args.prompts_file:
         raise UserError("give either --prompt or --prompts-file")
     if args.checkpoint and (args.rewards or args.options):
@@ -51,7 +56,7 @@ def arguments() -> argparse.Namespace:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.touch()
-    return args
+    return args, overrides
 
 
 def images_of(paths: list[Path]) -> list[Path]:
@@ -121,7 +126,7 @@ def read_image(path: Path):
 
 
 def main() -> None:
-    args = arguments()
+    args, overrides = arguments()
     files = images_of(args.images)
     prompts = prompts_of(args, files)
     if args.checkpoint:
@@ -133,6 +138,7 @@ def main() -> None:
                 "--config=config/stage_process.py:sd14",
                 f"--config.reward.models={models}",
                 f"--config.reward.options={args.options or '{}'}",
+                *overrides,
             ]
         )
 

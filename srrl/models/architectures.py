@@ -20,12 +20,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from srrl.errors import UserError
+from srrl.models.folders import Description, describe
+from srrl.models.kinds import SDXL
+from srrl.models.parts import faults, quiet
 from srrl.models.random_weights import RANDOM, fill_random
+from srrl.models.single_file import file_kind
+from srrl.models.tensor_files import check_file
 from srrl.shapes.pipeline import SD_SCHEDULER, SDXL_SCHEDULER, build_tokenizer
 
 RANDOM_MODEL = RANDOM + ":"  # pretrained.model=random:sd14
@@ -113,10 +117,15 @@ def blank_pipeline(model: str) -> DiffusionPipeline:
     which the kind is looked at, or a diffusers folder, of which the configurations and tokenizers
     are read. Raises UserError for any other.
     """
+    named = f"config.pretrained.model={model!r}"
     if Path(model).is_dir():
-        return _of_folder(Path(model))
-    if model.endswith(".safetensors"):
-        return _of(ARCHITECTURES["sdxl" if is_xl_file(model) else "sd14"])
+        with quiet(), faults("pretrained.model", model):
+            pipe = blank_of(describe(Path(model), named))
+            try_out(pipe, named)
+            return pipe
+    if Path(model).is_file():
+        kind = file_kind(check_file(Path(model), named), named)
+        return _of(ARCHITECTURES["sdxl" if kind == SDXL else "sd14"])
     return _of(architecture(model))
 
 
@@ -126,12 +135,6 @@ def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:
     texts = [getattr(pipe, "text_encoder" + x).config for x in suffixes]
     words = [getattr(pipe, "tokenizer" + x) for x in suffixes]
     return _of_configs(pipe.unet.config, pipe.vae.config, texts, words, pipe.scheduler.config)
-
-
-def is_xl_file(file: str) -> bool:
-    """Does a single .safetensors file hold SDXL?"""
-    with safe_open(file, "pt") as opened:
-        return any(key.startswith("conditioner.") for key in opened.keys())  # noqa: SIM118
 
 
 def random_pipeline(
@@ -174,24 +177,48 @@ def special_tokens(tokenizer: CLIPTokenizer) -> dict[str, int]:
     return {name: getattr(tokenizer, name) for name in names}
 
 
-def _of_folder(folder: Path) -> DiffusionPipeline:
-    """Its configurations, read by the classes that read them for a real load."""
-    try:
-        xl = DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionXLPipeline"
-        suffixes = ("", "_2")[: 1 + xl]
-        texts = [
-            CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x) for x in suffixes
-        ]
-        words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x) for x in suffixes]
-        unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
-        vae = AutoencoderKL.load_config(folder, subfolder="vae")
-        scheduler = PNDMScheduler.load_config(folder, subfolder="scheduler")
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"config.pretrained.model={str(folder)!r} is no diffusers folder: {reason}"
-        ) from error
-    return _of_configs(unet, vae, texts, words, scheduler)
+def blank_of(described: Description) -> DiffusionPipeline:
+    """A folder's pipeline on the meta device. Whatever the libraries make of its files may be
+    raised; what its tokenizer and its text encoder do not share is a UserError."""
+    folder, configs = described.folder, described.configs
+    suffixes = ("", "_2")[: 1 + (described.name == SDXL)]
+    texts = [CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x) for x in suffixes]
+    words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x) for x in suffixes]
+    return _of_configs(configs["unet"], configs["vae"], texts, words, configs["scheduler"])
+
+
+def try_out(pipe: DiffusionPipeline, named: str) -> None:
+    """Run a pipeline's parts on the meta device, together: numbers that configs hold, and widths
+    that do not fit, are found before weights are read. Raises UserError, or whatever torch does."""
+    xl = isinstance(pipe, StableDiffusionXLPipeline)
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if xl else [pipe.text_encoder]
+    words = [pipe.tokenizer, pipe.tokenizer_2] if xl else [pipe.tokenizer]
+    for encoder, tokenizer in zip(encoders, words, strict=True):
+        length, places = tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if not length <= places:
+            raise UserError(
+                f"{named} has a tokenizer of {length} tokens, and a text encoder of {places}: set "
+                f"model_max_length in its tokenizer_config.json"
+            )
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise UserError(
+                f"{named} has a tokenizer that knows {len(tokenizer)} tokens, and a text encoder "
+                f"that knows {encoder.config.vocab_size}: give the two of one model"
+            )
+    size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    with torch.no_grad(), torch.device("meta"):
+        x, text = (
+            torch.zeros(1, channels, size, size),
+            [
+                encoder(torch.zeros(1, 1, dtype=torch.long), output_hidden_states=True)
+                for encoder in encoders
+            ],
+        )
+        hidden = torch.cat([output.hidden_states[-1] for output in text], dim=-1)
+        sizes = {"text_embeds": text[-1][0], "time_ids": torch.zeros(1, 6)} if xl else None
+        t = torch.zeros(1, dtype=torch.long)
+        pipe.unet(x, t, hidden, added_cond_kwargs=sizes)
+        pipe.vae.decode(x)
 
 
 def _of_configs(
