@@ -24,6 +24,7 @@ DISCRETE = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerSchedul
     "SASolverScheduler",
 }
 PREDICTIONS = ("epsilon", "v_prediction")
+ONLY = "only models that predict epsilon or v at discrete timesteps can be sampled and trained"
 # What others are, by what their names contain.
 OTHERS = {
     "FlowM": "flow matching",
@@ -90,15 +91,15 @@ def scheduler_fault(config: Mapping[str, Any]) -> str | None:
     prediction = config.get("prediction_type", "epsilon")
     what = next((meant for part, meant in OTHERS.items() if part in str(name)), None)
     if what:
-        return f"scheduler {name}: {what}"
+        return f"a {name}, which stands for {what}"
     if name not in DISCRETE:
-        return f"scheduler {name}, which is not known"
+        return f"a {name}, which is not known as a scheduler"
     if config.get("use_flow_sigmas") or prediction == "flow_prediction":
-        return f"scheduler {name} with flow sigmas: flow matching"
+        return f"a {name} of flow sigmas, which stand for flow matching"
     if config.get("timestep_type", "discrete") != "discrete":
-        return f"scheduler {name} with timestep_type={config['timestep_type']!r}: EDM sigmas"
+        return f"a {name} of timestep_type={config['timestep_type']!r}, which stands for EDM"
     if prediction not in PREDICTIONS:
-        return f"prediction_type={prediction!r}"
+        return f"a {name} of prediction_type={prediction!r}"
     return None
 
 
@@ -111,10 +112,7 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: floa
     """
     config = dict(scheduler_config)
     if fault := scheduler_fault(config):
-        raise UserError(
-            f"the model has {fault}: only models that predict {' or '.join(PREDICTIONS)} at "
-            f"discrete timesteps can be sampled and trained: choose another pretrained.model"
-        )
+        raise UserError(f"the model has {fault}: {ONLY}: choose another pretrained.model")
     for key in ("clip_sample", "thresholding"):
         if config.get(key):
             raise UserError(

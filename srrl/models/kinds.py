@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from srrl.ddim import scheduler_fault
+from srrl.ddim import ONLY, scheduler_fault
 
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 # The parts with weights of each pipeline.
@@ -29,7 +29,7 @@ CHANNELS = {
     8: "an InstructPix2Pix UNet",
     9: "an inpainting UNet",
 }
-SERVE = "only text-to-image models of SD and SDXL can be sampled and trained"
+SERVE = "give a text-to-image model of SD or SDXL, for no other can be sampled and trained"
 
 
 def channels_fault(inputs: int, outputs: int, latent: int) -> str | None:
@@ -76,7 +76,7 @@ def unet_fault(config: Mapping[str, Any], latent: int, xl: bool, pooled: int) ->
 
 def vae_fault(config: Mapping[str, Any]) -> str | None:
     """Of a VAE's config."""
-    name = config.get("_class_name", AutoencoderKL.__name__)
+    name = config.get("_class_name", config.get("model_type", AutoencoderKL.__name__))
     if name != AutoencoderKL.__name__:
         return f"a {name}: only an AutoencoderKL's latents and scale are known"
     channels = config.get("latent_channels", 4)
@@ -121,7 +121,7 @@ def index_fault(index: Mapping[str, Any], without: str = "") -> str | None:
 def sampler_fault(index: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """Of a scheduler's config, made by the class that model_index.json names."""
     fault = scheduler_fault({**config, "_class_name": index["scheduler"][1]})
-    return fault and f"has {fault}: only models of epsilon or v at discrete timesteps: {SERVE}"
+    return fault and f"has {fault}: {ONLY}: choose another model"
 
 
 def whole_number(value: Any) -> bool:

@@ -61,7 +61,8 @@ def _cannot_load(key: str, name: str, error: Exception) -> UserError:
     else:
         remedy = (
             f"is it spelled right, and can this machine reach the hub? If it cannot, run "
-            f"`hf download {name} --local-dir DIR` where there is a network and give DIR"
+            f"`hf download {name} --local-dir DIR` where there is a network and give "
+            f"--config.{key}=DIR"
         )
     reason = " ".join(str(error).split())[:200]
     return UserError(
@@ -135,7 +136,10 @@ def finite(part: nn.Module, named: str) -> nn.Module:
         if values.is_floating_point() and values.numel():
             least, most = values.aminmax()
             if not (least.isfinite() and most.isfinite()):
-                raise UserError(f"{named} has numbers in {key} that are not finite: get it again")
+                raise UserError(
+                    f"{named} has numbers in {key} that are not finite as {values.dtype}: get the "
+                    f"file again, or choose another --config.mixed_precision"
+                )
     return part
 
 

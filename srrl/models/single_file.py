@@ -109,6 +109,8 @@ def _other_architecture(header: Header) -> str | None:
 def _unet_file_fault(
     header: Header, unet: Mapping[str, tuple[int, ...]], xl: bool, configured: bool
 ) -> str | None:
+    if not _any(unet, "input_blocks."):
+        return f"a diffusion model of another architecture ({next(iter(unet))}): {SERVE}"
     first, last = (unet.get(key, ()) for key in ("input_blocks.0.0.weight", "out.2.weight"))
     if len(first) != 4 or len(last) != 4:
         return "incomplete: its UNet lacks the first or the last convolution: download it again"
