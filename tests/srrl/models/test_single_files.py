@@ -252,6 +252,13 @@ def test_parts_that_are_missing_and_parts_that_are_given(make, states, tmp_path)
     bare = linked(tmp_path / "bare")
     (bare / WEIGHTS["text_encoder"]).unlink()
     refused(no_text, "has no text_encoder, nor has config.pretrained.single_file_config", bare)
+    index = linked(tmp_path / "index")
+    edit(index / "model_index.json", vae=[None, None])
+    for ours in (
+        load(no_vae, index, vae=str(TINY_SD)),
+        load_pipeline(str(index), vae=str(TINY_SD)),
+    ):
+        assert same_weights(ours.vae, theirs.vae)
     with pytest.raises(UserError, match="single_file_config=DIR"):
         load_pipeline(make())
 
