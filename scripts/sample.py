@@ -6,6 +6,8 @@
     python scripts/sample.py --config config/stage_process.py:tiny --prompt "..."     (no LoRA)
     python scripts/sample.py --config config/stage_process.py:sd14 --checkpoint lora.safetensors \\
         --prompt "..." --negative-prompt "blurry" --no-score
+    python scripts/sample.py --config config/stage_process.py:sdxl --prompt "..." \\
+        --config.pretrained.model=model.safetensors --config.pretrained.vae=vae.safetensors
 
     python scripts/sample.py --checkpoint runs/tiny --export kohya          (for ComfyUI, A1111)
 
@@ -13,7 +15,8 @@ Writes to --out: grid.png (prompts by seeds; several pages of many), strip_NNN.p
 (its rounds x_0^1 ... x_0^K side by side with their scores), each final picture by itself as
 image_NNN.png with what it was drawn from in its PNG text, and samples.json. A seed's noise is that
 of torch.Generator().manual_seed(seed), so with --eta 0 and --rounds 1 a plain diffusers pipeline
-with DDIMScheduler and load_lora_weights draws the same.
+with DDIMScheduler and load_lora_weights draws the same. --config.KEY=VALUE changes what --config
+names; a run has its own config, which is not changed.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import load_config
+from srrl.config import load_config, overrides_only
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_files, load_prompts, typed
 from srrl.run.folder import make_folder
@@ -30,13 +33,18 @@ from srrl.run.folder import make_folder
 PAGE_ROWS, PAGE_COLUMNS = 12, 16
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and --config.KEY=VALUE for the preset."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a run, one of its checkpoints, or a LoRA's file or folder")
-    add("--config", help="FILE.py:PRESET, for the model without a LoRA, or of a LoRA by itself")
+    add(
+        "--config",
+        help="FILE.py:PRESET, for the model without a LoRA, or of a LoRA by itself; "
+        "--config.KEY=VALUE changes it (a run has its own config)",
+    )
     add("--prompt", "--prompts", nargs="+", dest="prompts", help="prompts as they are")
     add("--prompts-file", help="a JSON list of prompts, or a .txt with one a line")
     add("--negative-prompt", default="", help="what guidance leads away from")
@@ -60,7 +68,8 @@ def arguments() -> argparse.Namespace:
         help="folder (%(default)s); pictures of an earlier call in it are removed",
     )
     add("--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()
+    overrides = overrides_only(rest, "scripts/sample.py")
     if not (args.checkpoint or args.config):
         raise UserError("give --checkpoint, or --config (the model without a LoRA)")
     if args.export and not args.checkpoint:
@@ -79,7 +88,7 @@ def arguments() -> argparse.Namespace:
         raise UserError(f"--num-steps {args.num_steps} is out of range: 1 to 1000")
     if args.eta is not None and not 0 <= args.eta <= 1:
         raise UserError(f"--eta {args.eta} is out of range: 0 to 1")
-    return args
+    return args, overrides
 
 
 def seeds_of(text: str) -> list[int]:
@@ -94,7 +103,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def main() -> None:
-    args = arguments()
+    args, overrides = arguments()
     prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts
     prompts = prompts[: args.limit]
     if prompts:
@@ -104,11 +113,14 @@ def main() -> None:
             flush=True,
         )
     if args.config:
-        load_config([f"--config={args.config}"])  # refused before anything heavy is imported
+        # Refused before anything heavy is imported.
+        load_config([f"--config={args.config}", *overrides])
 
     from srrl.run.checkpoint import chosen_model
 
-    config, weights = chosen_model(args.checkpoint, args.config)
+    config, weights = chosen_model(args.checkpoint, args.config, overrides)
+    if overrides and weights and weights.is_dir():
+        raise UserError(f"{overrides[0]}: only beside --config; a run has its own config")
     check_files(config)
     make_folder(args.out, f"--out {args.out}")
 

@@ -11,7 +11,8 @@ for each; without either, PNGs that sample.py wrote have theirs in them. Of a fo
 are taken but sample.py's grids and strips; they are turned as their EXIF says and laid on white.
 Writes the scores with --json, also those before an error, and prints a table. The rewards: those of
 --rewards, of a run (`--checkpoint runs/NAME`), or by default the embedded verifier where all
-prompts are of its world, and VQAScore and ImageReward elsewhere.
+prompts are of its world, and VQAScore and ImageReward elsewhere. --config.KEY=VALUE changes what
+else the config says of them (--config.reward.dtype=fp32); a run has its own config.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import load_config, load_saved, saved_values
+from srrl.config import load_config, load_saved, overrides_only, saved_values
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
@@ -29,7 +30,8 @@ from srrl.run.folder import try_file
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and --config.KEY=VALUE for the rewards' settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +43,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="a run or a checkpoint, for its reward.*")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()
+    overrides = overrides_only(rest, "scripts/score.py")
+    if args.checkpoint and overrides:
+        raise UserError(f"{overrides[0]}: not with --checkpoint; a run has its own config")
     if args.prompt and args.prompts_file:
         raise UserError("give either --prompt or --prompts-file")
     if args.checkpoint and (args.rewards or args.options):
@@ -56,7 +61,7 @@ def arguments() -> argparse.Namespace:
         try_file(args.json, "--json")
     if args.prompt:
         args.prompt = typed(args.prompt, "--prompt")
-    return args
+    return args, overrides
 
 
 def images_of(paths: list[Path]) -> list[Path]:
@@ -119,7 +124,7 @@ def config_of(checkpoint: Path) -> ConfigDict:
 
 
 def main() -> None:
-    args = arguments()
+    args, overrides = arguments()
     files = images_of(args.images)
     prompts = prompts_of(args, files)
     if args.checkpoint:
@@ -131,6 +136,7 @@ def main() -> None:
                 "--config=config/stage_process.py:sd14",
                 f"--config.reward.models={models}",
                 f"--config.reward.options={args.options or '{}'}",
+                *overrides,
             ]
         )
 

@@ -51,6 +51,23 @@ def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
     return config
 
 
+def overrides_only(rest: Sequence[str], help_of: str) -> list[str]:
+    """What a command's own arguments left over, which must be --config.KEY=VALUE.
+
+    Raises UserError for an argument that the command does not know.
+    """
+    before = ""
+    for argument in rest:
+        value = before.startswith("--config.") and "=" not in before  # --config.KEY VALUE
+        if not (value or argument.startswith("--config.")):
+            raise UserError(
+                f"unknown argument {argument!r}: expected --config.KEY=VALUE, or what "
+                f"`python {help_of} --help` shows"
+            )
+        before = "" if value else argument
+    return list(rest)
+
+
 def load_study(source: str) -> ConfigDict:
     """The study of `config/study.py:NAME`. Raises UserError for an unknown file or name."""
     return _preset(source)

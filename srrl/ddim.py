@@ -11,9 +11,29 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from srrl.errors import UserError
+
+# Whose models predict epsilon or v at the discrete timesteps of their betas, so that DDIM can stand
+# for them. They differ in how they sample, which is ours to choose.
+DISCRETE = {kind.name for kind in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"} | {
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "SASolverScheduler",
+}
+PREDICTIONS = ("epsilon", "v_prediction")
+ONLY = "only models that predict epsilon or v at discrete timesteps can be sampled and trained"
+# What others are, by what their names contain.
+OTHERS = {
+    "FlowM": "flow matching",
+    "EDM": "EDM preconditioning",
+    "CosineDPM": "EDM preconditioning",
+    "LCM": "a consistency-distilled model",
+    "TCD": "a consistency-distilled model",
+    "CMStochastic": "a consistency-distilled model",
+}
 
 
 @dataclass(frozen=True)
@@ -62,29 +82,56 @@ class Schedule:
         return a_t, a_s, sigma
 
 
+def scheduler_fault(config: Mapping[str, Any]) -> str | None:
+    """What a published scheduler says of its model that DDIM cannot stand for, None if it can.
+
+    A config without its class is taken for one of DISCRETE.
+    """
+    name = config.get("_class_name", "DDIMScheduler")
+    prediction = config.get("prediction_type", "epsilon")
+    what = next((meant for part, meant in OTHERS.items() if part in str(name)), None)
+    if what:
+        return f"a {name}, which stands for {what}"
+    if name not in DISCRETE:
+        return f"a {name}, which is not known as a scheduler"
+    if config.get("use_flow_sigmas") or prediction == "flow_prediction":
+        return f"a {name} of flow sigmas, which stand for flow matching"
+    if config.get("timestep_type", "discrete") != "discrete":
+        return f"a {name} of timestep_type={config['timestep_type']!r}, which stands for EDM"
+    if prediction not in PREDICTIONS:
+        return f"a {name} of prediction_type={prediction!r}"
+    return None
+
+
 def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: float) -> Schedule:
     """The DDIM schedule for a pipeline published with any epsilon- or v-prediction scheduler.
 
-    Raises UserError for configurations that the policy gradient cannot be right on: clipped or
-    thresholded predictions, a signal-to-noise ratio of zero, a step of zero variance.
+    Raises UserError for configurations that the policy gradient cannot be right on: what DDIM
+    cannot stand for, clipped or thresholded predictions, a signal-to-noise ratio of zero, a step of
+    zero variance.
     """
     config = dict(scheduler_config)
+    if fault := scheduler_fault(config):
+        raise UserError(f"the model has {fault}: {ONLY}: choose another pretrained.model")
     for key in ("clip_sample", "thresholding"):
         if config.get(key):
             raise UserError(
                 f"scheduler config has {key}=True, which the log-probabilities do not model: "
                 f"set it to false in the model's scheduler_config.json"
             )
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
+    try:
+        scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+        scheduler.set_timesteps(num_steps)
+    except Exception as error:  # betas of any type come from a file
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"scheduler config has prediction_type={prediction!r}: only 'epsilon' and "
-            f"'v_prediction' models can be trained"
-        )
-    scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-    scheduler.set_timesteps(num_steps)
+            f"DDIM cannot be made for {num_steps} steps of the model's scheduler_config.json "
+            f"({type(error).__name__}: {reason}): mend it, or take fewer steps"
+        ) from error
     timesteps = scheduler.timesteps.long()
     alphas = scheduler.alphas_cumprod.float()
+    if not bool(((alphas >= 0) & (alphas < 1)).all()):
+        raise UserError("the betas of the model's scheduler_config.json are none: mend them")
     if alphas[timesteps[0]] <= 1e-6:
         raise UserError(
             f"scheduler config has zero signal at its first timestep {int(timesteps[0])} "
@@ -94,13 +141,15 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: floa
     before = timesteps - scheduler.config.num_train_timesteps // num_steps
     final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=torch.float32)
     alpha_next = torch.where(before >= 0, alphas[before.clamp(min=0)], final)
-    schedule = Schedule(timesteps, alphas[timesteps], alpha_next, float(alphas[0]), prediction)
+    schedule = Schedule(
+        timesteps, alphas[timesteps], alpha_next, float(alphas[0]), scheduler.config.prediction_type
+    )
     if eta > 0 and not bool((schedule.coefficients(torch.arange(num_steps), eta)[2] > 0).all()):
         raise UserError(
             f"scheduler config gives a denoising step of zero variance (timesteps "
             f"{int(timesteps[0])} ... {int(timesteps[-1])}, "
-            f"spacing {scheduler.config.timestep_spacing!r}): use steps_offset=1 with "
-            f"'leading' or 'trailing' spacing"
+            f"spacing {scheduler.config.timestep_spacing!r}): in the model's scheduler_config.json "
+            f"use steps_offset=1 with timestep_spacing 'leading' or 'trailing'"
         )
     return schedule
 

@@ -143,6 +143,11 @@ def check_files(c: ConfigDict) -> None:
             f"config.pretrained.model={model!r}: only .safetensors files and diffusers folders are "
             f"read, for others may run code: convert it"
         )
+    if model.lower().endswith(".gguf"):
+        raise UserError(
+            f"config.pretrained.model={model!r}: a quantised model (GGUF) cannot be trained: give "
+            f"it in fp16, bf16 or fp32, as .safetensors or a diffusers folder"
+        )
     if Path(model).exists() or model.startswith("random:"):
         return
     if model.startswith((".", "/", "~")) or model.count("/") != 1:

@@ -7,6 +7,7 @@ objective and its backward pass).
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -18,8 +19,10 @@ from rewards.blank import BlankReward, blank_reward
 from srrl.batch import Batch, pairs_objective
 from srrl.config import resolve
 from srrl.ddim import make_schedule
+from srrl.errors import UserError
 from srrl.measure.counting import Count, cuda_autocast, make_fake, size_of
 from srrl.models.architectures import blank_like, blank_pipeline
+from srrl.models.parts import faults, vae_config
 from srrl.models.policy import DTYPES, Conditioning, Policy
 from srrl.models.weights import make_trainable
 
@@ -171,12 +174,14 @@ class Imagined:
 
 
 def blank_vae(given: str, own: AutoencoderKL) -> AutoencoderKL:
-    """The VAE of a folder's configuration; of a hub name, the model's own that stays in half."""
+    """The VAE of a folder's or file's configuration; of a hub name that is not in the cache, the
+    model's own that stays in half. Raises UserError for a local one that cannot serve."""
     try:
-        with torch.device("meta"):
-            return AutoencoderKL.from_config(
-                AutoencoderKL.load_config(given, local_files_only=True)
-            )
-    except OSError:
+        config = vae_config(given)
+    except UserError:
+        if Path(given).exists():
+            raise
         own.register_to_config(force_upcast=False)
         return own
+    with faults("pretrained.vae", given), torch.device("meta"):
+        return AutoencoderKL.from_config(config or own.config)

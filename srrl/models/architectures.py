@@ -20,12 +20,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from srrl.errors import UserError
+from srrl.models.folders import Description, describe
+from srrl.models.kinds import SDXL
+from srrl.models.parts import faults, quiet
 from srrl.models.random_weights import RANDOM, fill_random
+from srrl.models.single_file import file_kind
+from srrl.models.tensor_files import check_file
 from srrl.shapes.pipeline import SD_SCHEDULER, SDXL_SCHEDULER, build_tokenizer
 
 RANDOM_MODEL = RANDOM + ":"  # pretrained.model=random:sd14
@@ -113,10 +117,15 @@ def blank_pipeline(model: str) -> DiffusionPipeline:
     which the kind is looked at, or a diffusers folder, of which the configurations and tokenizers
     are read. Raises UserError for any other.
     """
+    named = f"config.pretrained.model={model!r}"
     if Path(model).is_dir():
-        return _of_folder(Path(model))
-    if model.endswith(".safetensors"):
-        return _of(ARCHITECTURES["sdxl" if is_xl_file(model) else "sd14"])
+        with quiet(), faults("pretrained.model", model):
+            pipe = blank_of(describe(Path(model), named))
+            try_out(pipe, named)
+            return pipe
+    if Path(model).is_file():
+        kind = file_kind(check_file(Path(model), named), named)
+        return _of(ARCHITECTURES["sdxl" if kind == SDXL else "sd14"])
     return _of(architecture(model))
 
 
@@ -126,12 +135,6 @@ def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:
     texts = [getattr(pipe, "text_encoder" + x).config for x in suffixes]
     words = [getattr(pipe, "tokenizer" + x) for x in suffixes]
     return _of_configs(pipe.unet.config, pipe.vae.config, texts, words, pipe.scheduler.config)
-
-
-def is_xl_file(file: str) -> bool:
-    """Does a single .safetensors file hold SDXL?"""
-    with safe_open(file, "pt") as opened:
-        return any(key.startswith("conditioner.") for key in opened.keys())  # noqa: SIM118
 
 
 def random_pipeline(
@@ -174,24 +177,51 @@ def special_tokens(tokenizer: CLIPTokenizer) -> dict[str, int]:
     return {name: getattr(tokenizer, name) for name in names}
 
 
-def _of_folder(folder: Path) -> DiffusionPipeline:
-    """Its configurations, read by the classes that read them for a real load."""
-    try:
-        xl = DiffusionPipeline.load_config(folder)["_class_name"] == "StableDiffusionXLPipeline"
-        suffixes = ("", "_2")[: 1 + xl]
+def blank_of(described: Description) -> DiffusionPipeline:
+    """A folder's pipeline on the meta device. Whatever the libraries make of its files may be
+    raised; what its tokenizer and its text encoder do not share is a UserError."""
+    folder, configs = described.folder, described.configs
+    suffixes = ("", "_2")[: 1 + (described.name == SDXL)]
+    texts = [CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x) for x in suffixes]
+    words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x) for x in suffixes]
+    return _of_configs(configs["unet"], configs["vae"], texts, words, configs["scheduler"])
+
+
+def try_out(pipe: DiffusionPipeline, named: str) -> None:
+    """Run a pipeline's parts on the meta device, together: numbers that configs hold, and widths
+    that do not fit, are found before weights are read. Raises UserError, or whatever torch does."""
+    xl = isinstance(pipe, StableDiffusionXLPipeline)
+    suffixes = ("", "_2")[: 1 + xl]
+    size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    with torch.no_grad(), torch.device("meta"):
         texts = [
-            CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder" + x) for x in suffixes
+            getattr(pipe, "text_encoder" + x)(_tokens(pipe, x, named), output_hidden_states=True)
+            for x in suffixes
         ]
-        words = [CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer" + x) for x in suffixes]
-        unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
-        vae = AutoencoderKL.load_config(folder, subfolder="vae")
-        scheduler = PNDMScheduler.load_config(folder, subfolder="scheduler")
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        hidden = torch.cat([text.hidden_states[-1] for text in texts], dim=-1)
+        sizes = {"text_embeds": texts[-1][0], "time_ids": torch.zeros(1, 6)} if xl else None
+        x = torch.zeros(1, channels, size, size)
+        pipe.unet(x, torch.zeros(1, dtype=torch.long), hidden, added_cond_kwargs=sizes)
+        pipe.vae.decode(x)
+
+
+def _tokens(pipe: DiffusionPipeline, suffix: str, named: str) -> Tensor:
+    """A prompt's tokens [1, L] on the meta device. Raises UserError for a tokenizer that is not its
+    text encoder's."""
+    tokenizer = getattr(pipe, "tokenizer" + suffix)
+    text, length = getattr(pipe, "text_encoder" + suffix).config, tokenizer.model_max_length
+    if length > text.max_position_embeddings:
         raise UserError(
-            f"config.pretrained.model={str(folder)!r} is no diffusers folder: {reason}"
-        ) from error
-    return _of_configs(unet, vae, texts, words, scheduler)
+            f"{named} has a tokenizer of {length} tokens, and a text encoder of "
+            f"{text.max_position_embeddings}: set model_max_length in its tokenizer_config.json"
+        )
+    if len(tokenizer) > text.vocab_size:
+        raise UserError(
+            f"{named} has a tokenizer that knows {len(tokenizer)} tokens, and a text encoder that "
+            f"knows {text.vocab_size}: give the two of one model"
+        )
+    options = {"padding": "max_length", "max_length": length, "truncation": True}
+    return torch.tensor(tokenizer(["a picture"], **options).input_ids)
 
 
 def _of_configs(

@@ -1,24 +1,28 @@
 """Pipelines from a diffusers folder, the hub or a single .safetensors file, or one clear line."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
-from safetensors import SafetensorError
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 
 from srrl.errors import UserError
-from srrl.models.architectures import RANDOM_MODEL, is_xl_file, random_pipeline
+from srrl.models.architectures import RANDOM_MODEL, blank_of, random_pipeline, try_out
+from srrl.models.folders import check_variant, describe, variant_of
 from srrl.models.hub import local_files_only
+from srrl.models.kinds import PARTS, SD, SDXL
+from srrl.models.parts import faults, json_files, load_vae, loaded, quiet, vae_config
+from srrl.models.single_file import file_kind, marked, markers, parts_of_file
+from srrl.models.tensor_files import check_file
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+# Where the configs of a single file come from that comes without.
+CONFIGS = {
+    SD: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    SDXL: "stabilityai/stable-diffusion-xl-base-1.0",
+}
 NO_CHECKER = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -57,80 +61,109 @@ def load_pipeline(
     model: a diffusers folder, a hub name (with its revision and file variant), "random:sd14" or
     "random:sdxl" (that architecture, random weights, made on `device`), or a .safetensors file,
     whose configs and tokenizers come from `single_file_config` (a folder or hub name; the original
-    model's on the hub if None). `vae` replaces the pipeline's own.
-    Raises UserError if the model cannot be had, or is neither of the two classes.
+    model's on the hub if None). `vae` replaces the pipeline's own (srrl.models.parts).
+    Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
+    cannot serve, or if a tensor is missing, of another shape or not finite.
     """
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    try:
-        if model.startswith(RANDOM_MODEL):
-            pipe = random_pipeline(model, dtype, device)
-        elif model.endswith(".safetensors"):
-            pipe = _from_single_file(model, dtype, single_file_config)
-        else:
-            pipe = _from_folder_or_hub(model, dtype, revision, variant)
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
-        raise _cannot_load("pretrained.model", model, error) from error
-    if vae:
-        try:
-            pipe.vae = AutoencoderKL.from_pretrained(
-                vae, torch_dtype=dtype, local_files_only=local_files_only(vae)
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise _cannot_load("pretrained.vae", vae, error) from error
-    return pipe
+    named = f"config.pretrained.model={model!r}"
+    if model.startswith(RANDOM_MODEL):
+        pipe = random_pipeline(model, dtype, device)
+        if vae:
+            with quiet():
+                pipe.vae = load_vae(vae, vae_config(vae) or pipe.vae.config, dtype)
+        return pipe
+    with quiet(), faults("pretrained.model", model):
+        if Path(model).is_file():
+            return _from_single_file(model, dtype, single_file_config, vae, named)
+        return _from_folder_or_hub(model, dtype, revision, variant, vae, named)
 
 
 def _from_folder_or_hub(
-    model: str, dtype: torch.dtype, revision: str | None, variant: str | None
+    model: str,
+    dtype: torch.dtype,
+    revision: str | None,
+    variant: str | None,
+    vae: str | None,
+    named: str,
 ) -> DiffusionPipeline:
-    offline = local_files_only(model)
-    index = DiffusionPipeline.load_config(model, revision=revision, local_files_only=offline)
-    name = index.get("_class_name")
-    if name not in CLASSES:
-        raise UserError(
-            f"config.pretrained.model={model!r} is a {name}: only {' and '.join(CLASSES)} can be "
-            f"trained"
+    local = Path(model).is_dir()
+    folder = Path(model) if local else json_files(model, revision)
+    described = describe(folder, named, vae_config(vae) if vae else None)
+    try_out(blank_of(described), named)
+    if not local:
+        folder = Path(
+            CLASSES[described.name].download(
+                model,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=local_files_only(model),
+                **(NO_CHECKER if described.name == SD else {}),
+            )
         )
-    options = NO_CHECKER if name == "StableDiffusionPipeline" else {}
+    needed = [part for part in PARTS[described.name] if part != "vae" or not vae]
+    chosen = {part: variant_of(folder, part, variant, named) for part in needed}
+    check_variant(chosen, variant, named)
+    parts = {
+        part: _part(described.name, part, folder, chosen[part], dtype, named) for part in needed
+    }
+    if vae:
+        parts["vae"] = load_vae(vae, described.configs["vae"], dtype)
+    return _pipeline(described.name, folder, parts)
+
+
+def _from_single_file(
+    model: str, dtype: torch.dtype, config: str | None, vae: str | None, named: str
+) -> DiffusionPipeline:
+    header = check_file(Path(model), named)
+    kind = file_kind(header, named, bool(config))
+    config = config or CONFIGS[kind]
+    where = f"config.pretrained.single_file_config={config!r}"
+    with faults("pretrained.single_file_config", config):
+        folder = Path(config) if Path(config).is_dir() else json_files(config)
+        described = describe(folder, where, vae_config(vae) if vae else None)
+        if described.name != kind:
+            raise UserError(f"{where} is a {described.name}, and {named} a {kind}: give its own")
+        try_out(blank_of(described), where)
+    said = markers(header, described.configs["scheduler"], named)
+    parts = parts_of_file(model, described, dtype, named, without=("vae",) if vae else ())
+    if vae:
+        parts["vae"] = load_vae(vae, described.configs["vae"], dtype)
+    if "vae" not in parts:
+        raise UserError(
+            f"{named} has no VAE: add --config.pretrained.vae=VAE (a folder, a hub name or a "
+            f".safetensors file)"
+        )
+    for part in PARTS[kind]:  # a text encoder that the file lacks
+        if part not in parts:
+            if not any((folder / part).glob("*model*")):
+                raise UserError(
+                    f"{named} has no {part}, nor has {where}: give a single_file_config, a folder, "
+                    f"that has its weights"
+                )
+            chosen = variant_of(folder, part, None, where)
+            parts[part] = _part(kind, part, folder, chosen, dtype, where)
+    pipe = _pipeline(kind, folder, parts)
+    pipe.scheduler = marked(pipe.scheduler, said)
+    return pipe
+
+
+def _pipeline(name: str, folder: Path, parts: Mapping[str, nn.Module]) -> DiffusionPipeline:
+    """Its parts with the tokenizers and the scheduler of a folder."""
     return CLASSES[name].from_pretrained(
-        model,
-        revision=revision,
+        folder, local_files_only=True, **parts, **(NO_CHECKER if name == SD else {})
+    )
+
+
+def _part(
+    pipeline: str, part: str, folder: Path, variant: str | None, dtype: torch.dtype, named: str
+) -> nn.Module:
+    """A part of a folder, complete and finite, with weights of `dtype`."""
+    return loaded(
+        PARTS[pipeline][part],
+        folder,
+        f"{named}: its {part}",
+        subfolder=part,
         variant=variant,
         torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=offline,
-        **options,
-    )
-
-
-def _from_single_file(model: str, dtype: torch.dtype, config: str | None) -> DiffusionPipeline:
-    xl = is_xl_file(model)
-    options = {} if xl else NO_CHECKER
-    chosen = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    return chosen.from_single_file(
-        model,
-        config=config,
-        torch_dtype=dtype,
-        local_files_only=local_files_only(config),
-        **options,
-    )
-
-
-def _cannot_load(key: str, name: str, error: Exception) -> UserError:
-    text = f"{error} {error.__cause__ or ''}"
-    if Path(name).exists():
-        remedy = "the files there are incomplete or damaged"
-        if name.endswith(".safetensors"):
-            remedy += ", or pretrained.single_file_config is needed (a folder with its configs)"
-    elif "gated" in text.lower() or "401" in text or "403" in text:
-        remedy = "accept its terms on huggingface.co and log in with `hf auth login`"
-    else:
-        remedy = (
-            f"is it spelled right, and can this machine reach the hub? If it cannot, run "
-            f"`hf download {name} --local-dir DIR` where there is a network and give DIR"
-        )
-    reason = " ".join(str(error).split())[:200]
-    return UserError(
-        f"cannot load config.{key}={name!r}: {remedy} ({type(error).__name__}: {reason})"
     )

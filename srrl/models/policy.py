@@ -185,7 +185,11 @@ class Policy:
         dtype: the VAE's precision, where it is not `vae_dtype` for now.
         """
         vae, dtype = self.pipe.vae, dtype or self.vae_dtype
-        padded = self._pad(latents / vae.config.scaling_factor)
+        latents = latents / vae.config.scaling_factor
+        if self.is_xl and vae.config.latents_mean and vae.config.latents_std:  # as SDXL's pipeline
+            spread, mean = latents.new_tensor([vae.config.latents_std, vae.config.latents_mean])
+            latents = latents * spread.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        padded = self._pad(latents)
         return vae.decode(padded.to(dtype)).sample[: len(latents)].float()
 
     # ------------------------------------------------------------------ denoising steps
