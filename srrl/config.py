@@ -152,8 +152,9 @@ def load_saved(path: Path) -> ConfigDict:
                 owner[leaf] = tuple(value) if isinstance(value, list) else (value,)
             else:
                 owner[leaf] = value
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: {key}={value!r}: {error}") from None
+        except (TypeError, ValueError, AttributeError):
+            kind = owner.get_type(leaf).__name__
+            raise UserError(f"{path}: {key}={value!r}: expected {kind}, as a run writes") from None
     try:
         check_config(config)
     except (TypeError, AttributeError) as error:

@@ -41,7 +41,7 @@ def test_a_fault_is_asked_again(fault):
 def test_after_its_attempts_it_stops_in_one_line_that_says_what_came():
     with serving(["503"] * 99) as server:
         judge = APIScore(server.url, model="m", attempts=3)
-        with pytest.raises(UserError, match=r"failed 3 times, at last: status 503: .*resumes"):
+        with pytest.raises(UserError, match=r"failed 3 times, at last: status 503: .*run the same"):
             judge.score(IMAGES, PROMPTS)
     with pytest.raises(UserError, match="failed 2 times, at last: ConnectionError"):
         APIScore(server.url, attempts=2)  # it is gone

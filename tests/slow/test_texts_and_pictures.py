@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rewards.files import read_picture
 from srrl.config import REPOSITORY, flatten, load_config
+from srrl.errors import UserError
 from srrl.shapes.scenes import parse, render
 from tests.conftest import PRESET, PROMPTS, small_run
 from tests.slow.commands import run
@@ -209,3 +211,24 @@ def test_prompts_that_cannot_be_encoded_are_named_by_every_command(tmp_path):
         )
         assert refused.returncode == 2, refused.stderr
         assert len(refused.stderr.splitlines()) == 1 and said in refused.stderr
+
+
+def test_no_picture_of_any_kind_of_damage_ends_in_another_error(tmp_path):
+    """2,000 files of which bytes were changed or cut."""
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("png", "jpg", "tif", "gif", "webp"):
+        Image.fromarray(pixels).save(tmp_path / f"x.{suffix}", exif=exif)
+        whole = np.frombuffer((tmp_path / f"x.{suffix}").read_bytes(), np.uint8)
+        for _ in range(400):
+            data = whole.copy()
+            data[generator.integers(0, len(data), 3)] = generator.integers(0, 256, 3)
+            file = tmp_path / f"y.{suffix}"
+            file.write_bytes(data[: generator.integers(1, 3 * len(data))].tobytes())
+            try:
+                picture, _ = read_picture(file)
+            except UserError:
+                continue
+            assert picture.dtype == torch.uint8 and picture.shape[0] == 3

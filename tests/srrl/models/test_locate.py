@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srrl.config import flatten, load_config
+from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.models.locate import locate
 from srrl.models.start import start_file
 from srrl.models.weights import LORA_FILE, UNET_FILE
-from srrl.run.checkpoint import chosen_model
+from srrl.prompts import check_files
+from srrl.run.checkpoint import check_same_run, chosen_model
 from tests.conftest import PRESET
 
 BASE = "config/stage_process.py:tiny"
@@ -96,3 +97,66 @@ def test_what_is_none_is_one_line_with_the_value_and_the_remedy(make, said, tmp_
         with pytest.raises(UserError, match=said) as error:
             ask(str(given))
         assert str(given) in str(error.value) and "\n" not in str(error.value)
+
+
+FOREIGN = {
+    "hub": '{"_class_name": "UNet2DConditionModel", "in_channels": 4}',
+    "list": '[{"run_name": 1}]',
+    "torn": '{"run_name": ',
+    "bytes": "\udcff",
+    "deep": "[" * 100_000,
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_config_json_of_something_else_makes_no_run(name, tmp_path):
+    """Two folders above a LoRA, as in a hub's download."""
+    file = weights(tmp_path / "models" / "style")
+    config, text = tmp_path / "config.json", FOREIGN[name]
+    config.mkdir() if text is None else config.write_bytes(text.encode(errors="surrogateescape"))
+    for given in (file, file.parent):
+        found = locate(given, "it")
+        assert (found.file, found.checkpoint, found.config) == (file, None, None)
+        assert chosen_model(given, BASE)[1] == file
+    with pytest.raises(UserError, match=r"config\.json is not there, or not what a run writes"):
+        load_saved(config)
+    if text is not None:
+        with pytest.raises(UserError, match=r"not what a run writes: choose another --config.run_"):
+            check_same_run(tmp_path, load_config([PRESET]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": "abc"}, "seed='abc'"),
+        ({"seed": [1]}, r"seed=\[1\]"),
+        ({"seed": {"a": 1}}, "seed="),
+        ({"eval.rounds": [[1], {}]}, "eval.rounds|wrong type"),
+        ({"eval.rounds": None}, "eval.rounds|wrong type"),
+        ({"reward.models": [1]}, "reward.models"),
+        ({"reward.models": {"shapes": "much"}}, "reward.models"),
+        ({"run_name": 3}, "run_name=3"),
+        ({"method": ["srrl"]}, "unknown method"),
+        ({"seed.deep": 1}, "unknown config key 'seed.deep'"),
+        ({"sample": 1}, "unknown config key 'sample'"),
+        ({"_class_name": "x"}, "unknown config key '_class_name'"),
+    ],
+)
+def test_a_runs_config_with_values_of_another_kind_is_one_line(change, said, tmp_path):
+    saved = flatten(load_config([PRESET])) | change
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=said) as error:
+        load_saved(tmp_path / "config.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".SAFETENSORS", ".SafeTensors"])
+def test_a_suffix_may_be_of_either_case(suffix, tmp_path):
+    file = weights(tmp_path / "bare", f"lora{suffix}")
+    assert locate(file, "it").file == file
+    (tmp_path / "model.CKPT").touch()
+    with pytest.raises(UserError, match="may run code"):
+        locate(tmp_path / "model.CKPT", "it")
+    with pytest.raises(UserError, match="may run code: convert it"):
+        check_files(load_config([PRESET, f"--config.pretrained.model={tmp_path}/model.CKPT"]))

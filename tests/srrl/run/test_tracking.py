@@ -4,10 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from scripts.train import start_tracker
 from srrl.config import load_config
+from srrl.run.pictures import Row
 from srrl.run.tracking import Tracker, to_json
 from tests.conftest import PRESET
 
@@ -49,7 +52,9 @@ def test_only_the_main_process_logs_in_and_has_an_id(tmp_path, monkeypatch):
         def init_trackers(project: str, config: dict, init_kwargs: dict) -> None:
             given.append(init_kwargs["wandb"])
 
-        accelerator = SimpleNamespace(is_main_process=main, init_trackers=init_trackers)
+        accelerator = SimpleNamespace(
+            is_main_process=main, init_trackers=init_trackers, trackers=["wandb"]
+        )
         start_tracker(config, accelerator, tmp_path)
         return given
 
@@ -57,4 +62,44 @@ def test_only_the_main_process_logs_in_and_has_an_id(tmp_path, monkeypatch):
     (first,) = started(main=True)
     assert (tmp_path / "wandb_id.txt").read_text() == first["id"] + "\n"
     assert [p.name for p in tmp_path.iterdir()] == ["wandb_id.txt"]
-    assert started(main=True) == [first, first]
+    again = started(main=True)[-1]
+    assert {**again, "settings": None} == {**first, "settings": None}
+    assert 0 < first["settings"].finish_timeout < 30 > first["settings"].init_timeout > 0
+
+
+class Failing(GeneralTracker):
+    """A tracker that takes a few things and then none."""
+
+    name, requires_logging_directory, main_process_only = "failing", False, False
+
+    def __init__(self, takes: int):
+        super().__init__(_blank=True)
+        self.left = takes
+
+    def log(self, values: dict, step: int | None = None, **_: object) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionResetError("the server\n is gone")
+
+    tracker = property(lambda self: self)
+    log_images = store_init_configuration = log
+
+    def start(self) -> None: ...
+
+
+@pytest.mark.parametrize("takes", range(4))
+def test_a_tracker_that_fails_is_left_and_the_folder_has_everything(takes, tmp_path, capsys):
+    accelerator = Accelerator()
+    accelerator.trackers = [Failing(takes), Failing(99)]
+    tracker = Tracker(tmp_path, accelerator)
+    tracker.metrics({"stage": 1, "loss": 1.5})
+    tracker.evaluation({"stage": 1, "split": "train", "rounds": 1, "reward": "x", "mean": 1.0})
+    tracker.page(1, [Row("a", [torch.zeros(3, 8, 8, dtype=torch.uint8)], ["b"])], "c")
+    tracker.metrics({"stage": 2, "loss": 1.0})
+    said = "failing failed (the server is gone): logging to the run's folder only\n"
+    assert capsys.readouterr().out == said
+    assert [t.left for t in accelerator.trackers] == [95]
+    assert [line["stage"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert read(tmp_path / "eval.jsonl") and (tmp_path / "samples" / "stage_0001.png").exists()
+    tracker.finish()
+    assert not accelerator.trackers
