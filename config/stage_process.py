@@ -43,8 +43,9 @@ def base() -> ConfigDict:
     p.revision = placeholder(str)
     p.variant = placeholder(str)
     p.single_file_config = placeholder(str)
-    # Another VAE than the model's own. SDXL's overflows in fp16 and is kept in float32 there;
-    # madebyollin/sdxl-vae-fp16-fix does not and stays in fp16.
+    # Another VAE than the model's own: a VAE's or a pipeline's folder or hub name, or a
+    # .safetensors file, which has no config and takes the model's scale. SDXL's overflows in fp16
+    # and is kept in float32 there; madebyollin/sdxl-vae-fp16-fix does not and stays in fp16.
     p.vae = placeholder(str)
     # A LoRA to start from instead of a fresh one: a run, a checkpoint, or a .safetensors file in
     # our own, diffusers' or kohya's format. Of a rank up to lora.rank, on lora.target_modules.

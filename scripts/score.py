@@ -17,9 +17,10 @@ what else the config says of them (--config.reward.dtype=fp32); a run has its ow
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
-from srrl.config import load_config, load_saved, overrides_only
+from srrl.config import load_config, load_saved, parse
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import load_prompts
 
@@ -39,8 +40,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--checkpoint", type=Path, help="a run, for its reward.* instead")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
-    args, rest = parser.parse_known_args()
-    overrides = overrides_only(rest, "scripts/score.py")
+    args, overrides = parse(parser, sys.argv[1:])
     if args.checkpoint and overrides:
         raise UserError(f"{overrides[0]}: not with --checkpoint; a run has its own config")
     if args.prompt and args.prompts_file:

@@ -20,7 +20,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from srrl.errors import UserError
@@ -191,34 +191,37 @@ def try_out(pipe: DiffusionPipeline, named: str) -> None:
     """Run a pipeline's parts on the meta device, together: numbers that configs hold, and widths
     that do not fit, are found before weights are read. Raises UserError, or whatever torch does."""
     xl = isinstance(pipe, StableDiffusionXLPipeline)
-    encoders = [pipe.text_encoder, pipe.text_encoder_2] if xl else [pipe.text_encoder]
-    words = [pipe.tokenizer, pipe.tokenizer_2] if xl else [pipe.tokenizer]
-    for encoder, tokenizer in zip(encoders, words, strict=True):
-        length, places = tokenizer.model_max_length, encoder.config.max_position_embeddings
-        if not length <= places:
-            raise UserError(
-                f"{named} has a tokenizer of {length} tokens, and a text encoder of {places}: set "
-                f"model_max_length in its tokenizer_config.json"
-            )
-        if len(tokenizer) > encoder.config.vocab_size:
-            raise UserError(
-                f"{named} has a tokenizer that knows {len(tokenizer)} tokens, and a text encoder "
-                f"that knows {encoder.config.vocab_size}: give the two of one model"
-            )
+    suffixes = ("", "_2")[: 1 + xl]
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     with torch.no_grad(), torch.device("meta"):
-        x, text = (
-            torch.zeros(1, channels, size, size),
-            [
-                encoder(torch.zeros(1, 1, dtype=torch.long), output_hidden_states=True)
-                for encoder in encoders
-            ],
-        )
-        hidden = torch.cat([output.hidden_states[-1] for output in text], dim=-1)
-        sizes = {"text_embeds": text[-1][0], "time_ids": torch.zeros(1, 6)} if xl else None
-        t = torch.zeros(1, dtype=torch.long)
-        pipe.unet(x, t, hidden, added_cond_kwargs=sizes)
+        texts = [
+            getattr(pipe, "text_encoder" + x)(_tokens(pipe, x, named), output_hidden_states=True)
+            for x in suffixes
+        ]
+        hidden = torch.cat([text.hidden_states[-1] for text in texts], dim=-1)
+        sizes = {"text_embeds": texts[-1][0], "time_ids": torch.zeros(1, 6)} if xl else None
+        x = torch.zeros(1, channels, size, size)
+        pipe.unet(x, torch.zeros(1, dtype=torch.long), hidden, added_cond_kwargs=sizes)
         pipe.vae.decode(x)
+
+
+def _tokens(pipe: DiffusionPipeline, suffix: str, named: str) -> Tensor:
+    """A prompt's tokens [1, L] on the meta device. Raises UserError for a tokenizer that is not its
+    text encoder's."""
+    tokenizer = getattr(pipe, "tokenizer" + suffix)
+    text, length = getattr(pipe, "text_encoder" + suffix).config, tokenizer.model_max_length
+    if length > text.max_position_embeddings:
+        raise UserError(
+            f"{named} has a tokenizer of {length} tokens, and a text encoder of "
+            f"{text.max_position_embeddings}: set model_max_length in its tokenizer_config.json"
+        )
+    if len(tokenizer) > text.vocab_size:
+        raise UserError(
+            f"{named} has a tokenizer that knows {len(tokenizer)} tokens, and a text encoder that "
+            f"knows {text.vocab_size}: give the two of one model"
+        )
+    options = {"padding": "max_length", "max_length": length, "truncation": True}
+    return torch.tensor(tokenizer(["a picture"], **options).input_ids)
 
 
 def _of_configs(

@@ -61,17 +61,18 @@ def load_pipeline(
     model: a diffusers folder, a hub name (with its revision and file variant), "random:sd14" or
     "random:sdxl" (that architecture, random weights, made on `device`), or a .safetensors file,
     whose configs and tokenizers come from `single_file_config` (a folder or hub name; the original
-    model's on the hub if None). `vae` replaces the pipeline's own: srrl.models.vae.
+    model's on the hub if None). `vae` replaces the pipeline's own (srrl.models.parts).
     Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
     cannot serve, or if a tensor is missing, of another shape or not finite.
     """
     named = f"config.pretrained.model={model!r}"
-    with quiet(), faults("pretrained.model", model):
-        if model.startswith(RANDOM_MODEL):
-            pipe = random_pipeline(model, dtype, device)
-            if vae:
+    if model.startswith(RANDOM_MODEL):
+        pipe = random_pipeline(model, dtype, device)
+        if vae:
+            with quiet():
                 pipe.vae = load_vae(vae, vae_config(vae) or pipe.vae.config, dtype)
-            return pipe
+        return pipe
+    with quiet(), faults("pretrained.model", model):
         if Path(model).is_file():
             return _from_single_file(model, dtype, single_file_config, vae, named)
         return _from_folder_or_hub(model, dtype, revision, variant, vae, named)
