@@ -21,10 +21,11 @@ names; a run has its own config, which is not changed.
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import load_config, overrides_only
+from srrl.config import load_config, parse
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_files, load_prompts, typed
 from srrl.run.folder import make_folder
@@ -68,8 +69,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         help="folder (%(default)s); pictures of an earlier call in it are removed",
     )
     add("--export", choices=["kohya"], help="also write the LoRA as ComfyUI and A1111 read it")
-    args, rest = parser.parse_known_args()
-    overrides = overrides_only(rest, "scripts/sample.py")
+    args, overrides = parse(parser, sys.argv[1:])
     if not (args.checkpoint or args.config):
         raise UserError("give --checkpoint, or --config (the model without a LoRA)")
     if args.export and not args.checkpoint:

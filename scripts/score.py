@@ -18,11 +18,12 @@ else the config says of them (--config.reward.dtype=fp32); a run has its own con
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import load_config, load_saved, overrides_only, saved_values
+from srrl.config import load_config, load_saved, parse, saved_values
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
@@ -43,8 +44,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--checkpoint", type=Path, help="a run or a checkpoint, for its reward.*")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, help="file for the scores")
-    args, rest = parser.parse_known_args()
-    overrides = overrides_only(rest, "scripts/score.py")
+    args, overrides = parse(parser, sys.argv[1:])
     if args.checkpoint and overrides:
         raise UserError(f"{overrides[0]}: not with --checkpoint; a run has its own config")
     if args.prompt and args.prompts_file:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import traceback
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,21 +52,27 @@ def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
     return config
 
 
-def overrides_only(rest: Sequence[str], help_of: str) -> list[str]:
-    """What a command's own arguments left over, which must be --config.KEY=VALUE.
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """A command's own arguments, and the --config.KEY=VALUE (or --config.KEY VALUE) among them.
 
     Raises UserError for an argument that the command does not know.
     """
-    before = ""
-    for argument in rest:
-        value = before.startswith("--config.") and "=" not in before  # --config.KEY VALUE
-        if not (value or argument.startswith("--config.")):
-            raise UserError(
-                f"unknown argument {argument!r}: expected --config.KEY=VALUE, or what "
-                f"`python {help_of} --help` shows"
-            )
-        before = "" if value else argument
-    return list(rest)
+    own, overrides, arguments = [], [], list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--config."):
+            own.append(argument)
+            continue
+        overrides.append(argument)
+        if "=" not in argument and arguments:
+            overrides.append(arguments.pop(0))
+    args, unknown = parser.parse_known_args(own)
+    if unknown:
+        raise UserError(
+            f"unknown argument {unknown[0]!r}: expected --config.KEY=VALUE, or what "
+            f"`python scripts/{parser.prog} --help` shows"
+        )
+    return args, overrides
 
 
 def load_study(source: str) -> ConfigDict:

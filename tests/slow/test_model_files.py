@@ -151,9 +151,9 @@ def test_sample_and_score_take_the_configs_overrides_and_no_others(tmp_path):
     sample = ["sample", "--config", PRESET, *prompt, "--out", tmp_path / "out", "--no-score"]
     one_line(command(*sample, "--promts", "x"), "unknown argument '--promts'", "sample.py --help")
     one_line(command(*sample, "--config.sample.num_stepz=4"), "num_stepz", "num_steps")
-    done = command(*sample, "--config.sample.num_steps=3", "--seeds", 0)
+    done = command(*sample, "--config.sample.guidance_scale=2.5", "--seeds", 0)
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "out/image_000.png").info["steps"] == "3"
+    assert Image.open(tmp_path / "out/image_000.png").info["guidance_scale"] == "2.5"
     image = tmp_path / "out/image_000.png"
     one_line(command("score", image, "--promt=x"), "unknown argument", "score.py --help")
     one_line(command("score", image, "--config.reward.x=1"), "unknown config key")

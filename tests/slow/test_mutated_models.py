@@ -117,12 +117,21 @@ def ends_well(file: Path, content: bytes, exact: Policy, given: Path, **source) 
     return True
 
 
-@pytest.mark.parametrize("source", [TINY_SD, TINY_SDXL], ids=["sd", "sdxl"])
-@pytest.mark.parametrize("seed", range(5))
+def counted(model: Path) -> None:
+    """Its cost is counted, or it is refused in a line."""
+    try:
+        blank_pipeline(str(model))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "seed"), [*((TINY_SD, seed) for seed in range(5)), (TINY_SDXL, 5), (TINY_SDXL, 6)]
+)
 def test_a_damaged_folder(source, seed, tmp_path):
     draw, exact = random.Random(seed), Policy.load(str(source), **OPTIONS)
     loaded = 0
-    for number in range(38):
+    for number in range(50):
         model = linked(tmp_path / f"model{number}", source)
         weights = number % 2 == 0
         files = sorted(model.rglob("*.safetensors" if weights else "*.json"))
@@ -135,26 +144,20 @@ def test_a_damaged_folder(source, seed, tmp_path):
         well = ends_well(file, content, exact, model)
         assert well or not complete
         loaded += well
-        try:
-            blank_pipeline(str(model))
-        except UserError as error:
-            assert "\n" not in str(error)
+        if not weights:
+            counted(model)
         shutil.rmtree(model)
-    assert loaded < 30
+    assert 0 < loaded < 45
 
 
-@pytest.mark.parametrize("source", [TINY_SD, TINY_SDXL], ids=["sd", "sdxl"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("source", "seed"), [(TINY_SD, 0), (TINY_SD, 1), (TINY_SDXL, 2)])
 def test_a_damaged_single_file(source, seed, tmp_path):
     draw, exact = random.Random(seed), Policy.load(str(source), **OPTIONS)
     file = tmp_path / "model.safetensors"
     save_single_file(exact.pipe, file)
     exact = Policy.load(str(file), single_file_config=str(source), **OPTIONS)
     whole = file.read_bytes()
-    for _ in range(32):
+    for _ in range(50):
         content, complete = damage_tensors(draw, whole)
         assert ends_well(file, content, exact, file, single_file_config=str(source)) or not complete
-        try:
-            blank_pipeline(str(file))
-        except UserError as error:
-            assert "\n" not in str(error)
+        counted(file)
