@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from srrl.errors import UserError
+from srrl.models.tensor_files import POINTER, is_pointer
 
 PEFT_CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"  # diffusers' place for peft's config
@@ -133,11 +134,8 @@ def read_lora_file(path: Path, named: str) -> LoraFile:
 def read_tensors(path: Path, named: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header's texts of a .safetensors file."""
     try:
-        with open(path, "rb") as file:
-            if file.read(26) == b"version https://git-lfs.gi":
-                raise UserError(
-                    f"{named}: {path.name} is a git-lfs pointer, not the file: run `git lfs pull`"
-                )
+        if is_pointer(path):
+            raise UserError(f"{named}: {path.name} {POINTER}")
         with safe_open(path, "pt") as opened:
             return {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, AttributeError, TypeError) as error:
