@@ -172,8 +172,8 @@ class Policy:
             if not _finite(decoded):
                 raise UserError(
                     "the VAE decodes to pixels that are not finite, in float32 as well: the "
-                    "policy's latents have left what it knows; resume from an earlier checkpoint "
-                    "with a lower train.learning_rate, or try another pretrained.vae"
+                    "policy's latents have left what it knows; start again under another "
+                    "run_name with a lower train.learning_rate or another pretrained.vae"
                 )
             pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round()
             pictures.append(pixels.to(torch.uint8).cpu())
