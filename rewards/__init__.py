@@ -9,6 +9,8 @@ A reward is a class with
 - The scores are a tensor, array or list of B finite numbers, on any device. A picture's score must
   not depend on what else is in the batch, nor on what was scored before.
 - check_prompts(prompts), if it can only score some: raises ValueError for the others.
+- details, if it has more to say: after `score`, a list of B things that JSON can hold, which go
+  into samples.jsonl.
 - Its constructor's keywords come from `reward.options`. `device` (as "cuda:0") and `dtype` ("fp32",
   "fp16", "bf16") come from `reward.device` and `reward.dtype`, where it takes them.
 
@@ -39,6 +41,8 @@ REGISTRY = {
     "clipscore": "rewards.clipscore:CLIPScore",
     "qwenvl": "rewards.qwenvl:QwenVLScore",
     "api": "rewards.api:APIScore",
+    "checker": "rewards.checker:Checker",
+    "sgiou": "rewards.sgiou:SGIoU",
 }
 # The authors' own packages, for backend "original", in an environment of their own.
 ORIGINALS = {
@@ -167,6 +171,22 @@ def score_all(
             )
         scores[name] = values
     return scores
+
+
+def details_of(rewards: Mapping[str, Reward], count: int) -> dict[str, list]:
+    """What rewards have to say besides the scores of the `count` pictures scored last.
+
+    Raises UserError, naming the reward, for any other number of details.
+    """
+    told = {}
+    for name, reward in rewards.items():
+        details = getattr(reward, "details", None)
+        if details is None:
+            continue
+        if len(details) != count:
+            raise UserError(f"reward {name!r} has {len(details)} details of {count} images")
+        told[name] = list(details)
+    return told
 
 
 def as_numbers(name: str, given: Any, count: int) -> Tensor:

@@ -157,6 +157,7 @@ class WorkerReward:
 
     def __init__(self, worker: Worker, name: str):
         self.worker, self.name = worker, name
+        self.details: list | None = None
 
     def check_prompts(self, prompts: list[str]) -> None:
         try:
@@ -173,6 +174,7 @@ class WorkerReward:
             "shape": list(images.shape),
         }
         answer, data = self.worker.request(header, protocol.images_to_bytes(images))
+        self.details = answer.get("details")
         return protocol.scores_from_bytes(data).reshape(answer["shape"])
 
 

@@ -11,7 +11,15 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from rewards import ORIGINALS, REGISTRY, Reward, check_names, load_rewards, score_all
+from rewards import (
+    ORIGINALS,
+    REGISTRY,
+    Reward,
+    check_names,
+    details_of,
+    load_rewards,
+    score_all,
+)
 from rewards.faults import FOLDER
 from srrl.errors import UserError
 
@@ -75,15 +83,21 @@ class Scorer:
         else:
             self.pending.append(self._score(images, prompts))
 
-    def collect(self) -> dict[str, Tensor]:
-        """Each reward's scores float32 [N] of all batches since the last time, in their order.
+    def collect(self) -> tuple[dict[str, Tensor], dict[str, list]]:
+        """Each reward's scores float32 [N] of all batches since the last time, in their order, and
+        the N details of those that have some, [] for the others.
 
         Raises UserError as score_all does.
         """
         pending, self.pending = self.pending, []
         done = [p.result() if isinstance(p, Future) else p for p in pending]
-        return {name: torch.cat([scores[name] for scores in done]) for name in self.rewards}
+        scores = {name: torch.cat([part[name] for part, _ in done]) for name in self.rewards}
+        told = {n: [d for _, part in done for d in part.get(n, ())] for n in self.rewards}
+        return scores, told
 
-    def _score(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    def _score(
+        self, images: Tensor, prompts: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, list]]:
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            return score_all(self.rewards, images, prompts)
+            scores = score_all(self.rewards, images, prompts)
+        return scores, details_of(self.rewards, len(prompts))

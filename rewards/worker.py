@@ -64,13 +64,13 @@ class Handler(socketserver.BaseRequestHandler):
             images = protocol.images_from_bytes(payload, header["shape"])
             with self.server.busy, torch.no_grad(), named_faults(header["reward"], "score"):
                 scores = torch.as_tensor(reward.score(images, prompts)).float()
-            shape = list(scores.shape)
+                told = {"shape": list(scores.shape), "details": getattr(reward, "details", None)}
         except UserError as error:
             protocol.send(self.request, {"error": str(error)})
         except Exception as error:
             protocol.send(self.request, {"error": f"{type(error).__name__}: {error}"})
         else:
-            protocol.send(self.request, {"shape": shape}, protocol.scores_to_bytes(scores))
+            protocol.send(self.request, told, protocol.scores_to_bytes(scores))
 
 
 def end_with_parent() -> None:

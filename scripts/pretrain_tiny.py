@@ -2,7 +2,7 @@
 
     python scripts/pretrain_tiny.py sd
     python scripts/pretrain_tiny.py sdxl
-    python scripts/pretrain_tiny.py vlm             (scripts/pretrain_vlm.py)
+    python scripts/pretrain_tiny.py vlm --help      (scripts/pretrain_vlm.py)
 
 make the committed pipelines again. First the VAE, then UNet and text encoders together with
 epsilon prediction (min-SNR weighting, arXiv 2303.09556, gamma 5). Two things about the corpus
@@ -17,6 +17,7 @@ import srrl  # noqa: F401, I001  first: it quiets what importing transformers wo
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -235,10 +236,14 @@ MODELS = {"sd": (build_tiny_sd, SDText, TINY_SD), "sdxl": (build_tiny_sdxl, SDXL
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["vlm"]:  # of another kind, with arguments of its own
+        from pretrain_vlm import main as pretrain_vlm
+
+        return pretrain_vlm(sys.argv[2:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=[*MODELS, "vlm"])
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1600)
@@ -247,13 +252,7 @@ def main() -> None:
     parser.add_argument("--caption-noise", type=float, default=0.7)
     parser.add_argument("--clean-part", type=float, default=0.65, help="of the steps, before it")
     parser.add_argument("--caption-drop", type=float, default=0.1)
-    parser.add_argument("--tower-steps", type=int, default=900, help="of the VLM's vision tower")
-    parser.add_argument("--vlm-steps", type=int, default=2000, help="of all of the VLM")
     args = parser.parse_args()
-    if args.model == "vlm":
-        from pretrain_vlm import pretrain
-
-        return pretrain(args)
 
     start = time.time()
     build, text_of, folder = MODELS[args.model]

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,10 +44,19 @@ from srrl.shapes.reader import Seen, is_there, read, truths
 from srrl.shapes.scenes import SHAPES, Scene, all_scenes, parse, render
 from srrl.shapes.vlm import TINY_VLM, WIDTH, build_vlm
 
-RENDERS, DRAWN, ROUGH, SOFT = 16_000, 3_040, 0.3, 0.5
-RENDERED = 0.55  # of the pictures in a batch
-BATCH, RATE, WARM_UP = 32, 1.5e-3, 100
+RENDERS, ROUGH, SOFT = 16_000, 0.3, 0.5
+BATCH, WARM_UP = 32, 100
 TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing lies on it
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Of the training: steps, peak rate, pictures of the diffuser, and the renders in a batch."""
+
+    steps: int
+    rate: float
+    drawn: int
+    rendered: float
 
 
 @dataclass
@@ -76,12 +86,12 @@ def drawn(prompts: list[str], seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-def sources(seed: int, avoid: frozenset[Scene]) -> list[Source]:
+def sources(seed: int, count: int, avoid: frozenset[Scene]) -> list[Source]:
     """Renders, and pictures of the diffuser, without held-out scenes."""
     rng = random.Random(seed)
     renders = draw([some_things(rng, ROUGH) for _ in range(RENDERS)], seed, SOFT)
     prompts = [s.prompt for s in all_scenes() if s not in avoid]
-    prompts = (prompts * (DRAWN // len(prompts) + 1))[:DRAWN]
+    prompts = (prompts * (count // len(prompts) + 1))[:count]
     found = []
     for pictures, named in ((renders, None), (drawn(prompts, seed), prompts)):
         seen = read(pictures)
@@ -94,15 +104,15 @@ def sources(seed: int, avoid: frozenset[Scene]) -> list[Source]:
 class Training:
     """AdamW with a warm-up and a cosine to zero, and a line now and then with the time left."""
 
-    def __init__(self, name: str, parameters: Sequence[nn.Parameter], steps: int):
-        self.name, self.parameters, self.steps = name, list(parameters), steps
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, betas=(0.9, 0.98))
+    def __init__(self, name: str, parameters: Sequence[nn.Parameter], steps: int, rate: float):
+        self.name, self.parameters, self.steps, self.rate = name, list(parameters), steps, rate
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98))
         self.start = time.monotonic()
 
     def step(self, number: int, loss: Tensor) -> None:
         past = 0.5 * (1 + math.cos(math.pi * number / self.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * min(1, (number + 1) / WARM_UP) * past
+            group["lr"] = self.rate * min(1, (number + 1) / WARM_UP) * past
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -113,20 +123,20 @@ class Training:
             print(f"{done} loss {loss.item():.4f} ETA {left:.0f} s", flush=True)
 
 
-def train_tower(vlm: VLM, parts: list[Source], steps: int, seed: int) -> None:
+def train_tower(vlm: VLM, parts: list[Source], cycle: Cycle, steps: int, seed: int) -> None:
     """The vision tower by itself, under a head that all its tokens share and that is thrown away:
     of each colour, what lies on a token (nothing, a shape, something malformed)? The language model
     can then look it up; end to end from nothing the tower does not find the shapes."""
     tower, rng = vlm.network.model.visual, random.Random(seed)
     head = nn.Linear(WIDTH, len(COLOUR_NAMES) * (len(SHAPES) + 2))
-    training = Training("tower", [*tower.parameters(), *head.parameters()], steps)
+    training = Training("tower", [*tower.parameters(), *head.parameters()], steps, cycle.rate)
     middle = torch.arange(4) * 8 + 4.0
     centres = torch.cartesian_prod(middle, middle).flip(1)  # (x, y) of the tokens
     weight = torch.tensor([0.15, *[1.0] * (len(SHAPES) + 1)])
     for step in range(steps):
         images, kinds, where = [], [], []
         for _ in range(TOWER_BATCH):
-            image, seen, _ = rng.choices(parts, (RENDERED, 1 - RENDERED))[0].take(rng)
+            image, seen, _ = rng.choices(parts, (cycle.rendered, 1 - cycle.rendered))[0].take(rng)
             images.append(image)
             kinds.append([kind_of(seen, c) for c in COLOUR_NAMES])
             at = [(seen[c].x, seen[c].y) if c in seen else (-99.0, -99.0) for c in COLOUR_NAMES]
@@ -149,22 +159,25 @@ def train_vlm(
     vlm: VLM,
     parts: list[Source],
     avoid: frozenset[Scene],
-    steps: int,
+    cycle: Cycle,
     seed: int,
+    inverse: bool,
     watch: Callable[[], None],
 ) -> None:
     """All of it, on lessons about pictures: packed rows, the loss on the answers' tokens."""
     rng, parameters = random.Random(seed), list(vlm.network.parameters())
-    training = Training("vlm", parameters, steps)
-    for step in range(steps):
+    training = Training("vlm", parameters, cycle.steps, cycle.rate)
+    for step in range(cycle.steps):
         images, rows = [], []
         while len(rows) < BATCH:
-            image, seen, prompt = rng.choices(parts, (RENDERED, 1 - RENDERED))[0].take(rng)
+            image, seen, prompt = rng.choices(parts, (cycle.rendered, 1 - cycle.rendered))[0].take(
+                rng
+            )
             own = prompt and rng.random() < 0.6
             scene = parse(prompt) if own else scene_near(seen, rng)
             if scene in avoid or shows_any(seen, avoid):  # moved or mirrored into one
                 continue
-            asked = lesson(seen, scene, avoid, rng)
+            asked = lesson(seen, scene, avoid, rng, inverse)
             rows.append([(q, answer_tokens(vlm, a)) for q, a in asked])
             images.append(image)
         vision = vlm.look(torch.stack(images))
@@ -230,21 +243,44 @@ def report(vlm: VLM, known: dict, seed: int) -> None:
         print(f"{name} (n {len(images)}): {shown}", flush=True)
 
 
-def pretrain(args: argparse.Namespace) -> None:
-    start, avoid = time.monotonic(), heldout()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Two cycles, each on pictures of its own; between them the weights are rounded as they are
+    kept, so that the second may begin from a folder (--second-from)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=900, help="of its vision tower alone")
+    parser.add_argument("--vlm-steps", type=int, default=2000, help="of all of it, at first")
+    parser.add_argument("--polish-steps", type=int, default=1500, help="and on new pictures")
+    parser.add_argument("--second-from", type=Path, help="a folder to begin the latter from")
+    args = parser.parse_args(argv)
+    start, avoid, out = time.monotonic(), heldout(), args.out or TINY_VLM
+    known = exams(args.seed + 1, 384)
+    cycles = (
+        Cycle(args.vlm_steps, 1.5e-3, 3_040, 0.55),
+        Cycle(args.polish_steps, 1e-3, 6_080, 0.4),
+    )
     vlm = VLM(*build_vlm(args.seed), batch_size=64)
-    parts, known = sources(args.seed, avoid), exams(args.seed + 1, 384)
-    vlm.network.requires_grad_(True)
-    train_tower(vlm, parts, args.tower_steps, args.seed)
-
-    def watch() -> None:
-        report(vlm, known, args.seed)
-
-    train_vlm(vlm, parts, avoid, args.vlm_steps, args.seed, watch)
-    out = args.out or TINY_VLM
-    vlm.network.half().save_pretrained(out)
-    vlm.talk.tokenizer.save_pretrained(out)
-    vlm.pictures.save_pretrained(out)
+    for number, cycle in enumerate(cycles):
+        if number == 0 and args.second_from:
+            continue
+        if number == 1:
+            vlm = VLM.load(args.second_from or out, batch_size=64)
+        vlm.network.requires_grad_(True)
+        parts = sources(args.seed + number, cycle.drawn, avoid)
+        if number == 0:
+            train_tower(vlm, parts, cycle, args.tower_steps, args.seed)
+        watch = partial(report, vlm, known, args.seed)
+        train_vlm(vlm, parts, avoid, cycle, args.seed + number, number > 0, watch)
+        vlm.network.half().save_pretrained(out)
+        vlm.talk.tokenizer.save_pretrained(out)
+        vlm.pictures.save_pretrained(out)
     report(VLM.load(out, batch_size=64), known, args.seed)
     size = sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6
     print(f"wrote {out} ({size:.2f} MB) after {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """What a stage of SRRL leaves: its trajectories' scores, which are trained on, and from these its
 metrics, its lines of samples.jsonl and its pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class Scored:
     scores         for each reward float32 [N], 0 where the image was not judged
     judged         bool [N], which images were
     local          int64 [N], the index in this process's Rollout; -1 for another process's
+    details        for each reward that has some N of them, None where the image was not judged
     """
 
     prompt: Tensor
@@ -27,6 +28,7 @@ class Scored:
     scores: dict[str, Tensor]
     judged: Tensor
     local: Tensor
+    details: dict[str, list] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def stage_records(
             "scores": {k: v[n] for k, v in scores.items()} if scored.judged[n] else None,
             "advantage": selected.advantages[n].item(),
             "selected": n in chosen,
+            **({"details": {k: v[n] for k, v in scored.details.items()}} if scored.details else {}),
         }
         for n, prompt in enumerate(scored.prompt.tolist())
     ]

@@ -22,7 +22,7 @@ from srrl.prompts import split_prompts
 from srrl.records import Scored, Selected, stage_images, stage_metrics, stage_records
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.curves import Panel
-from srrl.run.distributed import gather_rows, local_range
+from srrl.run.distributed import gather_objects, gather_rows, local_range
 from srrl.run.pictures import Images
 from srrl.run.stages import Outcome
 from srrl.run.tracking import Tracker, mean_text
@@ -96,7 +96,7 @@ class Trainer(ImageRun):
     def score(self, plan: StagePlan, samples: Rollout, prompts: list[str]) -> Scored:
         """Each reward's scores of the final images, of every process."""
         with self.timed("score"):
-            scores = self.scorer.collect()
+            scores, details = self.scorer.collect()
         branches, rounds = self.config.branch.count, self.sampled_rounds(plan)
         first = plan.rounds - rounds + 1
         place = (samples.prompt * branches + samples.branch) * rounds + samples.round - first
@@ -105,12 +105,14 @@ class Trainer(ImageRun):
         local[place] = torch.arange(len(place))
         every = torch.arange(n)
         judged = place[self.is_judged(plan, samples.round)]
+        details = {k: gather_objects(self.accelerator, v, judged, n) for k, v in details.items()}
         return Scored(
             prompt=every // (branches * rounds),
             round=every % rounds + first,
             scores={k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()},
             judged=self.is_judged(plan, every % rounds + first),
             local=local,
+            details={k: v for k, v in details.items() if any(v)},
         )
 
     def is_judged(self, plan: StagePlan, rounds: torch.Tensor) -> torch.Tensor:

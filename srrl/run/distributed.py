@@ -6,6 +6,7 @@ is computed alike on each of them, and no process waits for one that has nothing
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 
@@ -30,6 +31,17 @@ def gather_rows(accelerator: Accelerator, values: Tensor, index: Tensor, total: 
     if accelerator.num_processes == 1:
         return whole
     return accelerator.reduce(whole.to(accelerator.device), "sum").to(values.device)
+
+
+def gather_objects(accelerator: Accelerator, values: list, index: Tensor, total: int) -> list:
+    """As gather_rows, of things that JSON can hold; None where no process has given one. A process
+    may have none to give."""
+    mine = [*zip(index.tolist(), values, strict=True)] if values else []
+    every = mine if accelerator.num_processes == 1 else gather_object(mine)
+    whole = [None] * total
+    for place, value in every:
+        whole[place] = value
+    return whole
 
 
 def all_sum(accelerator: Accelerator, number: int) -> int:

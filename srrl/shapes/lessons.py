@@ -187,10 +187,12 @@ def scene_near(seen: Seen, rng: random.Random, change: float = 0.6) -> Scene:
     return Scene((names[0], things[names[0]]), relation, (names[1], things[names[1]]))
 
 
-def lesson(seen: Seen, scene: Scene, avoid: frozenset, rng: random.Random) -> list[tuple[str, str]]:
+def lesson(
+    seen: Seen, scene: Scene, avoid: frozenset, rng: random.Random, inverse: bool = False
+) -> list[tuple[str, str]]:
     """Questions about a picture, with their answers: a scene's requirements, a colour with every
     shape (else the shape would be read off the colour), how two things stand and how they do not,
-    each colour looked up, and a description."""
+    each colour looked up, and a description. inverse: also whether they stand the other way."""
 
     def yes(true: bool) -> str:
         return "yes" if true else "no"
@@ -200,7 +202,8 @@ def lesson(seen: Seen, scene: Scene, avoid: frozenset, rng: random.Random) -> li
     for shape in rng.sample(SHAPES, 3):
         asked.append((f"is there a {colour} {shape}?", yes(is_there(seen, (colour, shape)))))
     pair = scene_near(seen, rng, change=0.0)
-    for relation in (pair.relation, rng.choice([r for r in RELATION_NAMES if r != pair.relation])):
+    relations = [pair.relation, rng.choice([r for r in RELATION_NAMES if r != pair.relation])]
+    for relation in relations + [INVERSE[pair.relation]] * inverse:
         other = Scene(pair.first, relation, pair.second)
         if other not in avoid:
             asked.append((questions(other)[2], yes(truths(seen, other)[2])))

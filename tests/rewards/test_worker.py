@@ -89,7 +89,7 @@ def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
 def test_a_worker_that_stays_dead_ends_the_run_in_one_line():
     worker = Worker({f"{HERE}:Mean": {}})
     (reward,) = worker_rewards(worker).values()
-    with pytest.raises(UserError, match=r"died 3 times.*resumes the run"):
+    with pytest.raises(UserError, match=r"died 3 times.*run the same command again"):
         reward.score(pictures(1), ["die"])
     worker.close()
 

@@ -55,6 +55,18 @@ def test_two_processes_give_what_one_gives(model, stages, tmp_path):
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", stages)
 
 
+def test_two_processes_know_each_others_answers(tmp_path):
+    options = ['--config.reward.models={"checker": 1.0}', "--config.reward.backend=worker"]
+    for name, flags in (("one", []), ("two", TWO)):
+        command = ["bash", "train.sh", *small_run(tmp_path / name, 1), *options, *flags]
+        run(*command, **ONE_THREAD)
+    ours, theirs = (logged(tmp_path / n / "run", "samples.jsonl") for n in ("one", "two"))
+    assert len(ours) == len(theirs) == 9
+    for one, two in zip(ours, theirs, strict=True):
+        answers = one["details"]["checker"]
+        assert two["details"]["checker"] == pytest.approx(answers, abs=1e-3) and len(answers) == 3
+
+
 def test_two_processes_say_once_that_nobody_is_logged_in(tmp_path):
     command = ["bash", "train.sh", *small_run(tmp_path, 1), "--config.tracker=wandb", *TWO]
     said = run(*command, **ONE_THREAD, HOME=str(tmp_path), WANDB_API_KEY="").stdout

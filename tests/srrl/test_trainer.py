@@ -384,3 +384,18 @@ def test_a_phase_waits_for_its_own_stream_alone(tmp_path, monkeypatch):
     with trainer.timed("sample"):
         pass
     assert waited == ["own", "own"]
+
+
+def test_each_requirements_answer_is_in_the_samples(tmp_path):
+    models = '{"checker": 1.0, "shapes": 1.0}'
+    trainer = make_trainer(tmp_path, f"--config.reward.models={models}")
+    trainer.run()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 3 * 3
+    for line in lines:
+        answers = line["details"]["checker"]
+        assert set(line["details"]) == {"checker"} and len(answers) == 3
+        passed = sum(p > 0.5 for p in answers.values()) / 3
+        assert line["scores"]["checker"] == pytest.approx(passed)
+        first, second, relation = answers
+        assert relation.startswith(first) and relation.endswith(second)
