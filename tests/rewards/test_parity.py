@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from rewards import load_rewards
+from rewards.files import read_picture
 from rewards.preprocess import centre_crop, padded_square
-from scripts.score import read_image
 from srrl.config import REPOSITORY
 from tests.conftest import PRESET, small_run
 from tests.rewards.tiny import (
@@ -60,7 +60,7 @@ def pictures(folder: Path) -> list[str]:
 
 def opened(file: str) -> torch.Tensor:
     """uint8 [1, 3, H, W]"""
-    return read_image(Path(file))[None]
+    return read_picture(Path(file)[0])[None]
 
 
 def original(name: str, job: dict, folder: Path) -> dict[str, torch.Tensor]:
