@@ -60,7 +60,7 @@ def pictures(folder: Path) -> list[str]:
 
 def opened(file: str) -> torch.Tensor:
     """uint8 [1, 3, H, W]"""
-    return read_picture(Path(file)[0])[None]
+    return read_picture(Path(file))[0][None]
 
 
 def original(name: str, job: dict, folder: Path) -> dict[str, torch.Tensor]:
