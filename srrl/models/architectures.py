@@ -192,7 +192,7 @@ def try_out(pipe: DiffusionPipeline, named: str) -> None:
     that do not fit, are found before weights are read. Raises UserError, or whatever torch does."""
     xl = isinstance(pipe, StableDiffusionXLPipeline)
     suffixes = ("", "_2")[: 1 + xl]
-    size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    unet = pipe.unet.config
     with torch.no_grad(), torch.device("meta"):
         texts = [
             getattr(pipe, "text_encoder" + x)(_tokens(pipe, x, named), output_hidden_states=True)
@@ -200,9 +200,9 @@ def try_out(pipe: DiffusionPipeline, named: str) -> None:
         ]
         hidden = torch.cat([text.hidden_states[-1] for text in texts], dim=-1)
         sizes = {"text_embeds": texts[-1][0], "time_ids": torch.zeros(1, 6)} if xl else None
-        x = torch.zeros(1, channels, size, size)
+        x = torch.zeros(1, unet.in_channels, unet.sample_size, unet.sample_size)
         pipe.unet(x, torch.zeros(1, dtype=torch.long), hidden, added_cond_kwargs=sizes)
-        pipe.vae.decode(x)
+        pipe.vae.decode(x[:, : unet.out_channels])
 
 
 def _tokens(pipe: DiffusionPipeline, suffix: str, named: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -26,8 +27,8 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.text)
 
-    def rows(self, index: Tensor | slice) -> "Conditioning":
-        return Conditioning(*(tensor[index] for tensor in vars(self).values()))
+    def rows(self, index: Tensor | slice) -> Self:
+        return type(self)(*(tensor[index] for tensor in vars(self).values()))
 
 
 class PromptEncoder:

@@ -9,6 +9,7 @@ from typing import Any
 
 from srrl.errors import UserError
 from srrl.models.kinds import (
+    EDITORS,
     PARTS,
     SDXL,
     index_fault,
@@ -30,8 +31,11 @@ class Description:
     configs: Mapping[str, Mapping[str, Any]]
 
 
-def describe(folder: Path, named: str, vae: Mapping[str, Any] | None = None) -> Description:
-    """What a model's folder holds, by its JSON files. vae: the config of one that replaces its own.
+def describe(
+    folder: Path, named: str, vae: Mapping[str, Any] | None = None, edits: bool = False
+) -> Description:
+    """What a model's folder holds, by its JSON files. vae: the config of one that replaces its own;
+    edits: it must be an InstructPix2Pix pipeline, else a text-to-image one.
 
     named: how its key and value are said. Raises UserError for what is missing, broken, or of a
     kind that cannot serve.
@@ -39,6 +43,11 @@ def describe(folder: Path, named: str, vae: Mapping[str, Any] | None = None) -> 
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{named} {_no_model(folder)}")
     index = read_json(folder / "model_index.json", named)
+    if edits:
+        name = index.get("_class_name")
+        if name not in EDITORS:
+            raise UserError(f"{named} is a {name}: an editor is one of {' and '.join(EDITORS)}")
+        index = index | {"_class_name": EDITORS[name]}
     if fault := index_fault(index, without="vae" if vae is not None else ""):
         raise UserError(f"{named} {fault}")
     name = index["_class_name"]
@@ -61,7 +70,10 @@ def describe(folder: Path, named: str, vae: Mapping[str, Any] | None = None) -> 
     if fault is None:
         pooled = configs.get("text_encoder_2", {}).get("projection_dim", 0)
         latent = own.get("latent_channels", 4)
-        if what := unet_fault(configs["unet"], latent, name == SDXL, pooled):
+        unet = dict(configs["unet"])
+        if edits:
+            unet["in_channels"] = unet.get("in_channels", 4) - latent  # those of the picture
+        if what := unet_fault(unet, latent, name == SDXL, pooled):
             fault = f"has {what}"
     if fault:
         raise UserError(f"{named} {fault}")

@@ -12,6 +12,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from srrl.ddim import ONLY, scheduler_fault
 
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+# Pipelines that edit a picture, whose latents their UNets see beside the noisy ones, and those that
+# hold the same parts.
+EDITORS = {
+    "StableDiffusionInstructPix2PixPipeline": SD,
+    "StableDiffusionXLInstructPix2PixPipeline": SDXL,
+}
 # The parts with weights of each pipeline.
 PARTS = {
     SD: {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel},

@@ -55,6 +55,7 @@ def load_pipeline(
     vae: str | None = None,
     single_file_config: str | None = None,
     device: torch.device | str = "cpu",
+    edits: bool = False,
 ) -> DiffusionPipeline:
     """A StableDiffusionPipeline or StableDiffusionXLPipeline with weights of `dtype`.
 
@@ -62,6 +63,7 @@ def load_pipeline(
     "random:sdxl" (that architecture, random weights, made on `device`), or a .safetensors file,
     whose configs and tokenizers come from `single_file_config` (a folder or hub name; the original
     model's on the hub if None). `vae` replaces the pipeline's own (srrl.models.parts).
+    edits: an InstructPix2Pix folder or hub name instead, as the pipeline that has the same parts.
     Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
     cannot serve, or if a tensor is missing, of another shape or not finite.
     """
@@ -73,9 +75,9 @@ def load_pipeline(
                 pipe.vae = load_vae(vae, vae_config(vae) or pipe.vae.config, dtype)
         return pipe
     with quiet(), faults("pretrained.model", model):
-        if Path(model).is_file():
+        if Path(model).is_file() and not edits:
             return _from_single_file(model, dtype, single_file_config, vae, named)
-        return _from_folder_or_hub(model, dtype, revision, variant, vae, named)
+        return _from_folder_or_hub(model, dtype, revision, variant, vae, named, edits)
 
 
 def _from_folder_or_hub(
@@ -85,10 +87,11 @@ def _from_folder_or_hub(
     variant: str | None,
     vae: str | None,
     named: str,
+    edits: bool,
 ) -> DiffusionPipeline:
     local = Path(model).is_dir()
     folder = Path(model) if local else json_files(model, revision)
-    described = describe(folder, named, vae_config(vae) if vae else None)
+    described = describe(folder, named, vae_config(vae) if vae else None, edits)
     try_out(blank_of(described), named)
     if not local:
         folder = Path(

@@ -65,7 +65,7 @@ class Policy:
                 f"{8 * scale}"
             )
         # (C, h, w) of one latent, and (H, W) of its picture
-        self.latent_shape = (config.in_channels, resolution // scale, resolution // scale)
+        self.latent_shape = (config.out_channels, resolution // scale, resolution // scale)
         self.image_size = (resolution, resolution)
         self.pads = self.device.type == "cpu"
         # SDXL's size conditioning: original size, crop corner, target size
