@@ -144,29 +144,31 @@ def sample(out: Path, *given: str, check: int = 0):
     return run(*command, *given, check=check)
 
 
-def test_sample_draws_what_the_merged_model_draws(case, tmp_path):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> np.ndarray:
+    out = tmp_path_factory.mktemp("base")
+    sample(out, "--prompt", PROMPT)
+    return pictures(out)
+
+
+def test_sample_draws_what_the_merged_model_draws_and_exports_all_of_it(case, base, tmp_path):
     name, parts, file, model = case
-    said = sample(tmp_path / "lora", "--prompt", PROMPT, "--checkpoint", str(file)).stdout
+    given = ["--checkpoint", str(file), "--export", "kohya"]
+    said = sample(tmp_path / "lora", "--prompt", PROMPT, *given).stdout
     count = len(parts["unet"])
-    assert f"{count} modules of rank" in said and ("DoRA" in said) == ("dora" in name)
+    assert said.count(f"{count} modules of rank") == 2  # what was taken, and what was written
+    assert ("DoRA" in said) == ("dora" in name)
     assert ("text encoders" in said) == ("text_encoder" in parts)
     sample(tmp_path / "merged", "--prompt", PROMPT, f"--config.pretrained.model={model}")
-    sample(tmp_path / "base", "--prompt", PROMPT)
-    ours, right, base = (pictures(tmp_path / n) for n in ("lora", "merged", "base"))
+    ours, right = (pictures(tmp_path / n) for n in ("lora", "merged"))
     assert np.abs(ours - right).max() <= 1
     assert np.abs(right - base).max() > 20
-
-
-def test_export_says_and_writes_all_of_it(case, tmp_path):
-    _, parts, file, _ = case
-    said = sample(tmp_path, "--checkpoint", str(file), "--export", "kohya").stdout
-    state = load_file(tmp_path / "lora_kohya.safetensors")
-    assert f"{len(parts['unet'])} modules" in said
-    for name, d in parts["unet"].items():
-        key = kohya_key(name)
+    state = load_file(tmp_path / "lora" / "lora_kohya.safetensors")
+    for module, d in parts["unet"].items():
+        key = kohya_key(module)
         scale = float(state[f"{key}.alpha"]) / d.rank
-        ours = scale * state[f"{key}.lora_up.weight"] @ state[f"{key}.lora_down.weight"]
-        torch.testing.assert_close(ours, d.scale * d.up @ d.down, atol=1e-5, rtol=1e-5)
+        written = scale * state[f"{key}.lora_up.weight"] @ state[f"{key}.lora_down.weight"]
+        torch.testing.assert_close(written, d.scale * d.up @ d.down, atol=1e-5, rtol=1e-5)
         if d.magnitude is not None:
             assert torch.equal(state[f"{key}.dora_scale"].flatten(), d.magnitude)
     assert any(k.startswith("lora_te_") for k in state) == ("text_encoder" in parts)
@@ -181,6 +183,8 @@ def test_a_run_starts_from_it_or_says_why_not(case, tmp_path):
         said = run(*command, *given, check=2).stderr.strip()
         assert len(said.splitlines()) == 1
         assert ("is a DoRA" in said) or ("of its text_encoder" in said)
+        return
+    if name not in ("alpha by module", "peft's folder"):  # the others: tests of srrl.models.start
         return
     assert "56 modules of rank" in run(*command, *given).stdout
     run(*command, *small, "--config.run_name=merged", f"--config.pretrained.model={model}")
