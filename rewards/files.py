@@ -49,6 +49,9 @@ def on_white(image: Image.Image, raw: object) -> Image.Image:
     """
     clear = image.info.get("transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        tags = getattr(image, "tag_v2", {})  # of a TIFF: bits a sample; 0, where 0 is white
+        if tags.get(258, (16,))[0] != 16 or tags.get(262, 1) != 1:
+            raise UserError("a TIFF of other than 16 bits, or of which 0 is white: save it as PNG")
         grey = np.asarray(image)
         eight = np.round(grey / 257).astype(np.uint8)
         return Image.fromarray(np.where(grey == clear, 255, eight).astype(np.uint8)).convert("RGB")

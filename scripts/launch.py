@@ -29,7 +29,9 @@ from srrl.run.folder import newest
 TRAIN = REPOSITORY / "scripts" / "train.py"
 LOCAL = REPOSITORY / "config" / "accelerate" / "local.yaml"
 # What tells accelerate and torch's launcher how to run, left over from another job.
-LEFT_OVER = re.compile(r"(ACCELERATE|FSDP|PET)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
+LEFT_OVER = re.compile(
+    r"(ACCELERATE|FSDP|PET|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|(LOCAL_)?(RANK|WORLD_SIZE)"
+)
 # What torch's launcher logs first when a process has ended badly; its own report follows.
 DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
@@ -65,9 +67,15 @@ def launch_command(launcher: list[str], gpus: int, processes: int | None) -> lis
     if processes > 1:
         command.append("--multi_gpu")
     if not gpus:
-        threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+        threads = asked_threads() or os.cpu_count()
         command += ["--cpu", f"--num_cpu_threads_per_process={threads}"]
     return [*command, *launcher, f"--num_processes={processes}"]
+
+
+def asked_threads() -> int | None:
+    """The threads of a process that OMP_NUM_THREADS asks for; of a list the outermost."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) else None
 
 
 def names_config(launcher: list[str]) -> bool:
@@ -92,7 +100,7 @@ def run(
         threads = max(1, (os.cpu_count() or 1) // processes)
         environment |= {
             "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "OMP_NUM_THREADS": str(asked_threads() or threads),
         }
     # Blocked until there is a handler. One process stays so until train.py takes it: its launcher
     # would answer by a traceback. Several are in sessions of their own: theirs passes it on.

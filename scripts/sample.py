@@ -79,6 +79,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     if not (args.prompts or args.prompts_file or args.export):
         raise UserError("give --prompt or --prompts-file")
     args.prompts = [typed(text, "--prompt") for text in args.prompts or []]
+    if not all(text.strip() for text in args.prompts):
+        raise UserError("--prompt: an empty prompt: fill it, or leave it out")
     args.negative_prompt = typed(args.negative_prompt, "--negative-prompt")
     args.seeds = [seed for text in args.seeds for seed in seeds_of(text)]
     for name in ("rounds", "batch_size", "limit"):

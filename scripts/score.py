@@ -18,6 +18,7 @@ else the config says of them (--config.reward.dtype=fp32); a run has its own con
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -28,7 +29,20 @@ from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
 
-KINDS = (".png", ".jpg", ".jpeg", ".webp")
+KINDS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".gif",
+)
+SHEETS = re.compile(r"(grid(_\d+)?|strip_\d+)\.png")  # sample.py's
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -68,15 +82,20 @@ def images_of(paths: list[Path]) -> list[Path]:
     """The files, and the pictures in the folders."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(
-            p
-            for p in (path.iterdir() if path.is_dir() else ())
-            if p.suffix.lower() in KINDS and not p.name.startswith((".", "grid", "strip_"))
-        )
-        if path.is_dir() and not inside:
+        inside = sorted(p for p in path.iterdir() if is_picture(p)) if path.is_dir() else [path]
+        if not inside:
             raise UserError(f"{path}: no pictures ({', '.join(KINDS)}) in this folder")
-        found += inside or [path]
+        found += inside
     return found
+
+
+def is_picture(path: Path) -> bool:
+    """Of a folder's files the pictures, but sample.py's of several pictures, and hidden ones."""
+    return (
+        path.suffix.lower() in KINDS
+        and not path.name.startswith(".")
+        and not SHEETS.fullmatch(path.name)
+    )
 
 
 def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:

@@ -111,6 +111,9 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: floa
     zero variance.
     """
     config = dict(scheduler_config)
+    # Old SD folders lack it; their pipeline sets it to 1, which from_config would take back.
+    given = config.get("_use_default_values") or ()
+    config["_use_default_values"] = [key for key in given if key != "steps_offset"]
     if fault := scheduler_fault(config):
         raise UserError(f"the model has {fault}: {ONLY}: choose another pretrained.model")
     for key in ("clip_sample", "thresholding"):

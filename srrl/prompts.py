@@ -27,6 +27,8 @@ def load_prompts(path: str | Path) -> list[str]:
     text = read_text(path, where)
     if Path(path).suffix.lower() == ".txt":
         prompts = [line.strip() for line in LINE_END.split(text) if line.strip()]
+        if text.strip().startswith('["'):
+            raise UserError(f"{where} holds a JSON list: name it .json")
     else:
         try:
             prompts = json.loads(text)

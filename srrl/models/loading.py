@@ -154,7 +154,10 @@ def _from_single_file(
 def _pipeline(name: str, folder: Path, parts: Mapping[str, nn.Module]) -> DiffusionPipeline:
     """Its parts with the tokenizers and the scheduler of a folder."""
     return CLASSES[name].from_pretrained(
-        folder, local_files_only=True, **parts, **(NO_CHECKER if name == SD else {})
+        folder,
+        local_files_only=True,
+        **parts,
+        **(NO_CHECKER if name == SD else {"add_watermarker": False}),
     )
 
 

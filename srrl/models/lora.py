@@ -72,24 +72,27 @@ def fitted(pipe: DiffusionPipeline, file: LoraFile, named: str) -> Lora:
         else:
             sizes = [*delta.up.shape[:1], *delta.down.shape[1:]]
             misshapen.append(f"{given} ({sizes}, not {list(known[part][module].shape)})")
+    hint = family(file, pipe.unet.config.cross_attention_dim)
     for what, faulty in (("are not of this model", strangers), ("have other sizes", misshapen)):
         if faulty:
             raise UserError(
                 f"{named}: does not fit this model: {len(faulty)} of its {len(file.deltas)} "
-                f"modules {what}, as {', '.join(faulty[:3])}{family(file)}"
+                f"modules {what}, as {', '.join(faulty[:3])}{hint}"
             )
     return Lora(parts, file.format)
 
 
-def family(file: LoraFile) -> str:
-    """A hint, from the width of the text it attends to, for which models a LoRA is."""
+def family(file: LoraFile, width: int) -> str:
+    """A hint, from the width of the text it attends to, for which models a LoRA is that is not for
+    a UNet that attends to another width."""
     widths = {
-        FAMILIES.get(d.down.shape[1], "")
+        d.down.shape[1]
         for (_, name), d in file.deltas.items()
         if re.search(r"attn2[._]to_[kv]$", name)
     }
-    found = widths - {""}
-    return f": it is for {found.pop()}" if len(found) == 1 else ": it is for another model"
+    if len(widths) != 1 or (found := widths.pop()) == width:
+        return ""
+    return f": it is for {FAMILIES.get(found, 'another model')}"
 
 
 def layers(pipe: DiffusionPipeline, part: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ alpha / rank by module, in peft's config, in the header, or in B already.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ HEADER = "lora_adapter_metadata"  # diffusers' place for peft's config
 PEFT_PREFIX = "base_model.model."
 WEIGHT = re.compile(
     r"(?P<module>.+?)[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up|mid|magnitude_vector)"
-    r"(?:\.(?P<adapter>(?!bias$|weight$)[^.]+))??(?:\.weight)?"
+    r"(?:\.(?P<adapter>(?!bias$|weight$|.*scale)[^.]+))??(?:\.weight)?"
 )
 SCALAR = re.compile(r"(?P<module>.+)\.(?P<role>alpha|dora_scale)")
 ROLES = {"A": "down", "B": "up"}
@@ -33,11 +34,21 @@ WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_(?:fsdp|checkpoint)_wr
 # What names begin with, and the part of the pipeline that they then are of.
 PREFIXES = {
     PEFT_PREFIX: "",
+    "pipe.": "",
+    "model.unet.": "unet",
     "model.diffusion_model.": "unet",
     "diffusion_model.": "unet",
     "unet.": "unet",
     "lora_unet_": "unet",
+    "lora_unet.": "unet",
+    "lycoris_te1_": "text_encoder",
+    "lycoris_te2_": "text_encoder_2",
+    "lycoris_text_model_": "text_encoder",
     "lycoris_": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "clip_l.": "text_encoder",
+    "clip_g.": "text_encoder_2",
     "text_encoder_2.": "text_encoder_2",
     "lora_te2_": "text_encoder_2",
     "text_encoder.": "text_encoder",
@@ -63,8 +74,9 @@ OTHERS = {
     "emb_params": "a textual inversion",
     "string_to_param": "a textual inversion",
 }
+LARGEST = 1e6  # that a LoRA may add to a weight
 # peft's starts that change the base's weights, too.
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass
@@ -83,6 +95,12 @@ class Delta:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def largest(self) -> float:
+        """A bound of what it adds to a weight, as float32 holds it."""
+        sizes = (t.detach().float().abs().max() for t in (self.up, self.down))
+        return float(abs(self.scale) * math.prod(sizes) * self.rank)
 
     @property
     def alpha(self) -> float:
@@ -125,7 +143,10 @@ def read_lora_file(path: Path, named: str) -> LoraFile:
     deltas = {}
     for (part, module), tensors in gathered.items():
         try:
-            deltas[part, module] = delta_of(module, tensors, config.get(part))
+            delta = delta_of(module, tensors, config.get(part))
+            if not delta.largest < LARGEST:
+                raise ValueError(f"it adds up to {delta.largest:.3g} to a weight: it is damaged")
+            deltas[part, module] = delta
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{named}: {module}: {error}") from None
     return LoraFile(deltas, " and ".join(sorted(styles - {""})) or "diffusers")
@@ -172,7 +193,8 @@ def plain_name(name: str) -> tuple[str, str]:
     part, name = "", re.sub(r"[._]lora$", "", WRAPPERS.sub("", name))
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         part, name = PREFIXES[prefix] or part, name.removeprefix(prefix)
-    return part or "unet", name.replace(".processor.", ".")
+    part = part or ("text_encoder" if name.startswith("text_model.") else "unet")
+    return part, name.replace(".processor.", ".")
 
 
 def delta_of(module: str, tensors: Mapping[str, Tensor], config: Mapping | None) -> Delta:
@@ -212,7 +234,7 @@ def scale_of(module: str, rank: int, alpha: Tensor | None, config: Mapping | Non
     if not config:
         return 1.0
     own = config.get("alpha_pattern") or {}
-    value = float(own.get(get_pattern_key(own, module), config["lora_alpha"]))
+    value = own.get(get_pattern_key(own, module), config["lora_alpha"])
     return value / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -220,27 +242,33 @@ def peft_config(
     path: Path, state: Mapping[str, Tensor], header: Mapping[str, str], named: str
 ) -> dict[str, dict[str, Any]]:
     """By part of the pipeline what peft's config says of its LoRA: a file's beside it, or the
-    header's. Empty where there is none."""
+    header's. Empty where there is none, or each module has its alpha."""
     beside = path.with_name(PEFT_CONFIG)
     wrapped = any(PEFT_PREFIX in key for key in state)
+    if wrapped and not beside.exists():
+        raise UserError(
+            f"{named}: peft's weights without {PEFT_CONFIG}, which has their alpha: put it beside "
+            f"{path.name}"
+        )
+    own_alphas = any(key.endswith(".alpha") for key in state)
     known: dict[str, dict[str, Any]] = {}
+    where = "its header"
     try:
-        if wrapped:
-            if not beside.exists():
-                raise UserError(
-                    f"{named}: peft's weights without {PEFT_CONFIG}, which has their alpha: put "
-                    f"it beside {path.name}"
-                )
-            whole = json.loads(beside.read_text(encoding="utf-8"))
+        if beside.exists() and not own_alphas and HEADER not in header:
+            where = PEFT_CONFIG
+            if is_pointer(beside):
+                raise UserError(f"{named}: {PEFT_CONFIG} {POINTER}")
+            whole = json.loads(beside.read_text(encoding="utf-8-sig"))
             known = dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), whole)
         elif HEADER in header:
             for key, value in json.loads(header[HEADER]).items():
                 part, _, name = key.partition(".")
+                if not name:  # of a UNet by itself
+                    part, name = "unet", key
                 known.setdefault(part, {})[name] = value
         for config in known.values():
             check_peft(config, named)
     except (ValueError, TypeError, AttributeError, KeyError, OSError, re.error) as error:
-        where = PEFT_CONFIG if wrapped else "its header"
         raise UserError(
             f"{named}: {where} does not say how the LoRA is scaled ({type(error).__name__}: "
             f"{error}): write the LoRA again, or mend it"
@@ -259,7 +287,9 @@ def check_peft(config: Mapping[str, Any], named: str) -> None:
             f"{named}: was started with init_lora_weights={start!r}, which changes the base's "
             f"weights, too: convert it by peft's save_pretrained(path_initial_model_for_...)"
         )
-    float(config["lora_alpha"])
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+    patterns = config.get("alpha_pattern") or {}
+    for pattern in patterns:
         re.compile(pattern)
-        float(alpha)
+    for alpha in (config["lora_alpha"], *patterns.values()):
+        if not math.isfinite(alpha):
+            raise ValueError(f"an alpha of {alpha}")

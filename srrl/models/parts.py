@@ -153,6 +153,8 @@ def vae_config(given: str) -> Mapping[str, Any] | None:
     if path.is_file():
         beside = path.parent / "config.json"
         config = read_json(beside, named) if beside.is_file() else None
+        if config and "_class_name" not in config:  # of something else
+            config = None
     elif path.is_dir():
         config = read_json(path / _below(path) / "config.json", named)
     else:

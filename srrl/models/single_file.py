@@ -44,7 +44,7 @@ MARKS = {
     ".lora.": LORA,
     "lokr_": LORA,
     "hada_": LORA,
-    "oft_": LORA,
+    ".oft_": LORA,
     "dora_scale": LORA,
     "control_model.": f"a ControlNet: {SERVE}",
     "controlnet_": f"a ControlNet: {SERVE}",
@@ -60,6 +60,7 @@ MARKS = {
 }
 ALONE = {
     "emb_params": "a textual inversion: not a model",
+    "model_ema.": "a model with its averaged weights (EMA) alone: give one with the others",
     "input_blocks.": f"a UNet by itself: {PART_OF}",
     "down_blocks.0.attentions": f"a UNet by itself: {PART_OF}",
     "time_embedding.": f"a UNet by itself: {PART_OF}",
@@ -133,15 +134,20 @@ def _unet_file_fault(
 def markers(header: Header, scheduler: Mapping[str, Any], named: str) -> dict[str, Any]:
     """What the file says of its scheduler, to be set beside the config's.
 
-    Read are the names `v_pred` and `ztsnr`, as NoobAI left them and ComfyUI reads them, and
-    modelspec.prediction_type. Raises UserError where they contradict each other or a config of v.
+    Read are the names `v_pred` and, of a model of v, `ztsnr`, as NoobAI left them and ComfyUI reads
+    them, and modelspec.prediction_type. Raises UserError where they contradict each other or a
+    config of v.
     """
     said = {"v_prediction"} if "v_pred" in header.shapes else set()
-    spec = header.metadata.get("modelspec.prediction_type", "").lower()
-    if spec in ("v", "v_prediction", "v-prediction", "epsilon"):
-        said.add("epsilon" if spec == "epsilon" else "v_prediction")
-    elif spec:
+    spec = header.metadata.get("modelspec.prediction_type", "").strip().lower()
+    if spec in ("v", "v_prediction", "v-prediction"):
+        said.add("v_prediction")
+    elif spec in ("epsilon", "eps"):
+        said.add("epsilon")
+    elif spec not in ("", "none"):
         raise UserError(f"{named} has modelspec.prediction_type={spec}: {SERVE}")
+    elif header.metadata.get("modelspec.architecture", "").lower().endswith("-v"):
+        said.add("v_prediction")  # as stable-diffusion-v2-768-v
     if len(said) > 1:
         raise UserError(
             f"{named} contradicts itself: it has the marker v_pred and modelspec.prediction_type="
@@ -154,7 +160,7 @@ def markers(header: Header, scheduler: Mapping[str, Any], named: str) -> dict[st
             f"config.pretrained.single_file_config {prediction}: give the config of the same model"
         )
     found: dict[str, Any] = {"prediction_type": said.pop()} if said else {}
-    if "ztsnr" in header.shapes:
+    if "ztsnr" in header.shapes and found.get("prediction_type", prediction) == "v_prediction":
         found["rescale_betas_zero_snr"] = True
     return {key: value for key, value in found.items() if scheduler.get(key) != value}
 

@@ -145,6 +145,10 @@ def huge(path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(path)
 
 
+def white_is_zero(path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(path, tiffinfo={262: 0})
+
+
 BAD = {
     "moving.gif": (moving, "it holds 2 pictures: save the one"),
     "moving.png": (moving, "it holds 2 pictures: save the one"),
@@ -157,6 +161,7 @@ BAD = {
     "huge.png": (huge, "more than 179 megapixels: make it smaller"),
     "float.tif": (lambda path: Image.new("F", (8, 8)).save(path), "8 or 16 bits a channel"),
     "long.tif": (lambda path: Image.new("I", (8, 8)).save(path), "8 or 16 bits a channel"),
+    "negative.tif": (white_is_zero, "of which 0 is white: save it as PNG"),
     "none.png": (lambda path: None, "no such file"),
 }
 

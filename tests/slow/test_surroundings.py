@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.launch import launch_command, surroundings
+from scripts.launch import asked_threads, launch_command, surroundings
 from srrl.config import REPOSITORY
 from tests.conftest import PRESET, small_run
 from tests.slow.commands import logged, lora, run
@@ -70,6 +70,21 @@ def test_what_a_gpu_would_be_launched_with_knows_nobodys_config(name, tmp_path, 
     assert json.loads(launched.stdout.splitlines()[-1]) == PLAIN
     chosen = surroundings(["--config_file", "own.yaml"])  # who names one knows what they do
     assert chosen["ACCELERATE_USE_FSDP"] == "true"
+
+
+def test_what_another_launcher_has_left_is_not_read(tmp_path):
+    """MPI's ranks, and OpenMP's threads in a list or empty."""
+    for number, left in enumerate(({"PMI_SIZE": "2", "PMI_RANK": "1"}, {"OMP_NUM_THREADS": "2,1"})):
+        command = [sys.executable, "scripts/launch.py", "sd14", "tiny", *small_run(tmp_path, 1)]
+        run(*command, f"--config.run_name=run{number}", **left)
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [("4,2", 4), ("", None), ("x", None), ("0", None), (" 3 ", 3)]
+)
+def test_threads_that_are_asked_for(given, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert asked_threads() == threads
 
 
 def test_a_run_beside_an_old_accelerate_config_is_the_run_without(tmp_path):

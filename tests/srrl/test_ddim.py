@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 
 from srrl.ddim import denoise_mean, invert, log_prob, make_schedule
 from srrl.errors import UserError
 from srrl.rollout import denoise_steps, invert_steps
-from srrl.shapes.pipeline import build_tiny_sd, build_tiny_sdxl
+from srrl.shapes.pipeline import SD_SCHEDULER, build_tiny_sd, build_tiny_sdxl
 from tests.conftest import MODELS, PROMPTS, load_policy
 
 SD_CONFIG = {
@@ -156,3 +161,14 @@ def test_every_variance_is_positive_where_the_schedule_is_accepted():
             schedule = make_schedule(config, steps, eta=1.0)
             sigma = schedule.coefficients(torch.arange(steps), 1.0)[2]
             assert (sigma > 0).all() and math.isfinite(sigma.log().sum())
+
+
+def test_an_old_folder_without_steps_offset_is_served_as_its_pipeline_repairs_it():
+    old = {k: v for k, v in SD_SCHEDULER.items() if k != "steps_offset"}
+    parts = load_policy("sd").pipe.components | {"scheduler": PNDMScheduler.from_config(old)}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    assert pipe.scheduler.config.steps_offset == 1
+    ours = make_schedule(pipe.scheduler.config, 10, 1.0)
+    right = make_schedule(PNDMScheduler.from_config(SD_SCHEDULER).config, 10, 1.0)
+    assert torch.equal(ours.timesteps, right.timesteps) and int(ours.timesteps[-1]) == 1
+    assert torch.equal(ours.alpha_next, right.alpha_next)

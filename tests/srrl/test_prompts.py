@@ -100,6 +100,7 @@ BAD = {
         "read as JSON .*Extra data.* must be a list",
     ),
     "table.csv": (b"prompt,seed\na,1\n", "cannot be read as JSON"),
+    "list.txt": (b'["a cat", "a dog"]', "holds a JSON list: name it .json"),
     "empty.txt": (b"\n \n", "is empty"),
     "blank.json": (b'["a", " "]', "has an empty prompt"),
 }
@@ -112,7 +113,7 @@ def test_a_file_that_cannot_be_read_is_one_line_with_the_place(name, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         load_prompts(tmp_path / name)
     assert name in str(error.value) and "\n" not in str(error.value)
-    assert name.endswith(("json", "jsonl", "csv")) or "JSON" not in str(error.value)
+    assert name.endswith(("json", "jsonl", "csv", "list.txt")) or "JSON" not in str(error.value)
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """A run, a checkpoint, a folder or a file: the same weights for every command that names them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_a_folder_with_one_file_is_that_file_and_with_several_they_are_named(tmp
         locate(tmp_path / "kohya", "it")
     peft = weights(tmp_path / "peft", "adapter_model.safetensors")
     assert locate(tmp_path / "peft", "it").file == peft
+    peft.with_name(LORA_FILE).write_bytes(peft.read_bytes())
+    with pytest.raises(UserError, match=f"holds {LORA_FILE} and adapter_model.safetensors: give"):
+        locate(tmp_path / "peft", "it")
+
+
+def test_a_folder_says_where_its_weights_are_and_what_is_not_read(tmp_path):
+    file = weights(tmp_path / "capitals", "LORA.SAFETENSORS")
+    assert locate(tmp_path / "capitals", "it").file == file
+    below = weights(tmp_path / "trainer" / "checkpoint-200", LORA_FILE)
+    with pytest.raises(UserError, match=f"its weights are below it: give {below.parent}"):
+        locate(tmp_path / "trainer", "it")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "pytorch_lora_weights.bin").touch()
+    with pytest.raises(UserError, match=r"only .safetensors files are read, .*save_file\("):
+        locate(tmp_path / "old", "it")
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd" / "x.safetensors")
+    (tmp_path / "odd" / "y.safetensors").mkdir()
+    for given in ("odd", "odd/x.safetensors"):
+        with pytest.raises(UserError, match=r"holds no|no such folder or file"):
+            locate(tmp_path / given, "it")
 
 
 def test_a_whole_unet_is_judged_but_is_no_lora_to_start_from(run):

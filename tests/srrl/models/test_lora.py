@@ -297,6 +297,57 @@ def test_an_export_may_go_where_its_source_lies(one, model):
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_a_peft_config_beside_weights_without_its_prefix_is_obeyed(prefix, one, model):
+    written, file = one("peft", ranks=(4,), alphas=(8,))
+    state = {k.replace(PEFT, prefix): v.clone() for k, v in load_file(file).items()}
+    for name in ("adapter_model.safetensors", "other.safetensors"):
+        read = read_lora(PIPES[model], write(state, file.parent / name), "it")
+        same(read.parts, written, PIPES[model])
+
+
+def test_a_header_of_a_unet_by_itself_is_obeyed(one, model):
+    """diffusers' save_lora_adapter: its header does not name the part."""
+    written, file = one("diffusers, header", ranks=(4,), alphas=(8,))
+    header = json.loads(header_of(file))
+    bare = {k.removeprefix("unet."): v for k, v in header.items()}
+    state = {k.removeprefix("unet."): v.clone() for k, v in load_file(file).items()}
+    write(state, file, {"lora_adapter_metadata": json.dumps(bare)})
+    same(read_lora(PIPES[model], file, "it").parts, written, PIPES[model])
+
+
+NAMES = {  # of ComfyUI, LyCORIS and a pipeline that was wrapped whole
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "clip_l.": "text_encoder",
+    "": "text_encoder",
+    "base_model.model.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "clip_g.": "text_encoder_2",
+}
+
+
+@pytest.mark.parametrize("prefix", NAMES)
+def test_text_encoders_have_other_names_in_other_programs(prefix, tmp_path):
+    part, pipe = NAMES[prefix], PIPES["sdxl"]
+    known = {n: w for n, w in layers(pipe, part).items() if n.endswith("q_proj")}
+    deltas = {n: random_delta(w, 2, 2, i) for i, (n, w) in enumerate(known.items())}
+    names = {n: n if n.startswith("text_model.") else f"text_model.{n}" for n in deltas}
+    state = diffusers({part: {names[n]: d for n, d in deltas.items()}}, lambda _: prefix)
+    file = write(state, tmp_path / "te.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 2, "r": 2}')
+    same(read_lora(pipe, file, "it").parts, {part: deltas}, pipe)
+
+
+def test_a_hint_of_the_family_is_given_only_where_its_text_is_of_another_width(model, tmp_path):
+    weight = layers(PIPES[model])["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
+    name = "nowhere.attn2.to_k"
+    state = diffusers({"unet": {name: random_delta(weight, 2, 2, 0)}})
+    with pytest.raises(
+        UserError, match=r"1 of its 1 modules are not of this model, as nowhere\S+$"
+    ):
+        read_lora(PIPES[model], write(state, tmp_path / "lora.safetensors"), "it")
+
+
 REFUSED = {
     "LoHa": (lambda s: {"unet.x.hada_w1_a": torch.ones(2, 2)}, "is no plain LoRA, but LoHa"),
     "LoKr": (lambda s: {"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "is no plain LoRA, but LoKr"),
@@ -310,7 +361,7 @@ REFUSED = {
     "empty": (lambda s: {}, "holds no tensor at all"),
     "stranger": (
         lambda s: {k.replace("to_q.", "to_x."): v for k, v in s.items()},
-        r"\d+ of its \d+ modules are not of this model, as down_blocks.*to_x, .*: it is for",
+        r"\d+ of its \d+ modules are not of this model, as down_blocks.*to_x, .*to_x",
     ),
     "other prefix": (
         lambda s: {f"controlnet.{k}": v for k, v in s.items()},
@@ -331,6 +382,14 @@ REFUSED = {
     "nan": (
         lambda s: {k: v * float("nan") if i == 1 else v for i, (k, v) in enumerate(s.items())},
         r"lora.safetensors has numbers that are not finite in 'unet.down_blocks.*lora_B.weight'",
+    ),
+    "too large": (
+        lambda s: {k: v * 1e12 for k, v in s.items()},
+        r"down_blocks.*: it adds up to .* to a weight: it is damaged",
+    ),
+    "scales of fp8": (
+        lambda s: s | {"unet.x.lora_A.scale_weight": torch.ones(1)},
+        "holds other weights besides a plain LoRA, as 'unet.x.lora_A.scale_weight'",
     ),
     "integers": (lambda s: {k: v.int() for k, v in s.items()}, "torch.int32"),
     "two adapters": (
@@ -370,7 +429,7 @@ def test_what_is_no_lora_of_this_model_is_refused_by_its_name(kind, tmp_path):
 def test_a_lora_of_another_family_is_refused_with_whose_it_is(one, model):
     other = {"sd": "sdxl", "sdxl": "sd"}[model]
     _, file = one("diffusers")
-    with pytest.raises(UserError, match=r"of its .* modules .*: it is for another model"):
+    with pytest.raises(UserError, match=r"of its .* modules "):
         read_lora(PIPES[other], file, "it")
     with pytest.raises(UserError, match=r"are not of this model.*: it is for SDXL"):
         keys = {
@@ -388,6 +447,10 @@ def test_a_lora_of_another_family_is_refused_with_whose_it_is(one, model):
         ("[1]", "adapter_config.json does not say how the LoRA is scaled"),
         ('{"r": 4}', r"does not say how the LoRA is scaled \(KeyError: 'lora_alpha'\)"),
         ('{"lora_alpha": "four"}', "does not say how the LoRA is scaled"),
+        ('{"lora_alpha": Infinity}', "does not say how the LoRA is scaled .*an alpha of inf"),
+        ('{"lora_alpha": 4, "alpha_pattern": {"x": NaN}}', "an alpha of nan"),
+        ('{"lora_alpha": 4, "init_lora_weights": "lora_ga"}', "changes the base's weights"),
+        ("version https://git-lfs.github.com/spec/v1", "adapter_config.json .*git lfs pull"),
         ('{"lora_alpha": 4, "peft_type": "LOHA"}', "is no plain LoRA, but LOHA"),
         ('{"lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "changes the base's weights"),
     ],

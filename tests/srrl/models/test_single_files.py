@@ -90,7 +90,13 @@ EMPTY = torch.zeros(0)
     ("markers", "metadata", "values"),
     [
         ({"v_pred": EMPTY}, {}, {"prediction_type": "v_prediction"}),
-        ({"ztsnr": EMPTY}, {}, {"rescale_betas_zero_snr": True}),
+        ({"ztsnr": EMPTY}, {}, {}),  # read of a model of v alone
+        (
+            {},
+            {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+            {"prediction_type": "v_prediction"},
+        ),
+        ({}, {"modelspec.prediction_type": " EPS "}, {}),
         (
             {"v_pred": EMPTY, "ztsnr": EMPTY},
             {"modelspec.prediction_type": "v"},
@@ -285,10 +291,46 @@ def test_damaged_files_and_pointers(make, tmp_path):
         ("empty", b"", "incomplete or damaged"),
         ("cut", whole[:-1000], "incomplete or damaged"),
         ("head", whole[: 8 + size // 2], "incomplete or damaged"),
-        ("html", "<!DOCTYPE html><html>Not Found</html>", "incomplete or damaged"),
-        ("zip", b"PK\x03\x04" + bytes(100), "incomplete or damaged"),
+        ("html", "<!DOCTYPE html><html>Not Found</html>", "a web page"),
+        ("zip", b"PK\x03\x04" + bytes(100), "a PyTorch file that was renamed"),
+        ("index", '{"_class_name": "StableDiffusionPipeline"}', "a JSON file: give its folder"),
     ):
         write(tmp_path / f"{name}.safetensors", content)
         refused(str(tmp_path / f"{name}.safetensors"), said)
         with pytest.raises(UserError, match=said):
             blank_pipeline(str(tmp_path / f"{name}.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04" + b"x" * 50, "a PyTorch file that was renamed: it may run code"),
+        (b"\x80\x02}q" + b"x" * 50, "a pickle that was renamed"),
+        (b"GGUF" + b"x" * 50, "a GGUF file that was renamed: a quantised"),
+        (b"<!DOCTYPE html>", "a web page, not the file"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_by_what_it_begins_with(content, said, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused(str(tmp_path / "model.safetensors"), said)
+
+
+def test_a_file_with_its_averaged_weights_alone_is_named(make, states):
+    state = states[TINY_SD]
+    change = none_of(state, UNET)
+    change |= {f"model_ema.{k.removeprefix('model.')}": v for k, v in state.items() if UNET in k}
+    refused(make(change), r"averaged weights \(EMA\) alone")
+
+
+def test_a_vaes_file_beside_another_programs_config_is_the_models_own(make, states, tmp_path):
+    vae = {k: v for k, v in states[TINY_SD].items() if k.startswith(VAE)}
+    (tmp_path / "vae").mkdir()
+    save_file({k.removeprefix(VAE): v for k, v in vae.items()}, tmp_path / "vae" / "x.safetensors")
+    (tmp_path / "vae" / "config.json").write_text('{"run_name": "x"}')
+    given = str(tmp_path / "vae" / "x.safetensors")
+    assert same_weights(load(make(), vae=given).vae, load(make()).vae)
+
+
+def test_an_sdxl_folder_that_asks_for_a_watermark_is_drawn_without(tmp_path):
+    edit(linked(tmp_path / "xl", TINY_SDXL) / "model_index.json", add_watermarker=True)
+    assert load_pipeline(str(tmp_path / "xl")).watermark is None
