@@ -42,6 +42,7 @@ REGISTRY = {
     "qwenvl": "rewards.qwenvl:QwenVLScore",
     "api": "rewards.api:APIScore",
     "checker": "rewards.checker:Checker",
+    "requirements": "rewards.checker:Requirements",
     "sgiou": "rewards.sgiou:SGIoU",
 }
 # The authors' own packages, for backend "original", in an environment of their own.

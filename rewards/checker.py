@@ -12,6 +12,7 @@ from torch import Tensor
 from rewards import DTYPES
 from srrl.rig.graphs import Requirement, parse_graph
 from srrl.rig.seeing import EMBEDDED, Seer
+from srrl.shapes.reader import read, truths
 from srrl.shapes.scenes import parse
 
 REMEDY = 'give another model: reward.options {"NAME": {"model": "Qwen/Qwen2.5-VL-7B-Instruct"}}'
@@ -75,3 +76,26 @@ class Checker:
         ]
         shares = [self.seer.passed(p).float().mean() for p in chances]
         return torch.stack(shares) if shares else torch.zeros(0)
+
+
+class Requirements:
+    """Reward `requirements`: the share that a picture of the shapes world meets, read off its
+    pixels; what `checker` says is to be measured by. `details`: each requirement's truth."""
+
+    def __init__(self):
+        self.details: list[dict[str, bool]] = []
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raise ValueError for the first prompt outside the grammar."""
+        check_graphs(prompts, embedded=True)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
+        required = [parse_graph(prompt).requirements() for prompt in prompts]
+        held = [truths(s, parse(p)) for s, p in zip(read(images), prompts, strict=True)]
+        self.details = [
+            {r.text: holds for r, holds in zip(some, of_picture, strict=True)}
+            for some, of_picture in zip(required, held, strict=True)
+        ]
+        return torch.tensor([sum(h) / len(h) for h in held])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rewards import check_prompts, details_of, load_rewards, score_all
-from rewards.checker import Checker
+from rewards.checker import Checker, Requirements
 from rewards.sgiou import SGIoU
 from srrl.errors import UserError
 from srrl.rig.graphs import parse_graph
@@ -38,6 +38,15 @@ def test_the_checker_is_the_share_of_requirements_that_a_picture_meets(checker):
         scores = checker.score(PICTURES, prompts)
         assert set((3 * scores).round().tolist()) <= {0, 1, 2, 3}
         assert (scores - exact_shares(prompts)).abs().mean() < 0.05
+
+
+def test_requirements_are_read_off_the_pixels():
+    reward = Requirements()
+    for prompts in (PROMPTS, WRONG):
+        assert reward.score(PICTURES, prompts).tolist() == exact_shares(prompts).tolist()
+    reward.score(PICTURES, PROMPTS)
+    assert list(reward.details[0].values()) == [True] * 3
+    assert list(reward.details[0]) == [r.text for r in parse_graph(PROMPTS[0]).requirements()]
 
 
 def test_what_was_answered_is_kept_by_requirement(checker):
