@@ -1,11 +1,12 @@
 """Conversations with a vision-language model as rows of tokens: one by one, padded, or packed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from srrl.errors import UserError
 
@@ -115,3 +116,29 @@ class Conversations:
         sees = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         return Packed(ids, labels, positions, (sees & causal)[:, None], [m[4] for m in made])
+
+
+class Draw(LogitsProcessor):
+    """Draws each row's token by the row's own generator, or takes the likeliest.
+
+    chances: log-probs of logits under a temperature.
+    """
+
+    def __init__(
+        self,
+        chances: Callable[[Tensor, float], Tensor],
+        generators: Sequence[torch.Generator] | None,
+        temperature: float,
+    ):
+        if temperature <= 0:
+            raise ValueError(f"temperature {temperature}: above 0")
+        self.chances, self.generators, self.temperature = chances, generators, temperature
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        chances = self.chances(scores, self.temperature)
+        if self.generators is None:
+            return chances
+        width = scores.shape[1]
+        uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators])
+        waiting = -uniform.clamp(min=1e-20).log()  # exponential; its negative logarithm is Gumbel's
+        return chances - waiting.clamp(min=1e-30).log().to(scores.device)

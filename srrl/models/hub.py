@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 
 @functools.cache
@@ -31,3 +31,12 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 def local_files_only(name: str | None) -> bool:
     """Must `name` come from the cache? True for a hub name (or none) where the hub is away."""
     return not (name and Path(name).exists()) and not hub_reachable()
+
+
+def hub_folder(name: str) -> str:
+    """A model's folder: its own, or where the hub's is kept, once it is there. Raises OSError or
+    ValueError, at once where the hub is away."""
+    if Path(name).exists():
+        return name
+    files = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
+    return snapshot_download(name, allow_patterns=files, local_files_only=local_files_only(name))

@@ -20,12 +20,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
 )
 
 from srrl.errors import UserError
-from srrl.models.conversations import Conversations, Packed
+from srrl.models.conversations import Conversations, Draw, Packed
+from srrl.models.hub import hub_folder
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -94,12 +94,19 @@ class VLM:
         """Load a folder's or the hub's model. Raises UserError if it cannot be had or is no Qwen
         vision-language model."""
         try:
-            network = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
-            pictures = AutoImageProcessor.from_pretrained(model)
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            folder = hub_folder(str(model))
+            network = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+            pictures = AutoImageProcessor.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
+            remedy = "the files there are incomplete, damaged or of another kind"
+            if not Path(model).exists():
+                remedy = (
+                    f"is it spelled right, and can this machine reach the hub? If it cannot, run "
+                    f"`hf download {model} --local-dir DIR` where there is a network and give DIR"
+                )
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"cannot load the VLM {str(model)!r}: {reason}") from error
+            raise UserError(f"cannot load the VLM {str(model)!r}: {remedy} ({reason})") from error
         if not hasattr(network.model, "get_rope_index"):
             kind = type(network).__name__
             raise UserError(f"the VLM {str(model)!r} is a {kind}: only Qwen's (2 to 3.5) are read")
@@ -235,7 +242,7 @@ class VLM:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        drawn = Draw(self, generators, temperature)
+        drawn = Draw(self.chances, generators, temperature)
         made = self.network.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -319,21 +326,3 @@ class VLM:
             raise UserError(f"cannot read the VLM's LoRA in {folder}: {error}") from error
         if result.unexpected_keys or any("lora_" in k for k in result.missing_keys):
             raise UserError(f"the VLM's LoRA in {folder} does not fit this model and rank")
-
-
-class Draw(LogitsProcessor):
-    """Draws each row's token by the row's own generator, or takes the likeliest."""
-
-    def __init__(self, vlm: VLM, generators: Sequence[torch.Generator] | None, temperature: float):
-        if temperature <= 0:
-            raise ValueError(f"temperature {temperature}: above 0")
-        self.vlm, self.generators, self.temperature = vlm, generators, temperature
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        chances = self.vlm.chances(scores, self.temperature)
-        if self.generators is None:
-            return chances
-        width = scores.shape[1]
-        uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators])
-        waiting = -uniform.clamp(min=1e-20).log()  # exponential; its negative logarithm is Gumbel's
-        return chances - waiting.clamp(min=1e-30).log().to(scores.device)
