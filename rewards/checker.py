@@ -30,6 +30,14 @@ def check_graphs(prompts: list[str], embedded: bool) -> None:
                 raise ValueError(f"{error}; for other prompts {REMEDY}") from None
 
 
+def by_text(required: list[list[Requirement]], answers: list[list[Any]]) -> list[dict[str, Any]]:
+    """Of each picture its requirements' answers by their texts."""
+    return [
+        dict(zip((r.text for r in some), given, strict=True))
+        for some, given in zip(required, answers, strict=True)
+    ]
+
+
 class Checker:
     """Reward `checker`: 0 to 1.
 
@@ -63,17 +71,11 @@ class Checker:
         """Raise ValueError for the first prompt that is no scene graph that the model can see."""
         check_graphs(prompts, self.seer.embedded)
 
-    def requirements(self, prompt: str) -> list[Requirement]:
-        return parse_graph(prompt).requirements()
-
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        required = [self.requirements(prompt) for prompt in prompts]
+        required = [parse_graph(prompt).requirements() for prompt in prompts]
         chances = self.seer.check(images, required)
-        self.details = [
-            {r.text: round(p, 4) for r, p in zip(some, of_picture.tolist(), strict=True)}
-            for some, of_picture in zip(required, chances, strict=True)
-        ]
+        self.details = by_text(required, [[round(x, 4) for x in p.tolist()] for p in chances])
         shares = [self.seer.passed(p).float().mean() for p in chances]
         return torch.stack(shares) if shares else torch.zeros(0)
 
@@ -94,8 +96,5 @@ class Requirements:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
         required = [parse_graph(prompt).requirements() for prompt in prompts]
         held = [truths(s, parse(p)) for s, p in zip(read(images), prompts, strict=True)]
-        self.details = [
-            {r.text: holds for r, holds in zip(some, of_picture, strict=True)}
-            for some, of_picture in zip(required, held, strict=True)
-        ]
+        self.details = by_text(required, held)
         return torch.tensor([sum(h) / len(h) for h in held])

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.errors import UserError
-from srrl.models.hub import local_files_only
+from srrl.models.hub import hub_folder
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -23,11 +22,8 @@ def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
 
     Raises UserError, naming the reward, if it can be had neither here nor there.
     """
-    if Path(model).is_dir():
-        return Path(model)
     try:
-        offline = local_files_only(model)
-        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
+        return hub_folder(model, patterns)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -42,7 +42,8 @@ from srrl.shapes.lessons import (
 from srrl.shapes.pipeline import TINY_SD
 from srrl.shapes.reader import Seen, is_there, read, truths
 from srrl.shapes.scenes import SHAPES, Scene, all_scenes, parse, render
-from srrl.shapes.vlm import TINY_VLM, WIDTH, build_vlm
+from srrl.rig.seeing import TINY_VLM
+from srrl.shapes.vlm import WIDTH, build_vlm
 
 RENDERS, ROUGH, SOFT = 16_000, 0.3, 0.5
 BATCH, WARM_UP = 32, 100

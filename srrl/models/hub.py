@@ -33,10 +33,10 @@ def local_files_only(name: str | None) -> bool:
     return not (name and Path(name).exists()) and not hub_reachable()
 
 
-def hub_folder(name: str) -> str:
-    """A model's folder: its own, or where the hub's is kept, once it is there. Raises OSError or
-    ValueError, at once where the hub is away."""
-    if Path(name).exists():
-        return name
-    files = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
-    return snapshot_download(name, allow_patterns=files, local_files_only=local_files_only(name))
+def hub_folder(name: str, patterns: list[str]) -> Path:
+    """A model's folder: its own, or where the hub's files of these patterns are kept, once they are
+    there. Raises OSError, ValueError or HfHubHTTPError, at once where the hub is away."""
+    if Path(name).is_dir():
+        return Path(name)
+    offline = local_files_only(name)
+    return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -139,7 +139,7 @@ def fits(delta: Delta, weight: Tensor) -> bool:
 def shaped(delta: Delta, weight: Tensor) -> Delta:
     """down in the shape of the module's own weight, whether the file has it flat or not."""
     down = delta.down.reshape(delta.rank, *weight.shape[1:])
-    return Delta(down, delta.up, delta.scale, delta.magnitude)
+    return replace(delta, down=down)
 
 
 def changed(weight: Tensor, delta: Delta) -> Tensor:

@@ -6,8 +6,8 @@ from diffusers import DiffusionPipeline
 
 from srrl.errors import UserError
 from srrl.models.locate import locate
-from srrl.models.lora import Lora, read_lora, take_over
-from srrl.models.lora_file import read_lora_file
+from srrl.models.lora import Lora, fitted, take_over
+from srrl.models.lora_file import LoraFile, read_lora_file
 from srrl.models.weights import UNET_FILE
 
 
@@ -16,20 +16,25 @@ def start_file(given: str) -> Path:
 
     Raises UserError if there is none, or what it holds is no plain LoRA of a UNet alone.
     """
+    return read_start(given)[0]
+
+
+def read_start(given: str) -> tuple[Path, LoraFile]:
+    """The file as start_file finds it, and what it holds."""
     named = f"config.pretrained.lora={given!r}"
     path = locate(given, named).file
     if path.name == Path(UNET_FILE).name:
         raise UserError(f"{named}: holds a whole UNet, not a LoRA: give a run with use_lora")
-    deltas = read_lora_file(path, named).deltas
-    elsewhere = [part for part, _ in deltas if part != "unet"]
+    file = read_lora_file(path, named)
+    elsewhere = [part for part, _ in file.deltas if part != "unet"]
     if elsewhere:
         raise UserError(
             f"{named}: holds weights of more than the UNet, of its {elsewhere[0]}: only the UNet "
             f"is trained"
         )
-    if any(delta.magnitude is not None for delta in deltas.values()):
+    if any(delta.magnitude is not None for delta in file.deltas.values()):
         raise UserError(f"{named}: is a DoRA, which a LoRA cannot start from: merge it first")
-    return path
+    return path, file
 
 
 def start_from(pipe: DiffusionPipeline, given: str) -> Lora:
@@ -39,7 +44,7 @@ def start_from(pipe: DiffusionPipeline, given: str) -> Lora:
     Raises UserError, naming the remedy, for one that does not fit; nothing has changed then.
     """
     where = f"config.pretrained.lora={given!r}"
-    lora = read_lora(pipe, start_file(given), where)
+    lora = fitted(pipe, read_start(given)[1], where)
     for name, delta in lora.parts["unet"].items():
         module = pipe.unet.get_submodule(name)
         if "default" not in getattr(module, "lora_A", ()):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
@@ -28,6 +29,7 @@ from srrl.models.conversations import Conversations, Draw, Packed
 from srrl.models.hub import hub_folder
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]  # of a model on the hub
 ADAPTER_FILE = "adapter_model.safetensors"
 ANSWERS = (("yes", "Yes"), ("no", "No"))
 
@@ -94,11 +96,11 @@ class VLM:
         """Load a folder's or the hub's model. Raises UserError if it cannot be had or is no Qwen
         vision-language model."""
         try:
-            folder = hub_folder(str(model))
+            folder = hub_folder(str(model), FILES)
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
             pictures = AutoImageProcessor.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError) as error:
             remedy = "the files there are incomplete, damaged or of another kind"
             if not Path(model).exists():
                 remedy = (
@@ -315,7 +317,7 @@ class VLM:
 
     def save_weights(self, folder: Path, state: dict[str, Tensor]) -> None:
         """peft's folder, which `PeftModel.from_pretrained` and `load_adapter` read; exact."""
-        self.network.save_pretrained(folder, state_dict=None)
+        self.network.save_pretrained(folder)
 
     def load_weights(self, folder: Path, exact: dict[str, Tensor] | None = None) -> None:
         try:

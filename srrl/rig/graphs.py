@@ -14,6 +14,7 @@ from typing import Any
 
 from srrl.errors import UserError
 
+DESCRIBE = "describe the picture."  # how the embedded VLM is taught and asked to write one
 # What is recognised between two entities; what is done there may come first, as in "standing on".
 PREDICATES = (
     "left of",

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from srrl.models.vlm import VLM
-from srrl.rig.graphs import Requirement, SceneGraph, parse_graph
+from srrl.rig.graphs import DESCRIBE, Requirement, SceneGraph, parse_graph
 
 TINY_VLM = Path(__file__).parents[1] / "shapes" / "tiny_vlm"
 EMBEDDED = "embedded"  # the name of the model that is there
 FORMS = ("yesno", "lookup")
 INSTRUCTION = " Answer yes or no."
-DESCRIBE = "describe the picture."  # what the embedded VLM has learnt
 DESCRIBE_AS_GRAPH = (
     "List what the picture shows as a scene graph: one relation between two things a line, each "
     'like "stone tall tower attached to stone bridge": attributes, thing, relation, attributes, '

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srrl.config import REPOSITORY
-from srrl.rig.graphs import parse_graph
+from srrl.rig.graphs import DESCRIBE, parse_graph
 from srrl.shapes.reader import (
     MALFORMED,
     Seen,
@@ -30,7 +30,6 @@ from srrl.shapes.scenes import BACKGROUND, COLOURS, RADIUS, RELATIONS, SHAPES, S
 HELDOUT = REPOSITORY / "config" / "prompts" / "shapes_unconventional_heldout.json"
 COLOUR_NAMES, RELATION_NAMES = list(COLOURS), list(RELATIONS)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-DESCRIBE = "describe the picture."  # as srrl.rig.seeing asks
 SHIFT = 2  # pixels by which a picture is moved
 
 

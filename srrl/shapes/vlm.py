@@ -4,8 +4,6 @@
 visual tokens.
 """
 
-from pathlib import Path
-
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -18,7 +16,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from srrl.shapes.scenes import COLOURS, SHAPES, SIZE
 
-TINY_VLM = Path(__file__).parent / "tiny_vlm"
 WORDS = """what user assistant system yes no is there a an the describe picture prompt failed write
 edit nothing blob make move add remove shape left right of above below"""
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|>
