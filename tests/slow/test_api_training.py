@@ -37,7 +37,7 @@ def test_faults_and_a_death_lead_to_the_same_end(tmp_path):
     *tries, line = result.stderr.strip().splitlines()
     assert tries and "attempt 2 of 5" in tries[0]
     assert all(said.startswith("reward 'api': http") for said in tries)  # and nothing else
-    assert "reward 'api'" in line and "failed 5 times" in line and "resumes the run" in line
+    assert "reward 'api'" in line and "failed 5 times" in line and "the same command again" in line
     with serving(["503"], port) as server:
         train(tmp_path / "rough", server.url)
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
