@@ -34,6 +34,8 @@ def base() -> ConfigDict:
     # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
     # curves and pictures in the run's folder are written in any case.
     c.tracker = "wandb"
+    # Say before the run what it will cost (docs/COSTS.md); counting takes some seconds.
+    c.plan = True
 
     c.pretrained = p = ConfigDict()
     # A Stable Diffusion or SDXL pipeline: a diffusers folder, a hub name (with its revision and

@@ -4,6 +4,7 @@
     python scripts/plan.py --config config/stage_process.py:sdxl --card h100 --processes 8
     python scripts/plan.py --config config/stage_process.py:sdxl --card all
     python scripts/plan.py --config config/stage_process.py:tiny --card cpu
+    python scripts/plan.py --config config/rig.py:sd14 --card 4090
 
 Takes train.py's --config flags. The networks are built from their configurations alone and run
 without numbers; of the model nothing is read but, where it is a folder, its configurations. Hours
@@ -14,8 +15,11 @@ card's data-sheet rate (srrl/measure/bill.py, Call.seconds); scripts/gpu_report.
 import argparse
 import sys
 
+from ml_collections import ConfigDict
+
 from srrl.config import load_config
 from srrl.errors import UserError, one_line_errors
+from srrl.methods import METHODS
 from srrl.prompts import check_files
 
 
@@ -39,7 +43,9 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str]) -> None:
     args, rest = arguments(argv)
-    config = load_config(rest)
+    config = load_config(rest, methods=[*METHODS])
+    if config.method == "rig":
+        return plan_rig(args, config)
     check_files(config)
 
     from srrl.measure.bill import REWARD, SHARE
@@ -67,6 +73,17 @@ def main(argv: list[str]) -> None:
         print("at most fit: " + ", ".join(f"{key} {n}" for key, n in most.items()))
     if bill.uncounted:
         print(f"not counted: reward {', '.join(bill.uncounted)}")
+
+
+def plan_rig(args: argparse.Namespace, config: ConfigDict) -> None:
+    """RL-RIG's parts, and what a picture takes."""
+    from srrl.measure.cards import CARDS, card_named
+    from srrl.measure.rig import page
+
+    cards = [*CARDS.values()] if args.card == "all" else []
+    if args.card not in ("all", "cpu"):
+        cards = [card_named(args.card)]
+    print(page(config, cards, args.card != "cpu"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python scripts/pretrain_tiny.py sd
     python scripts/pretrain_tiny.py sdxl
-    python scripts/pretrain_tiny.py vlm --help      (scripts/pretrain_vlm.py)
+    python scripts/pretrain_tiny.py editor --help   (scripts/pretrain_editor.py; from sd)
+    python scripts/pretrain_tiny.py vlm --help      (scripts/pretrain_vlm.py; from sd and editor)
 
 make the committed pipelines again. First the VAE, then UNet and text encoders together with
 epsilon prediction (min-SNR weighting, arXiv 2303.09556, gamma 5). Two things about the corpus
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from rewards.shapes import ShapesVerifier
 from srrl.shapes.pipeline import (
@@ -35,11 +36,10 @@ from srrl.shapes.pipeline import (
     build_tiny_sd,
     build_tiny_sdxl,
 )
+from srrl.shapes.pretraining import Training, denoising_loss
 from srrl.shapes.scenes import SIZE, all_scenes, render
 
 UNCONVENTIONAL_WEIGHT = 0.08  # of each unconventional pair in the corpus, against 1
-LATENT_BANK = 24_000
-SNR_GAMMA = 5.0
 
 
 class Corpus:
@@ -57,53 +57,23 @@ class Corpus:
         return pictures * 2 - 1, which
 
 
-class Progress:
-    """Prints one line now and then, with the time left."""
-
-    def __init__(self, name: str, steps: int):
-        self.name, self.steps, self.start = name, steps, time.time()
-
-    def __call__(self, step: int, **values: float) -> None:
-        if (step + 1) % 100 and step + 1 != self.steps:
-            return
-        eta = (time.time() - self.start) / (step + 1) * (self.steps - step - 1)
-        shown = " ".join(f"{k} {v:.4f}" for k, v in values.items())
-        print(f"{self.name} {step + 1}/{self.steps} {shown} ETA {eta:.0f} s", flush=True)
-
-
-def adamw_cosine(modules: list[nn.Module], lr: float, steps: int):
-    """AdamW with 50 steps of warm-up and a cosine to zero."""
-    parameters = [p for m in modules for p in m.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: min(1, (i + 1) / 50) * 0.5 * (1 + math.cos(math.pi * min(1, i / steps))),
-    )
-    return parameters, optimizer, schedule
-
-
 def train_vae(vae, corpus: Corpus, steps: int, batch: int = 32, lr: float = 2e-3) -> None:
-    parameters, optimizer, schedule = adamw_cosine([vae], lr, steps)
-    progress = Progress("vae", steps)
-    for step in range(steps):
+    training = Training("vae", vae.parameters(), steps, lr)
+    for _ in range(steps):
         pictures, _ = corpus.draw(batch)
         posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
         decoded = vae.decode(posterior.sample(corpus.generator)).sample
         mse = F.mse_loss(decoded, pictures)
         loss = mse + 0.2 * F.l1_loss(decoded, pictures) + 3e-4 * posterior.kl().mean() / 256
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        progress(step, psnr=-10 * math.log10(mse.item() / 4))
+        training.step(loss)
+        training.say(psnr=-10 * math.log10(mse.item() / 4))
 
 
 @torch.no_grad()
-def latent_bank(vae, corpus: Corpus) -> tuple[Tensor, Tensor]:
+def latent_bank(vae, corpus: Corpus, count: int) -> tuple[Tensor, Tensor]:
     """Scaled latents [N, 4, 8, 8] and scene indices [N]; sets the VAE's scaling factor."""
     latents, which = [], []
-    for _ in range(LATENT_BANK // 500):
+    for _ in range(count // 500):
         pictures, scenes = corpus.draw(500)
         latents.append(vae.encode(pictures).latent_dist.mean)
         which.append(scenes)
@@ -157,13 +127,12 @@ def tokenize(tokenizer, captions: list[str]) -> Tensor:
 
 
 def train_unet(pipe, text, corpus: Corpus, args: argparse.Namespace, batch: int = 64) -> None:
-    latents, which = latent_bank(pipe.vae, corpus)
-    trained = [pipe.unet, *text.modules]
-    parameters, optimizer, schedule = adamw_cosine(trained, args.lr, args.unet_steps)
+    latents, which = latent_bank(pipe.vae, corpus, args.latents)
+    parameters = [p for m in (pipe.unet, *text.modules) for p in m.parameters()]
+    training = Training("unet", parameters, args.unet_steps, args.lr)
     ema = EMAModel(parameters, decay=0.998, use_ema_warmup=False)
     noising = DDIMScheduler.from_config(pipe.scheduler.config)
-    alphas = noising.alphas_cumprod
-    progress, generator = Progress("unet", args.unet_steps), corpus.generator
+    generator = corpus.generator
     average = 0.0
     for step in range(args.unet_steps):
         rows = torch.randint(len(latents), (batch,), generator=generator)
@@ -174,22 +143,16 @@ def train_unet(pipe, text, corpus: Corpus, args: argparse.Namespace, batch: int 
         other = which[torch.randint(len(which), (batch,), generator=generator)]
         caption = torch.where(wrong, other, caption)
         caption[torch.rand(batch, generator=generator) < args.caption_drop] = len(corpus.scenes)
-        # More of the noisy steps: they decide the layout, the others are easy.
-        t = (1000 * torch.rand(batch, generator=generator) ** 0.7).long()
-        noise = torch.randn(x0.shape, generator=generator)
-        noisy = noising.add_noise(x0, noise, t)
-        predicted = pipe.unet(noisy, t, **text(caption)).sample
-        snr = (alphas[t] / (1 - alphas[t])).clamp(min=1e-8)
-        weight = snr.clamp(max=SNR_GAMMA) / snr
-        loss = (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        loss = denoising_loss(
+            lambda noisy, t, c=caption: pipe.unet(noisy, t, **text(c)).sample,
+            x0,
+            noising,
+            generator,
+        )
+        training.step(loss)
         ema.step(parameters)
         average = 0.98 * average + 0.02 * loss.item() if step else loss.item()
-        progress(step, loss=average)
+        training.say(loss=average)
         if step % 500 == 499:
             ema.store(parameters)
             ema.copy_to(parameters)
@@ -236,10 +199,11 @@ MODELS = {"sd": (build_tiny_sd, SDText, TINY_SD), "sdxl": (build_tiny_sdxl, SDXL
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["vlm"]:  # of another kind, with arguments of its own
-        from pretrain_vlm import main as pretrain_vlm
+    if sys.argv[1:2] in (["editor"], ["vlm"]):  # of another kind, with arguments of their own
+        import pretrain_editor
+        import pretrain_vlm
 
-        return pretrain_vlm(sys.argv[2:])
+        return {"editor": pretrain_editor, "vlm": pretrain_vlm}[sys.argv[1]].main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -248,6 +212,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--unet-steps", type=int, default=3000)
+    parser.add_argument("--latents", type=int, default=24_000, help="pictures, in steps of 500")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of UNet and text encoder")
     parser.add_argument("--caption-noise", type=float, default=0.7)
     parser.add_argument("--clean-part", type=float, default=0.65, help="of the steps, before it")

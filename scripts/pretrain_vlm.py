@@ -3,14 +3,15 @@
     python scripts/pretrain_tiny.py vlm
 
 makes srrl/shapes/tiny_vlm again: first its vision tower by itself, then all of it on questions
-about renders and about pictures that the embedded diffuser drew. Scenes of held-out prompts are in
-neither. Then it says how often it is right, by kind of question.
+about renders and about pictures that the embedded diffuser drew and the embedded editor edited; in
+the second half it is also warmed up as RL-RIG's actor. Scenes of held-out prompts are in none of
+it. Then it says how often it is right, by kind of question, and how an untrained actor's edit
+prompts are.
 """
 
 import srrl  # noqa: F401, I001  first: it quiets what importing transformers would log
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srrl.config import load_config
-from srrl.models.policy import Policy
+from srrl.models.instruct import InstructPolicy
 from srrl.models.vlm import VLM
 from srrl.prompts import load_prompts
-from srrl.rollout import rollout, rollout_settings
+from srrl.rig.editors import Editor
+from srrl.rollout import RolloutSettings
+from srrl.shapes.edits import JOINT, MOST, actor_lesson, naive, repairs
 from srrl.shapes.lessons import (
     COLOUR_NAMES,
     HELDOUT,
@@ -39,25 +41,32 @@ from srrl.shapes.lessons import (
     shows_any,
     some_things,
 )
-from srrl.shapes.pipeline import TINY_SD
+from srrl.shapes.pipeline import TINY_EDITOR
+from srrl.shapes.pretraining import Training, drawn
 from srrl.shapes.reader import Seen, is_there, read, truths
 from srrl.shapes.scenes import SHAPES, Scene, all_scenes, parse, render
-from srrl.rig.seeing import TINY_VLM
+from srrl.rig.forms import embedded_request, read_edit
+from srrl.rig.graphs import parse_graph
+from srrl.rig.seeing import TINY_VLM, Seer
 from srrl.shapes.vlm import WIDTH, build_vlm
 
 RENDERS, ROUGH, SOFT = 16_000, 0.3, 0.5
-BATCH, WARM_UP = 32, 100
+BATCH, WARM_UP, BETAS = 32, 100, (0.9, 0.98)
+EDITING = RolloutSettings(1, 3.0, 1.0, 1.0, 1.0, 0.0, "last", 0)  # guidance 3, eta 1
 TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing lies on it
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """Of the training: steps, peak rate, pictures of the diffuser, and the renders in a batch."""
+    """Of the training: steps and peak rate; pictures of the diffuser, and of them after an edit;
+    the shares of renders, drawn and edited pictures in a batch; and of an actor's lessons."""
 
     steps: int
     rate: float
     drawn: int
-    rendered: float
+    edited: int
+    shares: tuple[float, ...]
+    acting: float
 
 
 @dataclass
@@ -68,60 +77,45 @@ class Source:
     seen: list[Seen]
     prompts: list[str] | None = None
 
+    @classmethod
+    def without(cls, avoid: frozenset[Scene], pictures: Tensor, prompts: list[str] | None = None):
+        """Of pictures, those that show none of the scenes."""
+        seen = read(pictures)
+        kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
+        return cls(pictures[kept], [seen[i] for i in kept], prompts and [prompts[i] for i in kept])
+
     def take(self, rng: random.Random) -> tuple[Tensor, Seen, str | None]:
         i = rng.randrange(len(self.pictures))
         return *moved(self.pictures[i], self.seen[i], rng), self.prompts and self.prompts[i]
 
 
-def drawn(prompts: list[str], seed: int) -> Tensor:
-    """The embedded diffuser's pictures, one of each prompt."""
-    policy = Policy.load(str(TINY_SD), num_steps=10, eta=1.0, micro_batch=64)
-    settings = rollout_settings(load_config(["--config=config/stage_process.py:tiny"]), branches=1)
-    parts = []
-    for start in range(0, len(prompts), 96):
-        some = prompts[start : start + 96]
-        given = {"rounds": 1, "trained_steps": 0, "seed": seed, "stage": start}
-        shown = rollout(policy, policy.encode(some), settings, prompts=[*range(len(some))], **given)
-        parts.append(shown.images)
-        print(f"drawn {start + len(some)}/{len(prompts)}", flush=True)
-    return torch.cat(parts)
-
-
-def sources(seed: int, count: int, avoid: frozenset[Scene]) -> list[Source]:
-    """Renders, and pictures of the diffuser, without held-out scenes."""
+def sources(seed: int, cycle: Cycle, avoid: frozenset[Scene]) -> list[Source]:
+    """Renders, pictures of the diffuser, and some of these edited, without held-out scenes."""
     rng = random.Random(seed)
     renders = draw([some_things(rng, ROUGH) for _ in range(RENDERS)], seed, SOFT)
     prompts = [s.prompt for s in all_scenes() if s not in avoid]
-    prompts = (prompts * (count // len(prompts) + 1))[:count]
-    found = []
-    for pictures, named in ((renders, None), (drawn(prompts, seed), prompts)):
-        seen = read(pictures)
-        kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
-        kept_names = named and [named[i] for i in kept]
-        found.append(Source(pictures[kept], [seen[i] for i in kept], kept_names))
+    prompts = (prompts * (cycle.drawn // len(prompts) + 1))[: cycle.drawn]
+    found = [Source.without(avoid, renders), Source.without(avoid, drawn(prompts, seed), prompts)]
+    if cycle.edited:
+        found.append(Source.without(avoid, *edited(found[1], cycle.edited, seed)))
     return found
 
 
-class Training:
-    """AdamW with a warm-up and a cosine to zero, and a line now and then with the time left."""
-
-    def __init__(self, name: str, parameters: Sequence[nn.Parameter], steps: int, rate: float):
-        self.name, self.parameters, self.steps, self.rate = name, list(parameters), steps, rate
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98))
-        self.start = time.monotonic()
-
-    def step(self, number: int, loss: Tensor) -> None:
-        past = 0.5 * (1 + math.cos(math.pi * number / self.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1, (number + 1) / WARM_UP) * past
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        if (number + 1) % 50 == 0 or number + 1 == self.steps:
-            left = (time.monotonic() - self.start) / (number + 1) * (self.steps - number - 1)
-            done = f"{self.name} {number + 1}/{self.steps}"
-            print(f"{done} loss {loss.item():.4f} ETA {left:.0f} s", flush=True)
+def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """So many of a source's pictures after an edit by the embedded editor, as an untrained actor
+    would have it, and their prompts: what a loop's later rounds show."""
+    rng = random.Random(seed)
+    which = rng.sample(range(len(source.pictures)), min(count, len(source.pictures)))
+    prompts = [source.prompts[i] for i in which]
+    texts = [naive(parse(p), source.seen[i], rng) for p, i in zip(prompts, which, strict=True)]
+    policy = InstructPolicy.load(str(TINY_EDITOR), num_steps=10, eta=1.0, micro_batch=64)
+    editor, parts = Editor(policy, EDITING), []
+    for start in range(0, len(which), 96):
+        part = slice(start, start + 96)
+        some = (source.pictures[which[part]], prompts[part], texts[part])
+        parts.append(editor.edit(*some, seed=seed, numbers=which[part]).images)
+        print(f"edited {min(start + 96, len(which))}/{len(which)}", flush=True)
+    return torch.cat(parts), prompts
 
 
 def train_tower(vlm: VLM, parts: list[Source], cycle: Cycle, steps: int, seed: int) -> None:
@@ -130,14 +124,15 @@ def train_tower(vlm: VLM, parts: list[Source], cycle: Cycle, steps: int, seed: i
     can then look it up; end to end from nothing the tower does not find the shapes."""
     tower, rng = vlm.network.model.visual, random.Random(seed)
     head = nn.Linear(WIDTH, len(COLOUR_NAMES) * (len(SHAPES) + 2))
-    training = Training("tower", [*tower.parameters(), *head.parameters()], steps, cycle.rate)
+    both = [*tower.parameters(), *head.parameters()]
+    training = Training("tower", both, steps, cycle.rate, WARM_UP, BETAS)
     middle = torch.arange(4) * 8 + 4.0
     centres = torch.cartesian_prod(middle, middle).flip(1)  # (x, y) of the tokens
     weight = torch.tensor([0.15, *[1.0] * (len(SHAPES) + 1)])
-    for step in range(steps):
+    for _ in range(steps):
         images, kinds, where = [], [], []
         for _ in range(TOWER_BATCH):
-            image, seen, _ = rng.choices(parts, (cycle.rendered, 1 - cycle.rendered))[0].take(rng)
+            image, seen, _ = rng.choices(parts, cycle.shares)[0].take(rng)
             images.append(image)
             kinds.append([kind_of(seen, c) for c in COLOUR_NAMES])
             at = [(seen[c].x, seen[c].y) if c in seen else (-99.0, -99.0) for c in COLOUR_NAMES]
@@ -146,7 +141,9 @@ def train_tower(vlm: VLM, parts: list[Source], cycle: Cycle, steps: int, seed: i
         on = torch.cdist(centres.expand(TOWER_BATCH, -1, -1), torch.tensor(where)) < NEAR
         label = torch.where(on, torch.tensor(kinds)[:, None, :], 0)
         said = said.view(-1, len(SHAPES) + 2)
-        training.step(step, F.cross_entropy(said, label.flatten(), weight=weight))
+        loss = F.cross_entropy(said, label.flatten(), weight=weight)
+        training.step(loss)
+        training.say(loss=loss.item())
 
 
 def kind_of(seen: Seen, colour: str) -> int:
@@ -167,26 +164,26 @@ def train_vlm(
 ) -> None:
     """All of it, on lessons about pictures: packed rows, the loss on the answers' tokens."""
     rng, parameters = random.Random(seed), list(vlm.network.parameters())
-    training = Training("vlm", parameters, cycle.steps, cycle.rate)
+    training = Training("vlm", parameters, cycle.steps, cycle.rate, WARM_UP, BETAS)
     for step in range(cycle.steps):
         images, rows = [], []
         while len(rows) < BATCH:
-            image, seen, prompt = rng.choices(parts, (cycle.rendered, 1 - cycle.rendered))[0].take(
-                rng
-            )
+            image, seen, prompt = rng.choices(parts, cycle.shares)[0].take(rng)
             own = prompt and rng.random() < 0.6
             scene = parse(prompt) if own else scene_near(seen, rng)
             if scene in avoid or shows_any(seen, avoid):  # moved or mirrored into one
                 continue
             asked = lesson(seen, scene, avoid, rng, inverse)
+            if rng.random() < cycle.acting and (acted := actor_lesson(seen, scene, rng)):
+                asked.append(acted)
             rows.append([(q, answer_tokens(vlm, a)) for q, a in asked])
             images.append(image)
         vision = vlm.look(torch.stack(images))
         packed = vlm.pack(rows, vision)
         logits = vlm.logits(packed.ids, packed.mask, packed.positions, vision)
-        training.step(
-            step, F.cross_entropy(logits[:, :-1].flatten(0, 1), packed.labels[:, 1:].flatten())
-        )
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), packed.labels[:, 1:].flatten())
+        training.step(loss)
+        training.say(loss=loss.item())
         if (step + 1) % 300 == 0:
             watch()
 
@@ -244,6 +241,40 @@ def report(vlm: VLM, known: dict, seed: int) -> None:
         print(f"{name} (n {len(images)}): {shown}", flush=True)
 
 
+def report_forms(vlm: VLM, known: dict) -> None:
+    """What it is right about by look-up; and as an actor, about failed pictures, how often its
+    answer has the form, and is an expert's edit prompt or the first half of it."""
+    seer = Seer(vlm, embedded=True, form="lookup")
+    for name, (images, scenes) in known.items():
+        seen, required = read(images), [parse_graph(s.prompt).requirements() for s in scenes]
+        found = [p > 0.5 for p in seer.check(images, required)]
+        right = [truths(what, scene) for what, scene in zip(seen, scenes, strict=True)]
+        same = torch.stack(found) == torch.tensor(right)
+        entity, relation = same[:, :2].float().mean(), same[:, 2].float().mean()
+        print(f"{name}, looked up: entity {entity:.3f}, relation {relation:.3f}", flush=True)
+    failed = [i for i, held in enumerate(right) if not all(held)]
+    requests = [
+        embedded_request(
+            scenes[i].prompt,
+            [r.question for r, h in zip(required[i], right[i], strict=True) if not h],
+        )
+        for i in failed
+    ]
+    generators = [torch.Generator().manual_seed(i) for i in failed]
+    written = vlm.write(images[failed], requests, max_tokens=64, generators=generators)
+    edits = [read_edit(t, scenes[i].prompt) for t, i in zip(written.texts, failed, strict=True)]
+    share = sum(e.text is not None for e in edits) / len(edits)
+    wanted = [repairs(scenes[i], seen[i]) for i in failed]
+    whole = sum(e.text == JOINT.join(w[:MOST]) for e, w in zip(edits, wanted, strict=True))
+    first = sum(e.text == w[0] for e, w in zip(edits, wanted, strict=True))
+    print(
+        f"as an actor (n {len(failed)}): form {share:.3f}, the expert's edit "
+        f"{whole / len(edits):.3f}, its first change alone {first / len(edits):.3f}; such as "
+        f"{edits[0].completion!r}",
+        flush=True,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Two cycles, each on pictures of its own; between them the weights are rounded as they are
     kept, so that the second may begin from a folder (--second-from)."""
@@ -253,15 +284,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=900, help="of its vision tower alone")
-    parser.add_argument("--vlm-steps", type=int, default=2000, help="of all of it, at first")
-    parser.add_argument("--polish-steps", type=int, default=1500, help="and on new pictures")
+    parser.add_argument("--vlm-steps", type=int, default=1800, help="of all of it, at first")
+    parser.add_argument("--polish-steps", type=int, default=1400, help="and on new pictures")
     parser.add_argument("--second-from", type=Path, help="a folder to begin the latter from")
     args = parser.parse_args(argv)
     start, avoid, out = time.monotonic(), heldout(), args.out or TINY_VLM
     known = exams(args.seed + 1, 384)
     cycles = (
-        Cycle(args.vlm_steps, 1.5e-3, 3_040, 0.55),
-        Cycle(args.polish_steps, 1e-3, 6_080, 0.4),
+        Cycle(args.vlm_steps, 1.5e-3, 6_080, 0, (0.45, 0.55), 0.0),
+        Cycle(args.polish_steps, 1e-3, 6_080, 1_520, (0.3, 0.5, 0.2), 0.35),
     )
     vlm = VLM(*build_vlm(args.seed), batch_size=64)
     for number, cycle in enumerate(cycles):
@@ -270,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if number == 1:
             vlm = VLM.load(args.second_from or out, batch_size=64)
         vlm.network.requires_grad_(True)
-        parts = sources(args.seed + number, cycle.drawn, avoid)
+        parts = sources(args.seed + number, cycle, avoid)
         if number == 0:
             train_tower(vlm, parts, cycle, args.tower_steps, args.seed)
         watch = partial(report, vlm, known, args.seed)
@@ -278,7 +309,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         vlm.network.half().save_pretrained(out)
         vlm.talk.tokenizer.save_pretrained(out)
         vlm.pictures.save_pretrained(out)
-    report(VLM.load(out, batch_size=64), known, args.seed)
+    vlm = VLM.load(out, batch_size=64)
+    report(vlm, known, args.seed)
+    report_forms(vlm, known)
     size = sum(f.stat().st_size for f in Path(out).iterdir()) / 1e6
     print(f"wrote {out} ({size:.2f} MB) after {(time.monotonic() - start) / 60:.1f} minutes")
 

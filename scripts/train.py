@@ -133,7 +133,8 @@ def main(argv: list[str]) -> None:
     processes = f"{n} process{'es' if n > 1 else ''}"
     tracker.say(f"{folder}: {config.pretrained.model} on {accelerator.device}, {processes}")
     tracker.say(run.describe())
-    if accelerator.is_main_process and config.method == "srrl":  # the method that plan.py knows
+    # Of the method that plan.py knows.
+    if accelerator.is_main_process and config.method == "srrl" and config.plan:
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
     run.run()
     tracker.finish()

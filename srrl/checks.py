@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 
 Require = Callable[[bool, str, str], None]
 BACKENDS = ("local", "worker", "original")
+PRECISIONS = ("no", "fp16", "bf16")
+# Of drawing for scripts/rig.py evaluate.
+WAYS = ("once", "again", "best", "plain", "actor", "expert", "inversion", "inversion_actor")
 
 
 def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
@@ -43,9 +46,17 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         require(right, key, f"at least one {kind.__name__}, each once")
     require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
     require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    check_rewards(c, values, require)
     for key, allowed in {
-        "mixed_precision": ("no", "fp16", "bf16"),
+        "mixed_precision": PRECISIONS,
         "tracker": ("none", "wandb", "tensorboard"),
+    }.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+
+
+def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
+    """Which rewards score, and where."""
+    for key, allowed in {
         "reward.backend": BACKENDS,
         "reward.dtype": ("fp32", "fp16", "bf16"),
     }.items():
@@ -117,3 +128,48 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     compared = c.branch.count > 1 or c.reward.history > 0
     expected = "at least 2 without reward.history: a score has nothing to be compared with"
     require(compared, "branch.count", expected)
+
+
+def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
+    """What RL-RIG has: the diffuser, the editor, checker and actor, the loop, its evaluation."""
+    for key in (
+        "sample.num_steps",
+        "sample.micro_batch",
+        "sample.decode_batch",
+        "editor.num_steps",
+        "checker.batch_size",
+        "actor.batch_size",
+        "actor.max_tokens",
+        "loop.rounds",
+        "evaluate.images",
+        "evaluate.batch_size",
+    ):
+        require(values[key] >= 1, key, "at least 1")
+    for key in ("seed", "evaluate.first_seed"):
+        require(values[key] >= 0, key, "at least 0")
+    for part in (c.sample, c.editor):
+        name = "sample" if part is c.sample else "editor"
+        require(part.num_steps <= 1000, f"{name}.num_steps", "1 to 1000")
+        require(0 < part.eta <= 1, f"{name}.eta", "above 0, up to 1")
+        require(0 <= part.guidance_scale <= 100, f"{name}.guidance_scale", "0 to 100")
+    require(0 <= c.editor.inversion_guidance <= 100, "editor.inversion_guidance", "0 to 100")
+    require(1 <= c.editor.image_guidance <= 100, "editor.image_guidance", "1 to 100")
+    depth, steps = c.editor.depth, c.editor.num_steps
+    require(depth is None or 1 <= depth <= steps, "editor.depth", f"1 to num_steps={steps}")
+    require(0 < c.checker.threshold < 1, "checker.threshold", "between 0 and 1")
+    require(c.actor.temperature > 0, "actor.temperature", "above 0")
+    for key in ("sample.resolution", "checker.side", "actor.side"):
+        require(values[key] is None or values[key] >= 8, key, "at least 8, or unset")
+    needs = c.editor.kind == "inversion" or bool(c.editor.model)
+    require(needs, "editor.model", "an InstructPix2Pix model")
+    ways = set(c.evaluate.ways)
+    right = ways and ways <= set(WAYS) and len(ways) == len(c.evaluate.ways)
+    require(right, "evaluate.ways", f"some of {', '.join(WAYS)}, each once")
+    check_rewards(c, values, require)
+    for key, allowed in {
+        "mixed_precision": PRECISIONS,
+        "editor.kind": ("instruct", "inversion"),
+        "checker.form": ("yesno", "lookup"),
+        "loop.keep": ("best", "last"),
+    }.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")

@@ -22,10 +22,13 @@ from srrl.methods import METHODS
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
+def load_config(
+    argv: Sequence[str], default: str = "", methods: Sequence[str] | None = None
+) -> ConfigDict:
     """The config of `--config FILE.py:PRESET --config.key=value ...`, checked.
 
-    Raises UserError for an unknown file, preset or key, a value of the wrong type or range.
+    methods: one of which it must be of; by default those that are trained. Raises UserError for an
+    unknown file, preset or key, a value of the wrong type or range, another method.
     """
     source, overrides = default, []
     arguments = list(argv)
@@ -49,6 +52,10 @@ def load_config(argv: Sequence[str], default: str = "") -> ConfigDict:
     for key, value in overrides:
         _override(config, key, value)
     check_config(config)
+    known = [name for name, m in METHODS.items() if m.start] if methods is None else methods
+    if config.method not in known:
+        other = METHODS[known[0]].preset.partition(":")[0]
+        raise UserError(f"{source} is of the method {config.method!r}: give a preset of {other}")
     return config
 
 
@@ -190,7 +197,11 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     known = flatten(config)
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close else "see config/stage_process.py"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"see {METHODS[config.method].preset.split(':')[0]}"
+        )
         raise UserError(f"unknown config key {key!r}: {hint}")
     *sections, leaf = key.split(".")
     owner = config

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from srrl.checks import check_srrl
+from srrl.checks import check_rig, check_srrl
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Method:
     preset  a config file's preset that has every key
     check   (config, values, require): its values' ranges (srrl/checks.py)
     start   "module:function" of what makes a srrl.run.stages.StagedRun of a config, an accelerator
-            and a tracker
+            and a tracker; None: scripts/train.py does not train it
     """
 
     preset: str
     check: Callable[..., None]
-    start: str
+    start: str | None
 
     def load(self) -> Callable[..., Any]:
         """The function `start`."""
@@ -31,4 +31,7 @@ class Method:
         return getattr(importlib.import_module(module), function)
 
 
-METHODS = {"srrl": Method("config/stage_process.py:sd14", check_srrl, "srrl.trainer:start")}
+METHODS = {
+    "srrl": Method("config/stage_process.py:sd14", check_srrl, "srrl.trainer:start"),
+    "rig": Method("config/rig.py:sd14", check_rig, None),
+}

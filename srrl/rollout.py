@@ -20,7 +20,7 @@ from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
 
 SHARED_BRANCH = 2**16  # the branch number of noise that all branches of a prompt share
-PURPOSES = ("start", "steps", "prompts", "updates")
+PURPOSES = ("start", "steps", "prompts", "updates", "words")
 
 
 @dataclass(frozen=True)

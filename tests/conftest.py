@@ -60,6 +60,7 @@ def small_run(folder: Path, stages: int = 2) -> list[str]:
     return [
         f"--config.output_dir={folder}",
         "--config.run_name=run",
+        "--config.plan=false",
         f"--config.stages.total={stages}",
         "--config.stages.per_cycle=1",
         "--config.sample.batch_size=3",

@@ -6,7 +6,7 @@ random numbers they cost what the published model costs and draw noise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,11 @@ HUB_NAMES = {
     "runwayml/stable-diffusion-v1-5": "sd14",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
+# Editors: the architecture, and where their UNets differ.
+EDITORS = {
+    "timbrooks/instruct-pix2pix": ("sd14", {"in_channels": 8}),
+    "diffusers/sdxl-instructpix2pix-768": ("sdxl", {"in_channels": 8, "sample_size": 96}),
+}
 
 
 def blank_pipeline(model: str) -> DiffusionPipeline:
@@ -127,6 +132,22 @@ def blank_pipeline(model: str) -> DiffusionPipeline:
         kind = file_kind(check_file(Path(model), named), named)
         return _of(ARCHITECTURES["sdxl" if kind == SDXL else "sd14"])
     return _of(architecture(model))
+
+
+def blank_editor(model: str) -> DiffusionPipeline:
+    """As blank_pipeline, of an InstructPix2Pix model: a name of EDITORS, or a diffusers folder."""
+    named = f"config.editor.model={model!r}"
+    if Path(model).is_dir():
+        with quiet(), faults("editor.model", model):
+            return blank_of(describe(Path(model), named, edits=True))
+    if model not in EDITORS:
+        known = ", ".join(EDITORS)
+        raise UserError(
+            f"{named}: its architecture is not known here: known are {known} and diffusers folders"
+        )
+    name, changes = EDITORS[model]
+    a = ARCHITECTURES[name]
+    return _of(replace(a, unet={**a.unet, **changes}))
 
 
 def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:

@@ -21,6 +21,16 @@ class Instruction(Conditioning):
     picture: Tensor
 
 
+def weights_of(guidance: float, image_guidance: float) -> tuple[float, float, float]:
+    """Of the network's outputs given text and picture, the picture alone, and neither."""
+    return guidance, image_guidance - guidance, 1 - image_guidance
+
+
+def evaluations_a_step(guidance: float, image_guidance: float) -> int:
+    """Of the network, for a picture: an evaluation for each output that does not cancel."""
+    return sum(weight != 0 for weight in weights_of(guidance, image_guidance))
+
+
 class InstructPolicy(Policy):
     """A StableDiffusion(XL)InstructPix2PixPipeline as a policy.
 
@@ -47,16 +57,9 @@ class InstructPolicy(Policy):
             )
         return Instruction(**vars(self.encode(texts)), picture=self.see(images))
 
-    @torch.no_grad()
-    def see(self, images: Tensor) -> Tensor:
-        """The latents float32 [B, C, h, w] of pictures uint8 [B, 3, H, W]: the mode of the VAE's
-        posterior, not scaled, as InstructPix2Pix is trained on."""
-        parts = []
-        for part in images.split(self.decode_batch):
-            pixels = self._pad(part.to(self.device).float() / 127.5 - 1)
-            encoded = self.pipe.vae.encode(pixels.to(self.vae_dtype)).latent_dist.mode()
-            parts.append(encoded[: len(part)].float())
-        return torch.cat(parts)
+    def evaluations_a_step(self, guidance: float) -> int:
+        """Of the network, for a picture."""
+        return evaluations_a_step(guidance, self.image_guidance)
 
     def predict(
         self, x: Tensor, step: Tensor, conditioning: Instruction, guidance: float
@@ -72,15 +75,15 @@ class InstructPolicy(Policy):
             return torch.cat(
                 [self.predict(x[i], step[i], conditioning.rows(i), guidance) for i in parts]
             )
-        c, seen = conditioning, self.image_guidance
-        nothing = torch.zeros_like(c.picture)
-        terms = [
-            (guidance, c.text, c.pooled, c.picture),
-            (seen - guidance, c.empty, c.pooled_empty, c.picture),
-            (1 - seen, c.empty, c.pooled_empty, nothing),
+        c, nothing = conditioning, torch.zeros_like(conditioning.picture)
+        given = [
+            (c.text, c.pooled, c.picture),
+            (c.empty, c.pooled_empty, c.picture),
+            (c.empty, c.pooled_empty, nothing),
         ]
-        weights, *given = zip(*(term for term in terms if term[0]), strict=True)
-        text, pooled, picture = map(torch.cat, given)
+        terms = zip(weights_of(guidance, self.image_guidance), given, strict=True)
+        weights, given = zip(*(term for term in terms if term[0]), strict=True)
+        text, pooled, picture = map(torch.cat, zip(*given, strict=True))
         n = len(weights)
         both = torch.cat([torch.cat([x] * n), picture], 1)
         output = self._unet(both, self.schedule.timesteps[step].repeat(n), text, pooled)

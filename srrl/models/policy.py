@@ -165,11 +165,11 @@ class Policy:
         pictures = []
         for part in latents.split(self.decode_batch):
             decoded = self.pixels(part)
-            if self.vae_dtype != torch.float32 and not _finite(decoded):
+            if self.vae_dtype != torch.float32 and not torch.isfinite(decoded).all():
                 nn.Module.to(self.pipe.vae, torch.float32)
                 decoded = self.pixels(part, torch.float32)
                 nn.Module.to(self.pipe.vae, self.vae_dtype)
-            if not _finite(decoded):
+            if not torch.isfinite(decoded).all():
                 raise UserError(
                     "the VAE decodes to pixels that are not finite, in float32 as well: the "
                     "policy's latents have left what it knows; start again under another "
@@ -185,12 +185,32 @@ class Policy:
         dtype: the VAE's precision, where it is not `vae_dtype` for now.
         """
         vae, dtype = self.pipe.vae, dtype or self.vae_dtype
-        latents = latents / vae.config.scaling_factor
-        if self.is_xl and vae.config.latents_mean and vae.config.latents_std:  # as SDXL's pipeline
-            spread, mean = latents.new_tensor([vae.config.latents_std, vae.config.latents_mean])
-            latents = latents * spread.view(-1, 1, 1) + mean.view(-1, 1, 1)
-        padded = self._pad(latents)
+        spread, mean = self._moments(latents)
+        padded = self._pad(latents / vae.config.scaling_factor * spread + mean)
         return vae.decode(padded.to(dtype)).sample[: len(latents)].float()
+
+    @torch.no_grad()
+    def see(self, images: Tensor) -> Tensor:
+        """Pictures uint8 [B, 3, H, W] as the VAE sees them: float32 [B, C, h, w], not scaled."""
+        parts = []
+        for part in images.split(self.decode_batch):
+            pixels = self._pad(part.to(self.device).float() / 127.5 - 1)
+            encoded = self.pipe.vae.encode(pixels.to(self.vae_dtype)).latent_dist.mode()
+            parts.append(encoded[: len(part)].float())
+        return torch.cat(parts)
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        """x_0 float32 [B, C, h, w] of pictures uint8 [B, 3, H, W], the inverse of `decode`."""
+        seen = self.see(images)
+        spread, mean = self._moments(seen)
+        return (seen - mean) / spread * self.pipe.vae.config.scaling_factor
+
+    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The VAE's latents' standard deviation and mean, where SDXL's pipeline reads them."""
+        vae, given = self.pipe.vae.config, (1.0, 0.0)
+        if self.is_xl and vae.latents_mean and vae.latents_std:
+            given = (vae.latents_std, vae.latents_mean)
+        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in given)
 
     # ------------------------------------------------------------------ denoising steps
 
@@ -318,7 +338,3 @@ class Policy:
     def start(self, lora: str) -> str:
         """Give the fresh LoRA the effect of another one (srrl.models.start); says what it took."""
         return f"started from {lora}: {start_from(self.pipe, lora)}"
-
-
-def _finite(values: Tensor) -> bool:
-    return bool(torch.isfinite(values).all())

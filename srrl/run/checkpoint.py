@@ -33,6 +33,7 @@ BATCHES = ("sample.num_batches_per_stage", "sample.batch_size")
 FREE = (
     "output_dir",
     "tracker",
+    "plan",
     "deterministic",
     "checkpoint.",
     "pictures.",

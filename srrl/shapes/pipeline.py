@@ -4,6 +4,7 @@ They have the parts, tokenizer and scheduler configuration of their full-size co
 everything that runs on them runs on Stable Diffusion. `scripts/pretrain_tiny.py` trains them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -27,17 +29,22 @@ from srrl.shapes.scenes import COLOURS, RELATIONS, SHAPES, SIZE
 
 TINY_SD = Path(__file__).parent / "tiny_sd"
 TINY_SDXL = Path(__file__).parent / "tiny_sdxl"
-# Longest first, so that the merges of a short word never break a longer one.
+TINY_EDITOR = Path(__file__).parent / "tiny_editor"
+# Longest first, so that the merges of a short word never break a longer one; those of edit prompts
+# after them, which would break "green".
 WORDS = sorted({"a", *COLOURS, *SHAPES, *" ".join(RELATIONS).split()}, key=lambda w: (-len(w), w))
-MAX_TOKENS = 16
+EDIT_WORDS = [*WORDS, "remove", "shape", "make", "move", "add", "the", ";"]
+MAX_TOKENS, EDIT_TOKENS = 16, 24  # of a prompt; of an edit prompt
 
 
-def build_tokenizer(length: int = MAX_TOKENS, **options) -> CLIPTokenizer:
+def build_tokenizer(
+    length: int = MAX_TOKENS, words: Sequence[str] = WORDS, **options
+) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer: the byte alphabet and one chain of merges for each word."""
     alphabet = list(bytes_to_unicode().values())
     tokens = alphabet + [symbol + "</w>" for symbol in alphabet]
     merges = []
-    for word in WORDS:
+    for word in words:
         left = word[0]
         for i, symbol in enumerate(word[1:], start=2):
             right = symbol + ("</w>" if i == len(word) else "")
@@ -58,7 +65,7 @@ def text_config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:
         projection_dim=64,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -153,4 +160,40 @@ def build_tiny_sdxl(seed: int) -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
+    )
+
+
+def build_tiny_editor(
+    sd: StableDiffusionPipeline, seed: int
+) -> StableDiffusionInstructPix2PixPipeline:
+    """An InstructPix2Pix pipeline (arXiv 2211.09800) made from a tiny SD: a UNet that is shown a
+    picture's latents, which it does not heed yet, and a text encoder that knows the words of edit
+    prompts besides."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(EDIT_TOKENS, EDIT_WORDS)
+    text, weights = CLIPTextModel(text_config(tokenizer, layers=2)), sd.text_encoder.state_dict()
+    known, ours = sd.tokenizer.get_vocab(), text.state_dict()
+    for name in weights:
+        kept = ours[name]
+        if name.endswith("token_embedding.weight"):
+            for token, i in tokenizer.get_vocab().items():
+                if token in known:
+                    kept[i] = weights[name][known[token]]
+        elif name.endswith("position_embedding.weight"):
+            kept[: len(weights[name])] = weights[name]
+        else:
+            kept.copy_(weights[name])
+    unet, weights = build_unet(cross_attention_dim=64, in_channels=8), sd.unet.state_dict()
+    wide = torch.zeros_like(unet.conv_in.weight)
+    wide[:, :4] = weights["conv_in.weight"]
+    unet.load_state_dict({**weights, "conv_in.weight": wide})
+    return StableDiffusionInstructPix2PixPipeline(
+        vae=sd.vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=sd.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,23 +22,34 @@ def run(
 ) -> subprocess.CompletedProcess:
     """Run a command in the repository; its exit code must be `check`, if that is given.
 
-    A script without an environment of its own is run by a process that has imported already.
+    A script is run by a process that has imported already, unless its environment matters to
+    what is imported.
     """
-    command, surroundings = [str(a) for a in arguments], {**os.environ, **environment}
-    script = command[0] == sys.executable and command[1].startswith("scripts/")
-    if script and same_surroundings(surroundings):
-        result = warm_run(command)
+    command, given = [str(a) for a in arguments], {**os.environ, **environment}
+    script = command[0] == sys.executable and command[1].endswith(".py")
+    if script and all(LATE.fullmatch(name) for name in changed(given)):
+        result = warm_run(command, given)
     else:
         result = subprocess.run(
             command,
             cwd=REPOSITORY,
-            env=surroundings,
+            env=given,
             capture_output=True,
             text=True,
             timeout=timeout,
         )
     assert check is None or result.returncode == check, result.stdout + result.stderr
     return result
+
+
+STARTED_IN = dict(os.environ)
+# Variables that nothing reads while torch, diffusers, transformers and peft are imported.
+LATE = re.compile(r"WANDB_\w+|HOME|PYTHONPATH|SRRL_ERROR_FOLDER|PYTEST_\w+")
+
+
+def changed(environment: dict[str, str]) -> set[str]:
+    """The names of the variables that are not as this process was started with."""
+    return {name for name, _ in environment.items() ^ STARTED_IN.items()}
 
 
 @cache
@@ -56,24 +68,11 @@ def warm() -> subprocess.Popen:
     return server
 
 
-STARTED_IN = dict(os.environ)
-
-
-def same_surroundings(environment: dict[str, str]) -> bool:
-    """Are these variables those that this process was started with? pytest's name of the test, and
-    a PYTHONPATH to srrl, which a script finds by itself, make no difference."""
-    where = environment.get("PYTHONPATH", ".").strip(":").split(":")
-    ours = all((REPOSITORY / path).resolve() == REPOSITORY for path in where)
-    unread = {"PYTEST_CURRENT_TEST", "PYTHONPATH"}
-    changed = {k for k, _ in environment.items() ^ STARTED_IN.items()}
-    return ours and changed <= unread
-
-
-def warm_run(command: list[str]) -> subprocess.CompletedProcess:
+def warm_run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        asked = {"arguments": command[1:], "out": str(out), "err": str(err)}
-        warm().stdin.write(json.dumps(asked) + "\n")
+        given = {"environment": environment, "out": str(out), "err": str(err)}
+        warm().stdin.write(json.dumps({"arguments": command[1:], **given}) + "\n")
         warm().stdin.flush()
         code = int(warm().stdout.readline())
         return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())

@@ -41,7 +41,8 @@ def test_ctrl_c_is_one_line_and_130_and_the_run_goes_on(launcher, tmp_path):
     ended = stopped(tmp_path, signal.SIGINT, *launcher)
     assert ended.returncode == 130
     assert ended.stderr.strip() == f"stopped: the same command resumes {tmp_path / 'run'}"
-    again = run("bash", "train.sh", *small_run(tmp_path, 4), CONSTANT, *launcher)
+    command = ["bash", "train.sh"] if launcher else [sys.executable, "scripts/train.py", PRESET]
+    again = run(*command, *small_run(tmp_path, 4), CONSTANT, *launcher)
     assert "resuming" in again.stdout
     assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
 
@@ -66,7 +67,7 @@ def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
 
 def test_a_terminated_run_resumes_too(tmp_path):
     assert stopped(tmp_path, signal.SIGTERM).returncode not in (0, 130)
-    run("bash", "train.sh", *small_run(tmp_path, 4), CONSTANT)
+    run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 4), CONSTANT)
     assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
 
 

@@ -176,7 +176,7 @@ def test_sample_draws_what_the_merged_model_draws_and_exports_all_of_it(case, ba
 
 def test_a_run_starts_from_it_or_says_why_not(case, tmp_path):
     name, _, file, model = case
-    command = [PYTHON, "scripts/launch.py", "sd14", "tiny"]
+    command = [PYTHON, "scripts/train.py", f"--config={PRESET}"]
     small = [*small_run(tmp_path, stages=1), "--config.checkpoint.every=9"]
     given = [*small, "--config.run_name=lora", f"--config.pretrained.lora={file}"]
     if name in ("dora", "dora_scale", "with a text encoder"):
@@ -201,7 +201,7 @@ def test_what_cannot_be_taken_is_one_line(kind, tmp_path):
     state, why = REFUSED[kind]
     file = write(state(), tmp_path / "lora.safetensors")
     evaluate = [PYTHON, "scripts/evaluate.py", "--config", PRESET, "--out", str(tmp_path / "e")]
-    start = [PYTHON, "scripts/launch.py", "sd14", "tiny", *small_run(tmp_path)]
+    start = [PYTHON, "scripts/train.py", f"--config={PRESET}", *small_run(tmp_path)]
     for said in (
         sample(tmp_path / "s", "--prompt", PROMPT, "--checkpoint", str(file), check=2),
         run(*evaluate, "--checkpoints", str(file), check=2),

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from srrl.config import REPOSITORY
 from srrl.models.loading import load_pipeline
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from tests.ldm import save_single_file
 from tests.models import POINTER, edit, linked, same_weights, set_scheduler, write
+from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
 PRESET = "config/stage_process.py:tiny"
@@ -22,8 +22,7 @@ CONFIG = f"--config.pretrained.single_file_config={TINY_SD}"
 
 
 def command(script, *arguments):
-    call = [sys.executable, f"scripts/{script}.py", *map(str, arguments)]
-    return subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True)
+    return run(sys.executable, f"scripts/{script}.py", *arguments, check=None)
 
 
 def sampled(out, *arguments):
@@ -46,8 +45,7 @@ def refused(tmp_path, said, *arguments):
     prompt = ["--prompt", "a blue circle above a red square", "--no-score", "--out", tmp_path / "o"]
     one_line(command("sample", "--config", PRESET, *prompt, *arguments), *said)
     folder = [f"--config.output_dir={tmp_path}", "--config.run_name=run"]
-    launch = command("launch", "tiny", "tiny", f"--config={PRESET}", *folder, *arguments)
-    one_line(launch, *said)
+    one_line(command("train", f"--config={PRESET}", *folder, *arguments), *said)
     assert not list(tmp_path.rglob("image_*.png")) and not list(tmp_path.rglob("metrics.jsonl"))
 
 

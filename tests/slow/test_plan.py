@@ -41,6 +41,23 @@ def test_a_plan_of_the_embedded_model_and_of_all_cards():
     assert "hours" not in run(*PLAN, config("tiny"), "--card", "cpu").stdout
 
 
+def test_the_parts_of_rl_rig_and_a_pictures_bill():
+    """Parameters as published; evaluations and calls of three rounds."""
+    text = run(*PLAN, "--config=config/rig.py:sd14", "--card", "h100").stdout
+    assert re.search(r"timbrooks/instruct-pix2pix +1,066,246,827 +1\.99", text)
+    assert re.search(r"Qwen/Qwen2\.5-VL-7B-Instruct +8,292,166,656 +15\.4", text)
+    assert re.search(r"\n  once +40 +1 ", text) and re.search(r"\n  actor +220 +7 ", text)
+    assert "\nfits NVIDIA H100 80GB" in text
+    sdxl = run(*PLAN, "--config=config/rig.py:sdxl", "--card", "4090").stdout
+    assert "does not fit NVIDIA GeForce RTX 4090" in sdxl
+    tiny = run(*PLAN, "--config=config/rig.py:tiny", "--card", "cpu").stdout
+    assert re.search(r"\n  actor +80 +7 ", tiny)
+    for key in ("editor", "checker"):
+        flag = f"--config.{key}.model=nobody/nothing"
+        refused = run(*PLAN, "--config=config/rig.py:sd14", flag, check=2)
+        assert "'nobody/nothing'" in refused.stderr and "known are" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -44,22 +44,26 @@ def assert_same_run(one: Path, two: Path, stages: int) -> None:
     assert (ours - changed).norm() > 1e-3 * ours.norm()
 
 
-@pytest.mark.parametrize("stages", [1, 5])
-@pytest.mark.parametrize("model", SCRIPTS)
+def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **given: str) -> None:
+    """The same run by one process and by two, in the folders "one" and "two"."""
+    preset = {"sd": PRESET, "sdxl": f"{PRESET}_xl"}[model]
+    alone = [sys.executable, "scripts/train.py", preset, *small_run(folder / "one", stages)]
+    said = run(*alone, *options, **ONE_THREAD, **given).stdout
+    assert "on cpu, 1 process\n" in said
+    both = ["bash", SCRIPTS[model], *small_run(folder / "two", stages), *options, *TWO]
+    said = run(*both, **ONE_THREAD, **given).stdout
+    assert "on cpu, 2 processes\n" in said
+
+
+@pytest.mark.parametrize(("model", "stages"), [("sd", 5), ("sdxl", 1)])
 def test_two_processes_give_what_one_gives(model, stages, tmp_path):
-    options = ["--config.reflect.max_rounds=3"]
-    for name, flags in (("one", []), ("two", TWO)):
-        command = ["bash", SCRIPTS[model], *small_run(tmp_path / name, stages), *options, *flags]
-        said = run(*command, **ONE_THREAD).stdout
-        assert f"{name.replace('one', '1').replace('two', '2')} process" in said
+    one_and_two(tmp_path, stages, "--config.reflect.max_rounds=3", model=model)
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", stages)
 
 
 def test_two_processes_know_each_others_answers(tmp_path):
     options = ['--config.reward.models={"checker": 1.0}', "--config.reward.backend=worker"]
-    for name, flags in (("one", []), ("two", TWO)):
-        command = ["bash", "train.sh", *small_run(tmp_path / name, 1), *options, *flags]
-        run(*command, **ONE_THREAD)
+    one_and_two(tmp_path, 1, *options)
     ours, theirs = (logged(tmp_path / n / "run", "samples.jsonl") for n in ("one", "two"))
     assert len(ours) == len(theirs) == 9
     for one, two in zip(ours, theirs, strict=True):
@@ -85,15 +89,8 @@ def test_also_when_one_process_selects_nothing(tmp_path):
         "        mean = images.float().mean((1, 2, 3)) / 255\n"
         "        return mean * mean.new_tensor(told)\n"
     )
-    for name, flags in (("one", []), ("two", TWO)):
-        command = [
-            "bash",
-            "train.sh",
-            *small_run(tmp_path / name, 1),
-            '--config.reward.models={"uneven:Uneven": 1.0}',
-            *flags,
-        ]
-        run(*command, PYTHONPATH=str(tmp_path), **ONE_THREAD)
+    models = '--config.reward.models={"uneven:Uneven": 1.0}'
+    one_and_two(tmp_path, 1, models, PYTHONPATH=str(tmp_path))
     assert 0 < logged(tmp_path / "one" / "run", "metrics.jsonl")[0]["selected"] <= 2
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
 

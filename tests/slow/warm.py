@@ -25,7 +25,7 @@ def imports() -> None:
     import srrl.run.stages  # noqa: F401
 
 
-def become(arguments: list[str], out: str, err: str) -> int:
+def become(arguments: list[str], environment: dict[str, str], out: str, err: str) -> int:
     """In the child: run a script as `python SCRIPT ARGUMENTS` does, and return its exit code."""
     os.setsid()
     for number, path, flags in (
@@ -37,8 +37,11 @@ def become(arguments: list[str], out: str, err: str) -> int:
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin = os.fdopen(0)
+    os.environ.clear()
+    os.environ.update(environment)
     sys.argv = arguments
-    sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
+    added = environment.get("PYTHONPATH", "").split(":")
+    sys.path[:1] = [os.path.dirname(os.path.abspath(arguments[0])), *filter(None, added)]
     code = 0
     try:
         runpy.run_path(arguments[0], run_name="__main__")

@@ -1,0 +1,217 @@
+"""What RL-RIG takes, before it runs: its parts' weights, and a picture's bill by way of drawing.
+
+The diffuser's and the editor's calls are counted on their own networks without numbers, as a
+training's are (imagined.py). Of the VLM the weights are counted; its operations are two for each
+weight and token, as for any transformer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from ml_collections import ConfigDict
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConfig
+
+from srrl.budget import nfe_per_step
+from srrl.checks import WAYS
+from srrl.config import resolve
+from srrl.ddim import make_schedule
+from srrl.errors import UserError
+from srrl.measure.bill import CONTEXT, GIB, SLACK
+from srrl.measure.cards import Card
+from srrl.measure.counting import Count, make_fake, size_of
+from srrl.measure.show import columns, tflop
+from srrl.models.architectures import blank_editor, blank_pipeline
+from srrl.models.conditioning import Conditioning
+from srrl.models.instruct import Instruction, InstructPolicy, evaluations_a_step
+from srrl.models.policy import DTYPES, Policy
+from srrl.rig.seeing import EMBEDDED, TINY_VLM
+
+TOKENS = 120  # of a request's text and a short answer, about
+SMALLER = "a smaller sample.micro_batch, or Qwen/Qwen2.5-VL-3B-Instruct"
+VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "window_size": 112,
+}
+
+
+def qwen(hidden: int, intermediate: int, layers: int, heads: int, kv: int, words: int, tied: bool):
+    """A Qwen2.5-VL's configuration."""
+    text = {
+        "vocab_size": words,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "tie_word_embeddings": tied,
+    }
+    vision = {**VISION, "out_hidden_size": hidden}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+
+
+VLMS = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model: its name, parameters, bytes, and the most bytes that one of its calls takes."""
+
+    name: str
+    parameters: int
+    size: int
+    call: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A diffuser or an editor: the part, and the operations of one evaluation for a picture, of
+    encoding one and of decoding one."""
+
+    part: Part
+    evaluation: float
+    decoding: float
+
+
+def drawing(name: str, pipe: DiffusionPipeline, c: ConfigDict, steps: ConfigDict, cuda: bool):
+    """Counted on the network's own calls; steps: of what they are."""
+    dtype = DTYPES[c.mixed_precision] if cuda else torch.float32
+    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    for module in modules:
+        nn.Module.to(module, dtype)
+    edits = pipe.unet.config.in_channels > pipe.vae.config.latent_channels
+    policy = (InstructPolicy if edits else Policy)(
+        pipe,
+        make_schedule(pipe.scheduler.config, steps.num_steps, steps.eta),
+        micro_batch=c.sample.micro_batch,
+        decode_batch=c.sample.decode_batch,
+        resolution=c.sample.resolution,
+        dtype=dtype,
+        device="meta",
+    )
+    if edits:
+        policy.image_guidance = c.editor.image_guidance
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for module in modules:
+            make_fake(module)
+        policy.device, policy.schedule = torch.device("cpu"), policy.schedule.to("cpu")
+        policy.pads = False
+        (text, pooled), _ = policy.encoder._encode("a prompt")
+        n = c.sample.micro_batch
+        texts, pooleds = (torch.zeros(n, *t.shape) for t in (text, pooled))
+        x = torch.zeros(n, *policy.latent_shape)
+        given = Conditioning(texts, texts, pooleds, pooleds)
+        if edits:
+            given = Instruction(**vars(given), picture=x)
+        weights = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        index = torch.zeros(n, dtype=torch.long)
+        with Count([*weights, x, *vars(given).values()]) as predicted:
+            policy.predict(x, index, given, steps.guidance_scale)
+        with Count([*weights, x]) as decoded:
+            policy.pixels(x[: c.sample.decode_batch])
+    found = {id(p): p for m in modules for p in m.parameters()}.values()
+    part = Part(
+        name, sum(p.numel() for p in found), size_of(found), max(predicted.peak, decoded.peak)
+    )
+    return Drawing(part, predicted.flops / policy.nfe, decoded.flops / c.sample.decode_batch)
+
+
+def vlm_part(model: str, dtype: torch.dtype) -> Part:
+    """A VLM's weights; raises UserError for a hub name whose configuration is not known here."""
+    if model in VLMS:
+        config = qwen(*VLMS[model])
+    elif model == EMBEDDED or Path(resolve(model)).is_dir():
+        folder = TINY_VLM if model == EMBEDDED else Path(resolve(model))
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the VLM {model!r}: {error}") from None
+    else:
+        known = ", ".join(VLMS)
+        raise UserError(f"the VLM {model!r}: not known here: known are {known} and folders")
+    with torch.device("meta"):
+        network = AutoModelForImageTextToText.from_config(config)
+    count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
+    return Part(model, count, count * torch.finfo(dtype).bits // 8, 0)
+
+
+def visual_tokens(side: int) -> int:
+    """Of a Qwen2.5-VL: a token for 28 x 28 pixels."""
+    return max(1, round(side / 28)) ** 2
+
+
+def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
+    """The parts, a picture's bill and what it fits, as text; cuda: on a GPU."""
+    dtype = DTYPES[c.mixed_precision] if cuda else torch.float32
+    diffuser = drawing(
+        c.pretrained.model, blank_pipeline(resolve(c.pretrained.model)), c, c.sample, cuda
+    )
+    instruct = c.editor.kind == "instruct"
+    if instruct:
+        editor = drawing(c.editor.model, blank_editor(resolve(c.editor.model)), c, c.editor, cuda)
+    else:
+        name = c.editor.model or c.pretrained.model
+        editor = drawing(name, blank_pipeline(resolve(name)), c, c.editor, cuda)
+    vlms = {model: vlm_part(model, dtype) for model in (c.checker.model, c.actor.model)}
+    parts = [diffuser.part, editor.part, *vlms.values()]
+    rows = [("part", "parameters", "GiB")]
+    rows += [(p.name, f"{p.parameters:,}", f"{p.size / GIB:.2f}") for p in parts]
+    held, call = sum(p.size for p in parts), max(p.call for p in parts)
+    peak = held + call
+    rows.append(("all, with the largest call of the networks that draw", "", f"{peak / GIB:.2f}"))
+    lines = [f"{c.run_name}: computed, nothing was run", *columns(rows)]
+
+    side = c.sample.resolution or 512
+    look = (visual_tokens(c.checker.side or side) + TOKENS) * 2 * vlms[c.checker.model].parameters
+    write = visual_tokens(c.actor.side or side) + TOKENS + c.actor.max_tokens
+    write *= 2 * vlms[c.actor.model].parameters
+    first, edit = first_evaluations(c), edit_evaluations(c)
+    rows = [("a picture, at most", "evaluations", "VLM calls", "TFLOP")]
+    draw = first * diffuser.evaluation + diffuser.decoding
+    for way in WAYS:
+        rounds = 0 if way == "once" else c.loop.rounds
+        if way in ("again", "best"):
+            each, flops = first, draw
+        elif way.startswith("inversion") and instruct:
+            each = inversion_evaluations(c)
+            flops = each * diffuser.evaluation + diffuser.decoding
+        else:
+            each, flops = edit, edit * editor.evaluation + editor.decoding
+        writes = rounds * way.endswith("actor")
+        total = draw + rounds * flops + (1 + rounds) * look + writes * write
+        calls = 1 + rounds + writes
+        rows.append((way, f"{first + rounds * each}", f"{calls}", tflop(total / 1e12)))
+    lines += columns(rows)
+    for card in cards:
+        room = (card.gib * GIB - CONTEXT) / (1 + SLACK)
+        name = f"{card.name} ({card.gib:.1f} GiB)"
+        lines.append(f"fits {name}" if peak <= room else f"does not fit {name}: {SMALLER}")
+    return "\n".join(lines)
+
+
+def first_evaluations(c: ConfigDict) -> int:
+    return c.sample.num_steps * nfe_per_step(c.sample.guidance_scale)
+
+
+def inversion_evaluations(c: ConfigDict) -> int:
+    e = c.editor
+    there_and_back = nfe_per_step(e.guidance_scale) + nfe_per_step(e.inversion_guidance)
+    return (e.depth or e.num_steps) * there_and_back
+
+
+def edit_evaluations(c: ConfigDict) -> int:
+    e = c.editor
+    if e.kind == "inversion":
+        return inversion_evaluations(c)
+    return e.num_steps * evaluations_a_step(e.guidance_scale, e.image_guidance)

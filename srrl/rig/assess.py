@@ -1,0 +1,155 @@
+"""What came of trails: against the truth where it can be read, through the checker's eyes, by a
+judge; with the bill. A line of JSON for each picture, and the table that is made of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rewards import Reward, score_all
+from srrl.rig.graphs import SceneGraph, similarities
+from srrl.rig.loop import Trail
+from srrl.rig.seeing import Seer
+from srrl.run.statistics import by_prompt, interval, paired_difference
+from srrl.shapes.reader import graph_of, read, truths
+from srrl.shapes.scenes import parse
+
+MEASURES = ("sg_iou", "entity_iou", "relation_iou", "f1")
+
+
+def records(
+    trails: Sequence[Trail],
+    *,
+    exact: bool,
+    seer: Seer | None,
+    judges: Mapping[str, Reward],
+) -> list[dict[str, Any]]:
+    """A record for each trail's kept picture.
+
+    exact: the shapes world, where the truth is read off the pixels; seer: extracts scene graphs,
+    within the truth's vocabulary and without; judges: rewards that score.
+    """
+    images = torch.stack([trail.final.image for trail in trails])
+    wishes = [trail.wish for trail in trails]
+    lines = [told(trail) for trail in trails]
+    for name, scores in score_all(judges, images, [wish.prompt for wish in wishes]).items():
+        for line, score in zip(lines, scores.tolist(), strict=True):
+            line[f"judge/{name}"] = round(score, 6)
+    if exact:
+        for line, trail, seen in zip(lines, trails, read(images), strict=True):
+            held = truths(seen, parse(trail.wish.prompt))
+            line["exact/all"], line["exact/share"] = float(all(held)), sum(held) / len(held)
+            line |= compared("exact", graph_of(seen), trail.wish.graph)
+            verdicts = zip(held, trail.final.passed.tolist(), strict=True)
+            line["verdicts_right"] = sum(a == b for a, b in verdicts) / len(held)
+    if seer:
+        truth = [wish.graph for wish in wishes]
+        for name, bound in (("bound", truth), ("open", None)):
+            for line, graph, wanted in zip(lines, seer.describe(images, bound), truth, strict=True):
+                line[f"{name}/failed"] = float(graph is None)
+                line |= compared(name, graph or SceneGraph(), wanted)
+    return lines
+
+
+def told(trail: Trail) -> dict[str, Any]:
+    """What a trail knows of itself."""
+    evaluations, calls, tokens = trail.costs.all
+    return {
+        "number": trail.wish.number,
+        "prompt": trail.wish.prompt,
+        "pictures": len(trail.steps),
+        "edits": [step.edit.text for step in trail.steps if step.edit],
+        "refused": dict(trail.reasons),
+        "checker": trail.final.count / len(trail.final.passed),
+        "checker_all": float(trail.final.whole),
+        "checker_first": trail.steps[0].count / len(trail.final.passed),
+        "evaluations": evaluations,
+        "calls": calls,
+        "tokens": tokens,
+    }
+
+
+def compared(name: str, graph: SceneGraph, truth: SceneGraph) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in similarities(graph, truth).items()}
+
+
+# ------------------------------------------------------------------------------- the table
+
+
+def column(lines: Sequence[Mapping[str, Any]], key: str, images: int) -> torch.Tensor | None:
+    """The mean of each prompt's pictures, float64 [P], in the order of the prompts."""
+    if any(key not in line for line in lines):
+        return None
+    ordered = sorted(lines, key=lambda line: (line["image"], line["number"]))
+    return by_prompt([line[key] for line in ordered], images)
+
+
+def summary(
+    ways: Mapping[str, Sequence[Mapping[str, Any]]], images: int, baseline: str
+) -> list[dict[str, Any]]:
+    """A row for each way: its means, their 95% intervals over prompts, and the paired difference
+    to the baseline in what matters most."""
+    rows = []
+    main = "exact/all" if all("exact/all" in x for x in ways[baseline]) else "checker_all"
+    for way, lines in ways.items():
+        row: dict[str, Any] = {"way": way, "n": len(lines), "prompts": len(lines) // images}
+        keys = [k for k, v in lines[0].items() if isinstance(v, float) and k != "seconds"]
+        for key in [*keys, "evaluations", "calls", "tokens", "seconds"]:
+            values = column(lines, key, images)
+            if values is None:
+                continue
+            mean, low, high = interval(values)
+            row[key], row[f"{key}/low"], row[f"{key}/high"] = mean, low, high
+        ours, theirs = column(lines, main, images), column(ways[baseline], main, images)
+        row["difference"], row["difference/half"] = paired_difference(theirs, ours)
+        row["refused"] = sum(sum(line["refused"].values()) for line in lines) / len(lines)
+        rows.append(row)
+    return rows
+
+
+SHOWN = {
+    "exact/all": "all",
+    "exact/share": "share",
+    "exact/sg_iou": "SG-IoU",
+    "exact/entity_iou": "entity IoU",
+    "exact/relation_iou": "relation IoU",
+    "exact/f1": "F1",
+    "bound/sg_iou": "SG-IoU, VLM",
+    "open/sg_iou": "open",
+    "checker_all": "checker: all",
+    "checker": "checker: share",
+    "verdicts_right": "verdicts right",
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]], most: Mapping[str, tuple[float, float]]) -> str:
+    """Markdown: means with intervals, and what a picture costs, realised and at most."""
+    judges = [key for key in rows[0] if key.startswith("judge/") and key.count("/") == 1]
+    shown = {k: v for k, v in SHOWN.items() if k in rows[0]} | {k: k for k in judges}
+    head = [
+        "way",
+        *shown.values(),
+        "to the first",
+        "no edit",
+        "evaluations",
+        "calls",
+        "tokens",
+        "s",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [f"`{row['way']}`"]
+        for i, key in enumerate(shown):
+            text = f"{row[key]:.3f}"
+            if i == 0:
+                text += f" [{row[key + '/low']:.3f}, {row[key + '/high']:.3f}]"
+            cells.append(text)
+        evaluations, calls = most[row["way"]]
+        cells.append(f"{row['difference']:+.3f} ± {row['difference/half']:.3f}")
+        cells.append(f"{row['refused']:.2f}")
+        cells.append(f"{row['evaluations']:.0f} of {evaluations:.0f}")
+        cells.append(f"{row['calls']:.1f} of {calls:.0f}")
+        cells.append(f"{row['tokens']:.0f} of {row['tokens'] / row['calls'] * calls:.0f}")
+        cells.append(f"{row['seconds']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

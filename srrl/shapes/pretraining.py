@@ -1,0 +1,86 @@
+"""What the trainings of the embedded models share: the optimizer, and the diffuser's pictures."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from srrl.config import load_config
+from srrl.models.policy import Policy
+from srrl.rollout import rollout, rollout_settings
+from srrl.shapes.pipeline import TINY_SD
+
+SNR_GAMMA = 5.0
+
+
+class Training:
+    """AdamW with a warm-up and a cosine to zero, gradients clipped to a norm of 1, and now and
+    then a line with the time left."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Sequence[nn.Parameter],
+        steps: int,
+        rate: float,
+        warm_up: int = 50,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
+        self.name, self.parameters, self.steps = name, list(parameters), steps
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=betas)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda i: min(1, (i + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1, i / steps))),
+        )
+        self.done, self.start = 0, time.monotonic()
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+
+    def say(self, **values: float) -> None:
+        """After every hundredth step and the last, how far it is."""
+        if self.done % 100 and self.done != self.steps:
+            return
+        eta = (time.monotonic() - self.start) / self.done * (self.steps - self.done)
+        shown = " ".join(f"{k} {v:.4f}" for k, v in values.items())
+        print(f"{self.name} {self.done}/{self.steps} {shown} ETA {eta:.0f} s", flush=True)
+
+
+def denoising_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    noising: DDIMScheduler,
+    generator: torch.Generator,
+) -> Tensor:
+    """Of the noise predicted at noisy latents and timesteps, of x0 [B, C, h, w]; weighted by
+    min-SNR (arXiv 2303.09556). More of the noisy steps: they decide the layout, the others are
+    easy."""
+    t = (1000 * torch.rand(len(x0), generator=generator) ** 0.7).long()
+    noise = torch.randn(x0.shape, generator=generator)
+    predicted = predict(noising.add_noise(x0, noise, t), t)
+    alphas = noising.alphas_cumprod[t]
+    snr = (alphas / (1 - alphas)).clamp(min=1e-8)
+    weight = snr.clamp(max=SNR_GAMMA) / snr
+    return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+
+
+def drawn(prompts: Sequence[str], seed: int) -> Tensor:
+    """The embedded diffuser's pictures uint8 [N, 3, 32, 32], one of each prompt."""
+    policy = Policy.load(str(TINY_SD), num_steps=10, eta=1.0, micro_batch=64)
+    settings = rollout_settings(load_config(["--config=config/stage_process.py:tiny"]), branches=1)
+    parts = []
+    for start in range(0, len(prompts), 96):
+        some = list(prompts[start : start + 96])
+        given = {"rounds": 1, "trained_steps": 0, "seed": seed, "stage": start}
+        shown = rollout(policy, policy.encode(some), settings, prompts=[*range(len(some))], **given)
+        parts.append(shown.images)
+        print(f"drawn {start + len(some)}/{len(prompts)}", flush=True)
+    return torch.cat(parts)
