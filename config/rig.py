@@ -60,8 +60,9 @@ def base() -> ConfigDict:
     # Of "instruct": the guidance scale of the picture. At 1 a step takes two evaluations of the
     # network, else three.
     e.image_guidance = 1.5
-    # Of "inversion": guidance from the picture's own prompt while it goes back, and over how many
-    # of the steps (unset: all, to pure noise).
+    # Of "inversion" (as a way beside "instruct" it draws as the Diffuser does): guidance from the
+    # picture's own prompt while it goes back, and over how many of the steps (unset: all, to pure
+    # noise).
     e.inversion_guidance = 0.1
     e.depth = placeholder(int)
 
@@ -157,7 +158,7 @@ def tiny(c: ConfigDict) -> None:
         part.batch_size = 64
     c.actor.max_tokens = 64
     c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
-    c.evaluate.batch_size = 100
+    c.evaluate.batch_size = 64
     c.evaluate.ways = (
         "once",
         "again",
@@ -166,7 +167,6 @@ def tiny(c: ConfigDict) -> None:
         "actor",
         "expert",
         "inversion",
-        "inversion_actor",
     )
     c.reward.models = {"judge": 1.0}
 

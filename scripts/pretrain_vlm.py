@@ -50,7 +50,7 @@ from srrl.rig.graphs import parse_graph
 from srrl.rig.seeing import TINY_VLM, Seer
 from srrl.shapes.vlm import WIDTH, build_vlm
 
-RENDERS, ROUGH, SOFT = 16_000, 0.3, 0.5
+ROUGH, SOFT = 0.3, 0.5
 BATCH, WARM_UP, BETAS = 32, 100, (0.9, 0.98)
 EDITING = RolloutSettings(1, 3.0, 1.0, 1.0, 1.0, 0.0, "last", 0)  # guidance 3, eta 1
 TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing lies on it
@@ -58,11 +58,12 @@ TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing
 
 @dataclass(frozen=True)
 class Cycle:
-    """Of the training: steps and peak rate; pictures of the diffuser, and of them after an edit;
-    the shares of renders, drawn and edited pictures in a batch; and of an actor's lessons."""
+    """Of the training: steps and peak rate; renders, pictures of the diffuser, and of these after
+    an edit; the shares of the three in a batch; and of an actor's lessons."""
 
     steps: int
     rate: float
+    renders: int
     drawn: int
     edited: int
     shares: tuple[float, ...]
@@ -92,7 +93,7 @@ class Source:
 def sources(seed: int, cycle: Cycle, avoid: frozenset[Scene]) -> list[Source]:
     """Renders, pictures of the diffuser, and some of these edited, without held-out scenes."""
     rng = random.Random(seed)
-    renders = draw([some_things(rng, ROUGH) for _ in range(RENDERS)], seed, SOFT)
+    renders = draw([some_things(rng, ROUGH) for _ in range(cycle.renders)], seed, SOFT)
     prompts = [s.prompt for s in all_scenes() if s not in avoid]
     prompts = (prompts * (cycle.drawn // len(prompts) + 1))[: cycle.drawn]
     found = [Source.without(avoid, renders), Source.without(avoid, drawn(prompts, seed), prompts)]
@@ -286,13 +287,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tower-steps", type=int, default=900, help="of its vision tower alone")
     parser.add_argument("--vlm-steps", type=int, default=1800, help="of all of it, at first")
     parser.add_argument("--polish-steps", type=int, default=1400, help="and on new pictures")
+    parser.add_argument("--renders", type=int, default=16_000)
+    parser.add_argument("--drawn", type=int, default=6_080, help="of the diffuser, a cycle")
+    parser.add_argument("--exam", type=int, default=384, help="drawn ones to be judged by")
     parser.add_argument("--second-from", type=Path, help="a folder to begin the latter from")
     args = parser.parse_args(argv)
     start, avoid, out = time.monotonic(), heldout(), args.out or TINY_VLM
-    known = exams(args.seed + 1, 384)
+    known = exams(args.seed + 1, args.exam)
+    shown = (args.renders, args.drawn)
     cycles = (
-        Cycle(args.vlm_steps, 1.5e-3, 6_080, 0, (0.45, 0.55), 0.0),
-        Cycle(args.polish_steps, 1e-3, 6_080, 1_520, (0.3, 0.5, 0.2), 0.35),
+        Cycle(args.vlm_steps, 1.5e-3, *shown, 0, (0.45, 0.55), 0.0),
+        Cycle(args.polish_steps, 1e-3, *shown, args.drawn // 4, (0.3, 0.5, 0.2), 0.35),
     )
     vlm = VLM(*build_vlm(args.seed), batch_size=64)
     for number, cycle in enumerate(cycles):

@@ -62,8 +62,9 @@ def main(argv: list[str]) -> None:
     args, overrides = arguments(argv)
     config = load_config([f"--config={args.config}", *overrides], methods=["rig"])
     for name in ("images", "num_prompts"):
-        if (getattr(args, name, None) or 1) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+        given = getattr(args, name, None)
+        if given is not None and given < 1:
+            raise UserError(f"--{name.replace('_', '-')} {given}: at least 1")
     out = args.out or Path(config.output_dir) / config.run_name / args.command
     make_folder(out, f"--out {out}")
     {"draw": draw, "evaluate": evaluate}[args.command](args, config, out)
@@ -89,7 +90,7 @@ def draw(args: argparse.Namespace, config, out: Path) -> None:
         wish_of(prompt, len(wishes) + i, "--prompt") for i, prompt in enumerate(args.prompts)
     ]
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
-    parts.check_prompts(wishes)
+    parts.check_prompts(wishes, [args.way])
     way = parts.way(args.way)
     clock, trails = Clock(len(wishes) * args.images), []
     for image in range(args.images):
@@ -163,8 +164,7 @@ def evaluate(args: argparse.Namespace, config, out: Path) -> None:
     wishes = wishes_of(config.prompts.heldout)
     wishes = evenly(wishes, args.num_prompts or len(wishes))
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
-    parts.check_prompts(wishes)
-    exact = EMBEDDED in (config.checker.model, config.actor.model)
+    parts.check_prompts(wishes, e.ways)
     same = config.reward.options.to_dict().get("checker", {}).get("model", EMBEDDED)
     if "checker" in config.reward.models and same == config.checker.model:
         print("warning: the judge is the checker itself: it will like what the loop made")
@@ -211,7 +211,7 @@ def evaluate(args: argparse.Namespace, config, out: Path) -> None:
         trails = ways[name].run(images, some, seed, cost)
         seconds = (seconds + time.monotonic() - start) / len(some)
         seer = parts.seer if e.extract else None
-        made = records(trails, exact=exact, seer=seer, judges=judges)
+        made = records(trails, exact=parts.exact, seer=seer, judges=judges)
         own = {"key": key, "way": name, "image": image}
         made = [{**own, **line, "seconds": round(seconds, 4)} for line in made]
         with open(out / "pictures.jsonl", "a", encoding="utf-8") as log:

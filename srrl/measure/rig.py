@@ -206,8 +206,9 @@ def first_evaluations(c: ConfigDict) -> int:
 
 def inversion_evaluations(c: ConfigDict) -> int:
     e = c.editor
-    there_and_back = nfe_per_step(e.guidance_scale) + nfe_per_step(e.inversion_guidance)
-    return (e.depth or e.num_steps) * there_and_back
+    steps = e if e.kind == "inversion" else c.sample
+    there_and_back = nfe_per_step(steps.guidance_scale) + nfe_per_step(e.inversion_guidance)
+    return (e.depth or steps.num_steps) * there_and_back
 
 
 def edit_evaluations(c: ConfigDict) -> int:

@@ -114,42 +114,40 @@ SHOWN = {
     "exact/entity_iou": "entity IoU",
     "exact/relation_iou": "relation IoU",
     "exact/f1": "F1",
-    "bound/sg_iou": "SG-IoU, VLM",
-    "open/sg_iou": "open",
     "checker_all": "checker: all",
-    "checker": "checker: share",
+    "checker": "share",
     "verdicts_right": "verdicts right",
 }
+SEEN = {"bound": "as the VLM describes it", "open": "open vocabulary"}
 
 
 def table(rows: Sequence[Mapping[str, Any]], most: Mapping[str, tuple[float, float]]) -> str:
-    """Markdown: means with intervals, and what a picture costs, realised and at most."""
+    """Two tables of markdown: what the kept pictures show, with 95% intervals over prompts; and
+    what one costs, realised and at most. `most`: evaluations and calls, by way."""
     judges = [key for key in rows[0] if key.startswith("judge/") and key.count("/") == 1]
-    shown = {k: v for k, v in SHOWN.items() if k in rows[0]} | {k: k for k in judges}
-    head = [
-        "way",
-        *shown.values(),
-        "to the first",
-        "no edit",
-        "evaluations",
-        "calls",
-        "tokens",
-        "s",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    shown = {k: v for k, v in SHOWN.items() if k in rows[0]}
+    for name, title in SEEN.items():
+        if f"{name}/sg_iou" in rows[0]:
+            shown |= {f"{name}/sg_iou": f"SG-IoU {title}", f"{name}/failed": "of it unreadable"}
+    shown |= {key: f"judge {key.partition('/')[2]}" for key in judges}
+    first, *_ = shown
+    head = ["way", *shown.values(), f"{shown[first]}, less `{rows[0]['way']}`"]
+    quality = [head]
     for row in rows:
-        cells = [f"`{row['way']}`"]
-        for i, key in enumerate(shown):
-            text = f"{row[key]:.3f}"
-            if i == 0:
-                text += f" [{row[key + '/low']:.3f}, {row[key + '/high']:.3f}]"
-            cells.append(text)
+        cells = [f"{row[key]:.3f}" for key in shown]
+        cells[0] += f" [{row[first + '/low']:.3f}, {row[first + '/high']:.3f}]"
+        difference = f"{row['difference']:+.3f} ± {row['difference/half']:.3f}"
+        quality.append([f"`{row['way']}`", *cells, difference])
+    costs = [["way", "evaluations", "at most", "VLM calls", "", "tokens", "", "seconds", "no edit"]]
+    for row in rows:
         evaluations, calls = most[row["way"]]
-        cells.append(f"{row['difference']:+.3f} ± {row['difference/half']:.3f}")
-        cells.append(f"{row['refused']:.2f}")
-        cells.append(f"{row['evaluations']:.0f} of {evaluations:.0f}")
-        cells.append(f"{row['calls']:.1f} of {calls:.0f}")
-        cells.append(f"{row['tokens']:.0f} of {row['tokens'] / row['calls'] * calls:.0f}")
-        cells.append(f"{row['seconds']:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [f"{row['evaluations']:.0f}", f"{evaluations:.0f}"]
+        cells += [f"{row['calls']:.1f}", f"{calls:.0f}"]
+        cells += [f"{row['tokens']:.0f}", f"{row['tokens'] / row['calls'] * calls:.0f}"]
+        costs.append([f"`{row['way']}`", *cells, f"{row['seconds']:.2f}", f"{row['refused']:.2f}"])
+    return "\n\n".join(map(markdown, (quality, costs)))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *others = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *others])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from srrl.errors import UserError
 from srrl.models.policy import Policy
 from srrl.models.vlm import VLM
 from srrl.rig.actor import Actor
@@ -214,6 +215,8 @@ def place(what: str) -> Iterator[None]:
     """An error of one of the parts says where it was."""
     try:
         yield
+    except UserError as error:
+        raise UserError(f"while {what}: {error}") from error
     except Exception as error:
         error.add_note(f"while {what}")
         raise

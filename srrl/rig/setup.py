@@ -1,9 +1,11 @@
 """The parts of RL-RIG as a config names them: diffuser, editors, checker, actor; and the ways of
 drawing that are made of them."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
@@ -38,6 +40,7 @@ from srrl.rig.loop import (
 from srrl.rig.seeing import EMBEDDED, TINY_VLM, Seer
 from srrl.rollout import RolloutSettings
 from srrl.shapes.edits import expert
+from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from srrl.shapes.reader import read
 from srrl.shapes.scenes import parse
 
@@ -45,9 +48,6 @@ from srrl.shapes.scenes import parse
 def wishes_of(file: str) -> list[Wish]:
     """The prompts of a file of them, or of LAION-SG's rows, with their scene graphs. Raises
     UserError."""
-    import json
-    from pathlib import Path
-
     path = Path(resolve(file))
     try:
         first = json.loads(path.read_text(encoding="utf-8-sig"))[0]
@@ -126,20 +126,20 @@ class Parts:
                 f"editor.model={e.model!r} edits pictures of {policy.image_size}, the diffuser's "
                 f"are of {self.diffuser.image_size}: set sample.resolution"
             )
-        return Editor(policy, self._editing())
+        return Editor(policy, self._editing(e))
 
     @cached_property
     def inversion(self) -> Editor:
-        """By inversion: with the config's model, if it names one for that, or the diffuser's."""
-        e = self.config.editor
-        own = e.kind == "inversion" and e.model
-        model = resolve(e.model) if own else resolve(self.config.pretrained.model)
-        return Editor(Policy.load(model, **self._sampling(e)), self._editing())
+        """By inversion: the config's editor, or beside another one the diffuser as it draws."""
+        e, own = self.config.editor, self.config.editor.kind == "inversion"
+        model = (own and e.model) or self.config.pretrained.model
+        steps = e if own else self.config.sample
+        return Editor(Policy.load(resolve(model), **self._sampling(steps)), self._editing(steps))
 
-    def _editing(self) -> RolloutSettings:
-        e = self.config.editor
-        weak = e.inversion_guidance
-        return RolloutSettings(1, e.guidance_scale, e.eta, 1.0, weak, 0.0, "last", 0, e.depth)
+    def _editing(self, steps: ConfigDict) -> RolloutSettings:
+        weak, depth = self.config.editor.inversion_guidance, self.config.editor.depth
+        scale = steps.guidance_scale
+        return RolloutSettings(1, scale, steps.eta, 1.0, weak, 0.0, "last", 0, depth)
 
     @cached_property
     def seer(self) -> Seer:
@@ -179,10 +179,15 @@ class Parts:
         """One of srrl.checks.WAYS, by its name."""
         return Way(name, self, *WAYS[name](self))
 
-    def check_prompts(self, wishes: Sequence[Wish]) -> None:
+    @property
+    def exact(self) -> bool:
+        """Is it the shapes world, where the truth can be read off a picture?"""
+        return Path(resolve(self.config.pretrained.model)).resolve() in (TINY_SD, TINY_SDXL)
+
+    def check_prompts(self, wishes: Sequence[Wish], ways: Sequence[str]) -> None:
         """Raise UserError for a prompt that the embedded parts do not know."""
         c = self.config
-        if EMBEDDED in (c.checker.model, c.actor.model) or "expert" in c.evaluate.ways:
+        if self.exact or EMBEDDED in (c.checker.model, c.actor.model) or "expert" in ways:
             for wish in wishes:
                 try:
                     parse(wish.prompt)

@@ -310,6 +310,30 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
     assert means["reflect:rounds=3"] > means["plain"]
 
 
+@pytest.mark.parametrize(
+    ("model", "flags", "file"),
+    [
+        (
+            "editor",
+            "--steps 3 --lessons 150 --drawn 48 --failed 8",
+            "unet/diffusion_pytorch_model.safetensors",
+        ),
+        (
+            "vlm",
+            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --renders 64 --drawn 48 --exam 16",
+            "model.safetensors",
+        ),
+    ],
+)
+def test_pretraining_of_rl_rigs_parts_gives_the_same_twice(model, flags, file, tmp_path):
+    for name in ("one", "two"):
+        command = [sys.executable, "scripts/pretrain_tiny.py", model, *flags.split()]
+        said = run(*command, "--out", tmp_path / name).stdout
+        assert f"wrote {tmp_path / name}" in said
+    one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
 @pytest.mark.parametrize("model", ["sd", "sdxl"])
 def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(model, tmp_path):
     """A few steps; the whole 15 minutes are in docs/LOG.md."""

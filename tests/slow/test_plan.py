@@ -48,8 +48,6 @@ def test_the_parts_of_rl_rig_and_a_pictures_bill():
     assert re.search(r"Qwen/Qwen2\.5-VL-7B-Instruct +8,292,166,656 +15\.4", text)
     assert re.search(r"\n  once +40 +1 ", text) and re.search(r"\n  actor +220 +7 ", text)
     assert "\nfits NVIDIA H100 80GB" in text
-    sdxl = run(*PLAN, "--config=config/rig.py:sdxl", "--card", "4090").stdout
-    assert "does not fit NVIDIA GeForce RTX 4090" in sdxl
     tiny = run(*PLAN, "--config=config/rig.py:tiny", "--card", "cpu").stdout
     assert re.search(r"\n  actor +80 +7 ", tiny)
     for key in ("editor", "checker"):
