@@ -18,7 +18,8 @@ def base() -> ConfigDict:
     # Everything is written to output_dir/run_name, unless a command says otherwise.
     c.run_name = ""
     c.output_dir = "runs"
-    # All randomness derives from it: the pictures' noise, and what the actor writes.
+    # Of the first picture of `rig.py draw`; evaluation has its own. All randomness derives from it:
+    # the pictures' noise, and what the actor writes.
     c.seed = 300
     # Precision of the networks on a GPU: "no" (float32), "fp16" or "bf16".
     c.mixed_precision = "bf16"
@@ -51,7 +52,7 @@ def base() -> ConfigDict:
     # text-to-image model (the paper's Inverse Diffuser): the picture goes back to noise and is
     # drawn again under the edit prompt.
     e.kind = "instruct"
-    # A diffusers folder or hub name. "" with "inversion": the Diffuser's own.
+    # Of "instruct": a diffusers folder or hub name. "inversion" has the Diffuser's own model.
     e.model = "timbrooks/instruct-pix2pix"
     # Steps of an edit, guidance scale of the edit prompt, eta. Phase 2 needs eta above 0.
     e.num_steps = 20

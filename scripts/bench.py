@@ -2,7 +2,7 @@
 
     python scripts/bench.py --model tiny --json bench.json
 
-The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
+--config.KEY=VALUE changes the preset. The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
 ratios. Decoding and scoring have no such floor and are given in seconds.
@@ -11,6 +11,7 @@ ratios. Decoding and scoring have no such floor and are given in seconds.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from srrl.budget import stage_cost
+from srrl.config import parse
 from srrl.curriculum import StagePlan
 from srrl.errors import one_line_errors
 from srrl.measure.parts import synchronize, trainer_of
@@ -107,9 +109,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    args = parser.parse_args()
+    args, overrides = parse(parser, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
-        flags = [f"--config=config/stage_process.py:{args.model}"]
+        flags = [f"--config=config/stage_process.py:{args.model}", *overrides]
         trainer = trainer_of([*flags, f"--config.output_dir={folder}"], Accelerator(), {})
         figures = measure(trainer, Floor(trainer.policy, args.batch_sizes), args.repeats)
     text = json.dumps(figures, indent=1)

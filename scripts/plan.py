@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
 
 def plan_rig(args: argparse.Namespace, config: ConfigDict) -> None:
     """RL-RIG's parts, and what a picture takes."""
+    if args.processes > 1 or args.fsdp or args.share:
+        raise UserError("--processes, --fsdp and --share are of trainings: leave them out")
     from srrl.measure.cards import CARDS, card_named
     from srrl.measure.rig import page
 

@@ -13,7 +13,7 @@ it goes on where it was. The ways (config.evaluate.ways):
 
     once             one picture
     again            drawn again where the checker fails it
-    best             as many pictures as rounds, the best by the checker
+    best             a picture more for each round, the best of all by the checker
     plain            the loop, the prompt itself as the edit prompt
     actor            the loop, the actor's edit prompts
     expert           the loop, an expert's (the shapes world alone): a ceiling
@@ -24,13 +24,15 @@ Every knob is explained in config/rig.py; --config.KEY=VALUE changes it.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import flatten, load_config, parse
+from ml_collections import ConfigDict
+
+from srrl.config import load_config, parse
 from srrl.errors import UserError, one_line_errors
 from srrl.run.folder import make_folder
 
@@ -70,15 +72,17 @@ def main(argv: list[str]) -> None:
     {"draw": draw, "evaluate": evaluate}[args.command](args, config, out)
 
 
-def draw(args: argparse.Namespace, config, out: Path) -> None:
-    """Pictures of prompts in one way, a strip for each."""
+def draw(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
+    """Pictures of prompts in one way, a strip for each, written batch by batch."""
     import torch
 
     from srrl.checks import WAYS
-    from srrl.rig.setup import Parts, first_pictures, wish_of, wishes_of
-    from srrl.rig.strips import strip
+    from srrl.prompts import typed
+    from srrl.rig.setup import Parts, wish_of, wishes_of
+    from srrl.rig.strips import strip, told
+    from srrl.rig.ways import first_pictures, way_of
     from srrl.run.checkpoint import write_atomic
-    from srrl.run.pictures import sheet, to_pil
+    from srrl.run.pictures import clear, sheet, to_pil
     from srrl.run.tracking import Clock
 
     if args.way not in WAYS:
@@ -86,77 +90,46 @@ def draw(args: argparse.Namespace, config, out: Path) -> None:
     if not args.prompts and not args.prompts_file:
         raise UserError("nothing to draw: give --prompt or --prompts-file")
     wishes = wishes_of(args.prompts_file) if args.prompts_file else []
-    wishes += [
-        wish_of(prompt, len(wishes) + i, "--prompt") for i, prompt in enumerate(args.prompts)
+    wishes += [wish_of(typed(prompt, "--prompt"), 0, "--prompt") for prompt in args.prompts]
+    # As in sample.py a picture depends on its prompt and its seed alone.
+    jobs = [
+        (replace(wish, number=config.seed + i), i) for wish in wishes for i in range(args.images)
     ]
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
-    parts.check_prompts(wishes, [args.way])
-    way = parts.way(args.way)
-    clock, trails = Clock(len(wishes) * args.images), []
-    for image in range(args.images):
-        for first in range(0, len(wishes), config.evaluate.batch_size):
-            some = wishes[first : first + config.evaluate.batch_size]
-            seed = config.seed + image
-            images, cost = first_pictures(parts, some, seed)
-            trails += [(image, trail) for trail in way.run(images, some, seed, cost)]
-            clock.advance(len(some))
-            print(f"  {len(trails)}/{len(wishes) * args.images} samples  ETA {clock.eta()}")
-    trails.sort(key=lambda pair: pair[1].wish.number)
-    records = []
-    for i, (image, trail) in enumerate(trails):
-        to_pil(trail.final.image).save(out / f"image_{i:03d}.png")
-        row = strip(trail, f"{trail.wish.prompt}, seed {config.seed + image}")
-        sheet([row]).save(out / f"strip_{i:03d}.png")
-        records.append(
-            {
-                "prompt": trail.wish.prompt,
-                "seed": config.seed + image,
-                "image": f"image_{i:03d}.png",
-                "kept": trail.kept,
-                "steps": [
-                    {
-                        "edit": step.edit and step.edit.text,
-                        "completion": step.edit and step.edit.completion,
-                        "checked": {
-                            r.text: round(p, 4)
-                            for r, p in zip(
-                                trail.wish.requirements, step.chances.tolist(), strict=True
-                            )
-                        },
-                    }
-                    for step in trail.steps
-                ],
-                "refused": dict(trail.reasons),
-                "evaluations": trail.costs.evaluations,
-                "vlm_calls": trail.costs.calls,
-                "vlm_tokens": trail.costs.tokens,
-            }
-        )
-    for page in range(0, len(trails), PAGE):
-        rows = [strip(trail) for _, trail in trails[page : page + PAGE]]
-        name = "strips.png" if len(trails) <= PAGE else f"strips_{page // PAGE + 1:02d}.png"
-        sheet(rows, f"{config.run_name}, {args.way}").save(out / name)
-    write_atomic(out / "samples.json", json.dumps(records, indent=1) + "\n")
-    n = len(trails)
-    for name, share in (
-        ("the first picture", sum(t.steps[0].whole for _, t in trails) / n),
-        ("the one that is kept", sum(t.final.whole for _, t in trails) / n),
-    ):
-        print(f"the checker sees all requirements met in {name}: {share:.3f} of {n}")
-    print(f"wrote {out}: {n} strips and images, samples.json")
+    parts.check(wishes, [args.way], args.prompts_file or "--prompt")
+    clear(out, "image_*.png", "strip*.png")
+    way = way_of(parts, args.way)
+    clock, rows, records = Clock(len(jobs)), [], []
+    for first in range(0, len(jobs), config.evaluate.batch_size):
+        some = jobs[first : first + config.evaluate.batch_size]
+        for trail in way.run(*first_pictures(parts, some, 0), some, 0):
+            number = len(records)
+            rows.append(strip(trail, f"{trail.wish.prompt}, seed {trail.wish.number}"))
+            records.append({**told(trail), "image": f"image_{number:03d}.png"})
+            to_pil(trail.final.image).save(out / records[-1]["image"])
+            sheet(rows[-1:]).save(out / f"strip_{number:03d}.png")
+        write_atomic(out / "samples.json", json.dumps(records, indent=1) + "\n")
+        clock.advance(len(some))
+        print(f"  {len(records)}/{len(jobs)} samples  ETA {clock.eta()}", flush=True)
+    for page in range(0, len(rows), PAGE):
+        name = "strips.png" if len(rows) <= PAGE else f"strips_{page // PAGE + 1:02d}.png"
+        sheet(rows[page : page + PAGE], f"{config.run_name}, {args.way}").save(out / name)
+    for name, key in (("the first picture", "whole_at_first"), ("the one that is kept", "whole")):
+        share = sum(record[key] for record in records) / len(records)
+        print(f"the checker sees all requirements met in {name}: {share:.3f} of {len(records)}")
+    print(f"wrote {out}: {len(records)} strips and images, samples.json")
 
 
-def evaluate(args: argparse.Namespace, config, out: Path) -> None:
+def evaluate(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     """The ways side by side, resumable by batches."""
     import torch
 
     from rewards import check_prompts
     from rewards.scoring import rewards_of
     from srrl.prompts import evenly
-    from srrl.rig.assess import records, summary, table
-    from srrl.rig.loop import Costs
-    from srrl.rig.seeing import EMBEDDED
-    from srrl.rig.setup import Parts, first_evaluations, first_pictures, wishes_of
+    from srrl.rig.assess import judged_by, records, summary, table
+    from srrl.rig.setup import Parts, wishes_of
+    from srrl.rig.ways import first_pictures, settings_key, way_of
     from srrl.run.checkpoint import write_atomic
     from srrl.run.tracking import Clock
 
@@ -164,76 +137,63 @@ def evaluate(args: argparse.Namespace, config, out: Path) -> None:
     wishes = wishes_of(config.prompts.heldout)
     wishes = evenly(wishes, args.num_prompts or len(wishes))
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
-    parts.check_prompts(wishes, e.ways)
-    same = config.reward.options.to_dict().get("checker", {}).get("model", EMBEDDED)
-    if "checker" in config.reward.models and same == config.checker.model:
-        print("warning: the judge is the checker itself: it will like what the loop made")
+    parts.check(wishes, e.ways, config.prompts.heldout)
+    for name in judged_by(config, config.checker.model):
+        print(f"warning: judge {name!r} is the checker's own model: it likes what the loop made")
+    seer, ways = parts.seer, {name: way_of(parts, name) for name in e.ways}
     judges = rewards_of(config, parts.device)
     check_prompts(judges, [wish.prompt for wish in wishes], config.prompts.heldout)
 
-    values = {k: v for k, v in flatten(config).items() if not k.startswith(("evaluate", "output"))}
-    told = json.dumps([values, [w.prompt for w in wishes], e.first_seed, e.extract], default=str)
-    key = hashlib.sha256(told.encode()).hexdigest()[:16]
-    lines = {
-        (x["way"], x["image"], x["number"]): x
-        for x in read_lines(out / "pictures.jsonl")
-        if x.get("key") == key
-    }
-    jobs = [
-        (image, first, way)
-        for image in range(e.images)
-        for first in range(0, len(wishes), e.batch_size)
-        for way in e.ways
+    key, log = settings_key(config, wishes), out / "pictures.jsonl"
+    lines = {(x["way"], x["image"], x["number"]): x for x in read_lines(log) if x.get("key") == key}
+    batches = [wishes[i : i + e.batch_size] for i in range(0, len(wishes), e.batch_size)]
+    jobs = [(image, some, way) for image in range(e.images) for some in batches for way in e.ways]
+    left = [
+        (image, some, way)
+        for image, some, way in jobs
+        if not all((way, image, wish.number) in lines for wish in some)
     ]
-
-    def batch(first: int) -> list:
-        return wishes[first : first + e.batch_size]
-
-    def done(image: int, first: int, way: str) -> bool:
-        return all((way, image, wish.number) in lines for wish in batch(first))
-
-    left = [job for job in jobs if not done(*job)]
     print(
         f"{len(e.ways)} ways x {len(wishes)} prompts x {e.images} pictures: {len(jobs)} batches, "
         f"{len(jobs) - len(left)} done",
         flush=True,
     )
-    ways = {name: parts.way(name) for name in e.ways}
-    clock, drawn = Clock(len(left)), None
-    for image, first, name in left:
-        some, seed = batch(first), e.first_seed + image
-        if drawn is None or drawn[0] != (image, first):
+    clock, drawn, begun = Clock(len(left)), None, None
+    for image, some, name in left:
+        seed, start = e.first_seed + image, time.monotonic()
+        if begun != (image, some[0].number):
+            drawn, begun = first_pictures(parts, some, seed), (image, some[0].number)
+            first_seconds = time.monotonic() - start
             start = time.monotonic()
-            images, cost = first_pictures(parts, some, seed)
-            drawn = (image, first), images, cost, time.monotonic() - start
-        _, images, cost, seconds = drawn
-        start = time.monotonic()
-        trails = ways[name].run(images, some, seed, cost)
-        seconds = (seconds + time.monotonic() - start) / len(some)
-        seer = parts.seer if e.extract else None
-        made = records(trails, exact=parts.exact, seer=seer, judges=judges)
+        trails = ways[name].run(*drawn, some, seed)
+        seconds = (first_seconds + time.monotonic() - start) / len(some)
+        made = records(trails, exact=parts.exact, seer=seer if e.extract else None, judges=judges)
         own = {"key": key, "way": name, "image": image}
         made = [{**own, **line, "seconds": round(seconds, 4)} for line in made]
-        with open(out / "pictures.jsonl", "a", encoding="utf-8") as log:
-            log.write("".join(json.dumps(line) + "\n" for line in made))
+        append(log, made)
         lines |= {(name, image, line["number"]): line for line in made}
         clock.advance(1)
-        print(f"{name}: picture {image + 1}, prompts {first + 1} on  ETA {clock.eta()}", flush=True)
-    numbers = {wish.number for wish in wishes}
+        place = f"picture {image + 1}, prompts {some[0].number + 1} on"
+        print(f"{name}: {place}  ETA {clock.eta()}", flush=True)
     by_way = {
-        name: [
-            x for (way, i, n), x in lines.items() if way == name and n in numbers and i < e.images
-        ]
+        name: [lines[name, i, wish.number] for i in range(e.images) for wish in wishes]
         for name in e.ways
     }
-    first_cost = Costs(first_evaluations(parts))
     rows = summary(by_way, e.images, e.ways[0])
-    most = {name: way.most(first_cost) for name, way in ways.items()}
-    text = table(rows, most)
+    questions = sum(len(wish.requirements) for wish in wishes) / len(wishes)
+    text = table(rows, {name: way.most(questions) for name, way in ways.items()})
     write_atomic(out / "table.md", text + "\n")
     write_atomic(out / "table.json", json.dumps(rows, indent=1) + "\n")
     print(text)
     print(f"wrote {out}: table.md, table.json, pictures.jsonl")
+
+
+def append(file: Path, lines: list[dict]) -> None:
+    """Add lines of JSON, after a torn one on a line of their own."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+    with open(file, "a", encoding="utf-8") as log:
+        log.write("\n" * bool(torn) + text)
 
 
 def read_lines(file: Path) -> list[dict]:

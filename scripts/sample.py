@@ -163,10 +163,19 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
     from rewards import score_all
     from srrl.rollout import rollout
     from srrl.run.checkpoint import write_atomic
-    from srrl.run.pictures import CELL, Row, labelled, save_with_text, sheet, thumbnail, to_pil
+    from srrl.run.pictures import (
+        CELL,
+        Row,
+        clear,
+        labelled,
+        save_with_text,
+        sheet,
+        thumbnail,
+        to_pil,
+    )
     from srrl.run.tracking import Clock
 
-    clear(args.out)
+    clear(args.out, "image_*.png", "strip_*.png", "grid*.png")
     jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
     clock = Clock(len(jobs))
     records, small = [], []
@@ -238,15 +247,6 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
         )
     shown = "grid.png" if len(pages) == 1 else f"{len(pages)} pages of grids"
     print(f"wrote {args.out}: {shown}, {len(jobs)} strips and images, samples.json")
-
-
-def clear(folder: Path) -> None:
-    """Remove the pictures of an earlier call."""
-    if (folder / "samples.json").exists():
-        old = [p for k in ("image_*.png", "strip_*.png", "grid*.png") for p in folder.glob(k)]
-        print(f"removing {len(old)} pictures of an earlier call from {folder}", flush=True)
-        for file in old:
-            file.unlink()
 
 
 def grid_pages(prompts: list[str], seeds: list[int], records: list[dict], small: list) -> list:

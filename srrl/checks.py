@@ -45,13 +45,17 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         right = once and all(type(v) is kind for v in values[key])
         require(right, key, f"at least one {kind.__name__}, each once")
     require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
-    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    check_name(c, require)
     check_rewards(c, values, require)
     for key, allowed in {
         "mixed_precision": PRECISIONS,
         "tracker": ("none", "wandb", "tensorboard"),
     }.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+
+
+def check_name(c: ConfigDict, require: Require) -> None:
+    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
 
 
 def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
@@ -154,17 +158,20 @@ def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         require(0 <= part.guidance_scale <= 100, f"{name}.guidance_scale", "0 to 100")
     require(0 <= c.editor.inversion_guidance <= 100, "editor.inversion_guidance", "0 to 100")
     require(1 <= c.editor.image_guidance <= 100, "editor.image_guidance", "1 to 100")
-    depth, steps = c.editor.depth, c.editor.num_steps
-    require(depth is None or 1 <= depth <= steps, "editor.depth", f"1 to num_steps={steps}")
+    depth = c.editor.depth
+    name = "editor" if c.editor.kind == "inversion" else "sample"
+    steps = values[f"{name}.num_steps"]
+    expected = f"1 to {name}.num_steps={steps}"
+    require(depth is None or 1 <= depth <= steps, "editor.depth", expected)
     require(0 < c.checker.threshold < 1, "checker.threshold", "between 0 and 1")
     require(c.actor.temperature > 0, "actor.temperature", "above 0")
     for key in ("sample.resolution", "checker.side", "actor.side"):
         require(values[key] is None or values[key] >= 8, key, "at least 8, or unset")
-    needs = c.editor.kind == "inversion" or bool(c.editor.model)
-    require(needs, "editor.model", "an InstructPix2Pix model")
-    ways = set(c.evaluate.ways)
-    right = ways and ways <= set(WAYS) and len(ways) == len(c.evaluate.ways)
+    ways = [str(way) for way in c.evaluate.ways]
+    right = ways and set(ways) <= set(WAYS) and len(set(ways)) == len(ways)
     require(right, "evaluate.ways", f"some of {', '.join(WAYS)}, each once")
+    require(c.editor.kind != "instruct" or c.editor.model, "editor.model", "an InstructPix2Pix")
+    check_name(c, require)
     check_rewards(c, values, require)
     for key, allowed in {
         "mixed_precision": PRECISIONS,

@@ -195,6 +195,8 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
     known = flatten(config)
+    if key == "method":
+        raise UserError("config.method belongs to its file: give a preset of the other one's")
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = (

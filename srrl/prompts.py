@@ -139,18 +139,24 @@ def check_files(c: ConfigDict) -> None:
             f"config.prompts.heldout={c.prompts.heldout!r} has the prompts that are trained on: "
             f"choose others, or --config.eval.heldout=false"
         )
-    model = resolve(c.pretrained.model)
+    check_model("config.pretrained.model", resolve(c.pretrained.model))
+
+
+def check_model(key: str, model: str) -> None:
+    """Raise UserError for a model that is not there, or of files that are not read. key: how it is
+    said, with its value."""
+    named = f"{key}={model!r}"
     if model.lower().endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(
-            f"config.pretrained.model={model!r}: only .safetensors files and diffusers folders are "
+            f"{named}: only .safetensors files and diffusers folders are "
             f"read, for others may run code: convert it"
         )
     if model.lower().endswith(".gguf"):
         raise UserError(
-            f"config.pretrained.model={model!r}: a quantised model (GGUF) cannot be trained: give "
-            f"it in fp16, bf16 or fp32, as .safetensors or a diffusers folder"
+            f"{named}: a quantised model (GGUF) cannot be trained: give it in fp16, bf16 or fp32, "
+            f"as .safetensors or a diffusers folder"
         )
     if Path(model).exists() or model.startswith("random:"):
         return
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise UserError(f"config.pretrained.model={model!r}: no such folder or hub name")
+        raise UserError(f"{named}: no such folder or hub name")

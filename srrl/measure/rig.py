@@ -6,7 +6,7 @@ weight and token, as for any transformer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from srrl.models.conditioning import Conditioning
 from srrl.models.instruct import Instruction, InstructPolicy, evaluations_a_step
 from srrl.models.policy import DTYPES, Policy
 from srrl.rig.seeing import EMBEDDED, TINY_VLM
+from srrl.rig.ways import first_evaluations
 
 TOKENS = 120  # of a request's text and a short answer, about
 SMALLER = "a smaller sample.micro_batch, or Qwen/Qwen2.5-VL-3B-Instruct"
@@ -76,11 +77,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A diffuser or an editor: the part, and the operations of one evaluation for a picture, of
-    encoding one and of decoding one."""
+    """A diffuser or an editor: the part, the side of its pictures, and for one the operations of an
+    evaluation, of encoding and of decoding."""
 
     part: Part
+    side: int
     evaluation: float
+    encoding: float
     decoding: float
 
 
@@ -120,35 +123,37 @@ def drawing(name: str, pipe: DiffusionPipeline, c: ConfigDict, steps: ConfigDict
             policy.predict(x, index, given, steps.guidance_scale)
         with Count([*weights, x]) as decoded:
             policy.pixels(x[: c.sample.decode_batch])
+        with Count(weights) as encoded:
+            policy.see(torch.zeros(c.sample.decode_batch, 3, *policy.image_size))
     found = {id(p): p for m in modules for p in m.parameters()}.values()
     part = Part(
-        name, sum(p.numel() for p in found), size_of(found), max(predicted.peak, decoded.peak)
+        name,
+        sum(p.numel() for p in found),
+        size_of(found),
+        max(count.peak for count in (predicted, decoded, encoded)),
     )
-    return Drawing(part, predicted.flops / policy.nfe, decoded.flops / c.sample.decode_batch)
+    coded = (count.flops / c.sample.decode_batch for count in (encoded, decoded))
+    return Drawing(part, policy.image_size[0], predicted.flops / policy.nfe, *coded)
 
 
-def vlm_part(model: str, dtype: torch.dtype) -> Part:
-    """A VLM's weights; raises UserError for a hub name whose configuration is not known here."""
-    if model in VLMS:
-        config = qwen(*VLMS[model])
-    elif model == EMBEDDED or Path(resolve(model)).is_dir():
-        folder = TINY_VLM if model == EMBEDDED else Path(resolve(model))
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the VLM {model!r}: {error}") from None
-    else:
+def vlm_part(model: str, dtype: torch.dtype) -> tuple[Part, int]:
+    """A VLM's weights, and the side in pixels of what is one token; raises UserError for a hub name
+    whose configuration is not known here."""
+    folder = TINY_VLM if model == EMBEDDED else Path(resolve(model))
+    if model not in VLMS and not folder.is_dir():
         known = ", ".join(VLMS)
         raise UserError(f"the VLM {model!r}: not known here: known are {known} and folders")
-    with torch.device("meta"):
-        network = AutoModelForImageTextToText.from_config(config)
+    try:
+        config = qwen(*VLMS[model]) if model in VLMS else AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            network = AutoModelForImageTextToText.from_config(config)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the VLM {model!r} is none that is read here ({reason})") from None
     count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
-    return Part(model, count, count * torch.finfo(dtype).bits // 8, 0)
-
-
-def visual_tokens(side: int) -> int:
-    """Of a Qwen2.5-VL: a token for 28 x 28 pixels."""
-    return max(1, round(side / 28)) ** 2
+    seen = config.vision_config
+    part = Part(model, count, count * torch.finfo(dtype).bits // 8, 0)
+    return part, seen.patch_size * seen.spatial_merge_size
 
 
 def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
@@ -161,21 +166,26 @@ def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
     if instruct:
         editor = drawing(c.editor.model, blank_editor(resolve(c.editor.model)), c, c.editor, cuda)
     else:
-        name = c.editor.model or c.pretrained.model
-        editor = drawing(name, blank_pipeline(resolve(name)), c, c.editor, cuda)
+        name = f"{c.pretrained.model}, to edit"
+        editor = drawing(name, blank_pipeline(resolve(c.pretrained.model)), c, c.editor, cuda)
     vlms = {model: vlm_part(model, dtype) for model in (c.checker.model, c.actor.model)}
-    parts = [diffuser.part, editor.part, *vlms.values()]
+    parts = [diffuser.part, editor.part, *(part for part, _ in vlms.values())]
+    if instruct and any(way.startswith("inversion") for way in c.evaluate.ways):
+        parts.append(replace(diffuser.part, name="the diffuser again, for inversion"))
     rows = [("part", "parameters", "GiB")]
     rows += [(p.name, f"{p.parameters:,}", f"{p.size / GIB:.2f}") for p in parts]
-    held, call = sum(p.size for p in parts), max(p.call for p in parts)
-    peak = held + call
+    peak = sum(p.size for p in parts) + max(p.call for p in parts)
     rows.append(("all, with the largest call of the networks that draw", "", f"{peak / GIB:.2f}"))
     lines = [f"{c.run_name}: computed, nothing was run", *columns(rows)]
+    lines.append(f"not counted: the judge {', '.join(c.reward.models)}")
 
-    side = c.sample.resolution or 512
-    look = (visual_tokens(c.checker.side or side) + TOKENS) * 2 * vlms[c.checker.model].parameters
-    write = visual_tokens(c.actor.side or side) + TOKENS + c.actor.max_tokens
-    write *= 2 * vlms[c.actor.model].parameters
+    def operations(who: str, tokens: int) -> float:
+        """Of a call about a picture with so many tokens of text."""
+        part, side = vlms[c[who].model]
+        seen = max(1, round((c[who].side or diffuser.side) / side)) ** 2
+        return 2 * part.parameters * (seen + tokens)
+
+    look, write = operations("checker", TOKENS), operations("actor", TOKENS + c.actor.max_tokens)
     first, edit = first_evaluations(c), edit_evaluations(c)
     rows = [("a picture, at most", "evaluations", "VLM calls", "TFLOP")]
     draw = first * diffuser.evaluation + diffuser.decoding
@@ -185,9 +195,10 @@ def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
             each, flops = first, draw
         elif way.startswith("inversion") and instruct:
             each = inversion_evaluations(c)
-            flops = each * diffuser.evaluation + diffuser.decoding
+            flops = each * diffuser.evaluation + diffuser.encoding + diffuser.decoding
         else:
-            each, flops = edit, edit * editor.evaluation + editor.decoding
+            each = edit
+            flops = edit * editor.evaluation + editor.encoding + editor.decoding
         writes = rounds * way.endswith("actor")
         total = draw + rounds * flops + (1 + rounds) * look + writes * write
         calls = 1 + rounds + writes
@@ -198,10 +209,6 @@ def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
         name = f"{card.name} ({card.gib:.1f} GiB)"
         lines.append(f"fits {name}" if peak <= room else f"does not fit {name}: {SMALLER}")
     return "\n".join(lines)
-
-
-def first_evaluations(c: ConfigDict) -> int:
-    return c.sample.num_steps * nfe_per_step(c.sample.guidance_scale)
 
 
 def inversion_evaluations(c: ConfigDict) -> int:

@@ -67,15 +67,18 @@ def load_pipeline(
     Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
     cannot serve, or if a tensor is missing, of another shape or not finite.
     """
-    named = f"config.pretrained.model={model!r}"
+    key = "editor.model" if edits else "pretrained.model"
+    named = f"config.{key}={model!r}"
+    if edits and (model.startswith(RANDOM_MODEL) or Path(model).is_file()):
+        raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
     if model.startswith(RANDOM_MODEL):
         pipe = random_pipeline(model, dtype, device)
         if vae:
             with quiet():
                 pipe.vae = load_vae(vae, vae_config(vae) or pipe.vae.config, dtype)
         return pipe
-    with quiet(), faults("pretrained.model", model):
-        if Path(model).is_file() and not edits:
+    with quiet(), faults(key, model):
+        if Path(model).is_file():
             return _from_single_file(model, dtype, single_file_config, vae, named)
         return _from_folder_or_hub(model, dtype, revision, variant, vae, named, edits)
 

@@ -4,6 +4,7 @@ Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 through transformers' AutoModelForIma
 peft LoRA on the language model where it is trained. One picture a conversation, before the text.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,12 @@ class VLM:
             raise UserError(f"the VLM {str(model)!r} is a {kind}: only Qwen's (2 to 3.5) are read")
         return cls(network, tokenizer, pictures, device=device, **settings)
 
+    def sharing(self, batch_size: int, side: int | None) -> "VLM":
+        """The same network for another use, which counts for itself."""
+        other = copy.copy(self)
+        other.batch_size, other.side, other.nfe, other.tokens = batch_size, side, 0, 0
+        return other
+
     # ------------------------------------------------------------------ seeing
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
@@ -146,7 +153,7 @@ class VLM:
     def logits(self, ids: Tensor, mask: Tensor, positions: Tensor, vision: dict) -> Tensor:
         """float [B, L, V]; mask [B, L], or bool [B, 1, L, L] of who sees whom."""
         self.nfe += len(ids)
-        self.tokens += int(ids.numel())
+        self.tokens += int((ids != self.talk.pad).sum())
         return self.network(
             input_ids=ids,
             attention_mask=mask,

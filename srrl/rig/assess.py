@@ -1,15 +1,18 @@
 """What came of trails: against the truth where it can be read, through the checker's eyes, by a
 judge; with the bill. A line of JSON for each picture, and the table that is made of them."""
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from ml_collections import ConfigDict
 
-from rewards import Reward, score_all
+from rewards import REGISTRY, Reward, reward_class, score_all
 from srrl.rig.graphs import SceneGraph, similarities
 from srrl.rig.loop import Trail
-from srrl.rig.seeing import Seer
+from srrl.rig.seeing import Seer, within
 from srrl.run.statistics import by_prompt, interval, paired_difference
 from srrl.shapes.reader import graph_of, read, truths
 from srrl.shapes.scenes import parse
@@ -44,8 +47,12 @@ def records(
             line["verdicts_right"] = sum(a == b for a, b in verdicts) / len(held)
     if seer:
         truth = [wish.graph for wish in wishes]
-        for name, bound in (("bound", truth), ("open", None)):
-            for line, graph, wanted in zip(lines, seer.describe(images, bound), truth, strict=True):
+        found = {"open": seer.describe(images)}
+        # The embedded VLM is asked the same in both cases.
+        asked = found["open"] if seer.embedded else seer.describe(images, truth)
+        found["bound"] = [g and within(g, t) for g, t in zip(asked, truth, strict=True)]
+        for name, graphs in found.items():
+            for line, graph, wanted in zip(lines, graphs, truth, strict=True):
                 line[f"{name}/failed"] = float(graph is None)
                 line |= compared(name, graph or SceneGraph(), wanted)
     return lines
@@ -73,6 +80,18 @@ def compared(name: str, graph: SceneGraph, truth: SceneGraph) -> dict[str, float
     return {f"{name}/{key}": value for key, value in similarities(graph, truth).items()}
 
 
+def judged_by(c: ConfigDict, model: str) -> list[str]:
+    """The judges whose model is the checker's."""
+    found = []
+    for name in c.reward.models:
+        path = REGISTRY.get(name, name)
+        takes = inspect.signature(reward_class(name, path)).parameters
+        own = takes["model"].default if "model" in takes else None
+        if c.reward.options.to_dict().get(name, {}).get("model", own) == model:
+            found.append(name)
+    return found
+
+
 # ------------------------------------------------------------------------------- the table
 
 
@@ -98,13 +117,18 @@ def summary(
             values = column(lines, key, images)
             if values is None:
                 continue
-            mean, low, high = interval(values)
-            row[key], row[f"{key}/low"], row[f"{key}/high"] = mean, low, high
+            found = map(finite, interval(values))
+            row[key], row[f"{key}/low"], row[f"{key}/high"] = found
         ours, theirs = column(lines, main, images), column(ways[baseline], main, images)
-        row["difference"], row["difference/half"] = paired_difference(theirs, ours)
+        row["difference"], row["difference/half"] = map(finite, paired_difference(theirs, ours))
         row["refused"] = sum(sum(line["refused"].values()) for line in lines) / len(lines)
         rows.append(row)
     return rows
+
+
+def finite(value: float) -> float | None:
+    """None for what has no bound, as the interval of a single prompt's mean."""
+    return value if math.isfinite(value) else None
 
 
 SHOWN = {
@@ -135,10 +159,14 @@ def table(rows: Sequence[Mapping[str, Any]], most: Mapping[str, tuple[float, flo
     quality = [head]
     for row in rows:
         cells = [f"{row[key]:.3f}" for key in shown]
-        cells[0] += f" [{row[first + '/low']:.3f}, {row[first + '/high']:.3f}]"
-        difference = f"{row['difference']:+.3f} ± {row['difference/half']:.3f}"
+        if row[first + "/low"] is not None:
+            cells[0] += f" [{row[first + '/low']:.3f}, {row[first + '/high']:.3f}]"
+        difference = f"{row['difference']:+.3f}"
+        if row["difference/half"] is not None:
+            difference += f" ± {row['difference/half']:.3f}"
         quality.append([f"`{row['way']}`", *cells, difference])
-    costs = [["way", "evaluations", "at most", "VLM calls", "", "tokens", "", "seconds", "no edit"]]
+    head = ["way", "evaluations", "at most", "VLM calls", "at most", "tokens", "at most, about"]
+    costs = [[*head, "seconds", "no edit"]]
     for row in rows:
         evaluations, calls = most[row["way"]]
         cells = [f"{row['evaluations']:.0f}", f"{evaluations:.0f}"]

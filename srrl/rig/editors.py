@@ -90,6 +90,8 @@ class Editor:
             seen = policy.to_latents(images)
             x = invert_steps(policy, seen, policy.encode(list(prompts)), weak, depth)
             first = total - (depth or total)
+            if trained_steps > total - first - self.settings.skip_last:
+                raise ValueError(f"{trained_steps} trained steps begin before the depth {depth}")
         sampled = sample_round(
             policy,
             x,

@@ -14,7 +14,9 @@ FORM = re.compile(r"\s*<think>(.*?)</think>\s*<edit>(.*?)</edit>\s*", re.DOTALL)
 REASONS = ("malformed", "empty", "unchanged", "template")
 # What stands where an edit prompt should: dots, brackets to fill in, the name of the thing itself.
 HOLES = re.compile(r"\.\.\.|\u2026|\[[^\]]*\]|\{[^}]*\}|<[^>]*>")
-NAMES = re.compile(r"(?:(?:the|an?|your) )?(?:edit|edit(?:ing)? (?:prompt|instruction))(?: here)?")
+NAMES = re.compile(
+    r"(?:(?:the|an?|your) )?(?:edit(?:ing)?(?: prompt| instruction)?|prompt|instruction)(?: here)?"
+)
 # How the embedded VLM is taught and asked; and how others are, by the kind of their editor.
 EMBEDDED_REQUEST = "prompt: {prompt}. failed: {failed} write an edit."
 REQUEST = (

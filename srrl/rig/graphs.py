@@ -165,11 +165,18 @@ class Relation:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a picture must show, "entity" or "relation", as a question that is answered by yes."""
+    """What a picture must show, an entity or a relation, as a question that is answered by yes."""
 
-    kind: str
-    text: str
+    wanted: "Entity | Relation"
     question: str
+
+    @property
+    def kind(self) -> str:
+        return type(self.wanted).__name__.lower()
+
+    @property
+    def text(self) -> str:
+        return str(self.wanted)
 
 
 @dataclass(frozen=True)
@@ -194,10 +201,10 @@ class SceneGraph:
 
     def requirements(self) -> list[Requirement]:
         """A question for each entity and each relation, in the graph's order, each once."""
-        things = [Requirement("entity", str(e), f"is there {a(e)}?") for e in self.entities]
+        things = [Requirement(e, f"is there {a(e)}?") for e in self.entities]
         unique = {relation.triple: relation for relation in reversed(self.relations)}
         relations = [unique[t] for t in dict.fromkeys(r.triple for r in self.relations)]
-        return things + [Requirement("relation", str(r), asked(r)) for r in relations]
+        return things + [Requirement(r, asked(r)) for r in relations]
 
 
 def a(entity: Entity) -> str:
@@ -291,7 +298,10 @@ def of_row(row: Mapping[str, Any]) -> SceneGraph:
 
 
 def item_entity(item: Mapping[str, Any]) -> Entity:
-    words = [" ".join(w.split()) for w in (*item.get("attributes", ()), item["label"])]
+    attributes = item.get("attributes", ())
+    if not isinstance(attributes, list | tuple):
+        raise ValueError(f"no row of LAION-SG: attributes {attributes!r} are no list")
+    words = [" ".join(w.split()) for w in (*attributes, item["label"])]
     if not words[-1]:
         raise ValueError("no row of LAION-SG: an item without a label")
     return Entity(words[-1], tuple(filter(None, words[:-1])))

@@ -1,14 +1,18 @@
 """What a VLM says of a picture: whether it meets requirements, and its scene graph (RL-RIG's
 Checker, arXiv 2602.19974; extraction as LAION-SG's, arXiv 2412.08580)."""
 
+import contextlib
+import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from srrl.errors import UserError
 from srrl.models.vlm import VLM
-from srrl.rig.graphs import DESCRIBE, Requirement, SceneGraph, parse_graph
+from srrl.rig.graphs import DESCRIBE, Entity, Requirement, SceneGraph, parse_graph
 
 TINY_VLM = Path(__file__).parents[1] / "shapes" / "tiny_vlm"
 EMBEDDED = "embedded"  # the name of the model that is there
@@ -19,6 +23,7 @@ DESCRIBE_AS_GRAPH = (
     'like "stone tall tower attached to stone bridge": attributes, thing, relation, attributes, '
     "thing. A thing of no relation has a line of its own. Write nothing else."
 )
+LIST_MARK = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+")
 ONLY = " Use only these things: {}. Use only these relations: {}."
 
 
@@ -60,7 +65,13 @@ class Seer:
                 for graph, some in zip(graphs, required, strict=True)
             ]
         end = "" if self.embedded else INSTRUCTION
-        return self.vlm.p_yes(images, [[r.question + end for r in some] for some in required])
+        chances = self.vlm.p_yes(images, [[r.question + end for r in some] for some in required])
+        if not all(p.isfinite().all() for p in chances):
+            raise UserError(
+                f"the checker's P(yes) is not finite in {self.vlm.dtype}: mixed_precision=bf16 (or "
+                f"reward.dtype=bf16) has the range that its model needs"
+            )
+        return chances
 
     def passed(self, chances: Tensor) -> Tensor:
         """bool, which requirements are met."""
@@ -89,13 +100,22 @@ class Seer:
 
 
 def graph_or_none(text: str) -> SceneGraph | None:
-    """A description's graph; "nothing" is a graph of nothing."""
+    """A description's graph: of the lines that say something, whatever marks them as a list's.
+    "nothing" is a graph of nothing."""
     if text.strip(" .").lower() == "nothing":
         return SceneGraph()
-    try:
-        return parse_graph(text)
-    except ValueError:
+    said = []
+    for line in re.split(r"[;\n]", text):
+        with contextlib.suppress(ValueError):
+            said.append(parse_graph(LIST_MARK.sub("", line)))
+    if not said:
         return None
+    relations, alone = (tuple(chain(*parts)) for parts in zip(*map(_parts, said), strict=True))
+    return SceneGraph(relations, alone)
+
+
+def _parts(graph: SceneGraph) -> tuple[tuple, tuple]:
+    return graph.relations, graph.alone
 
 
 def only(graph: SceneGraph) -> str:
@@ -122,7 +142,7 @@ def has(graph: SceneGraph | None, required: Requirement) -> bool:
     """Does a graph have a requirement's entity, or its relation?"""
     if graph is None:
         return False
-    wanted = parse_graph(required.text)
-    if required.kind == "entity":
-        return set(wanted.entities) <= set(graph.entities)
-    return wanted.triples <= graph.triples
+    wanted = required.wanted
+    if isinstance(wanted, Entity):
+        return wanted in graph.entities
+    return wanted.triple in graph.triples

@@ -1,47 +1,31 @@
-"""The parts of RL-RIG as a config names them: diffuser, editors, checker, actor; and the ways of
-drawing that are made of them."""
+"""The parts of RL-RIG as a config names them: diffuser, editors, checker, actor; its prompts."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
-from srrl.budget import nfe_per_step
 from srrl.config import resolve
 from srrl.errors import UserError
 from srrl.models.instruct import InstructPolicy
 from srrl.models.loading import set_arithmetic
 from srrl.models.policy import DTYPES, Policy
 from srrl.models.vlm import VLM
-from srrl.prompts import load_prompts
+from srrl.prompts import check_model, check_text, load_prompts
 from srrl.rig.actor import Actor
 from srrl.rig.editors import Editor
-from srrl.rig.forms import Edit
 from srrl.rig.graphs import load_rows, parse_graph
 from srrl.rig.loop import (
-    Asked,
-    Costs,
-    Loop,
     Meter,
-    Trail,
     Wish,
-    Writer,
-    acting,
-    draw,
-    drawing,
-    editing,
-    repeating,
 )
 from srrl.rig.seeing import EMBEDDED, TINY_VLM, Seer
 from srrl.rollout import RolloutSettings
-from srrl.shapes.edits import expert
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
-from srrl.shapes.reader import read
 from srrl.shapes.scenes import parse
 
 
@@ -55,11 +39,15 @@ def wishes_of(file: str) -> list[Wish]:
         first = None
     if isinstance(first, dict) or path.suffix.lower() == ".jsonl":
         graphs = load_rows(path)
+        for number, graph in enumerate(graphs, 1):
+            check_text(str(graph), f"scene graphs {file!r}, row {number}")
         return [Wish(str(graph), graph, i) for i, graph in enumerate(graphs)]
     return [wish_of(prompt, i, file) for i, prompt in enumerate(load_prompts(str(path)))]
 
 
 def wish_of(prompt: str, number: int, where: str) -> Wish:
+    """Raises UserError for a prompt from `where` that is no scene graph, or no text."""
+    check_text(prompt, where)
     try:
         return Wish(prompt, parse_graph(prompt), number)
     except ValueError as error:
@@ -88,11 +76,15 @@ class Parts:
 
     @cached_property
     def diffuser(self) -> Policy:
-        p, s = self.config.pretrained, self.config.sample
         set_arithmetic(self.config.allow_tf32, self.config.deterministic, self.device)
+        return self._diffuser(self.config.sample)
+
+    def _diffuser(self, steps: ConfigDict) -> Policy:
+        """The Diffuser's model, to take these steps."""
+        p = self.config.pretrained
         return Policy.load(
             resolve(p.model),
-            **self._sampling(s),
+            **self._sampling(steps),
             revision=p.revision,
             variant=p.variant,
             vae=p.vae and resolve(p.vae),
@@ -130,11 +122,11 @@ class Parts:
 
     @cached_property
     def inversion(self) -> Editor:
-        """By inversion: the config's editor, or beside another one the diffuser as it draws."""
-        e, own = self.config.editor, self.config.editor.kind == "inversion"
-        model = (own and e.model) or self.config.pretrained.model
-        steps = e if own else self.config.sample
-        return Editor(Policy.load(resolve(model), **self._sampling(steps)), self._editing(steps))
+        """By inversion, with the Diffuser's model: as the config's editor, or beside another one in
+        the steps in which it draws."""
+        own = self.config.editor.kind == "inversion"
+        steps = self.config.editor if own else self.config.sample
+        return Editor(self._diffuser(steps), self._editing(steps))
 
     def _editing(self, steps: ConfigDict) -> RolloutSettings:
         weak, depth = self.config.editor.inversion_guidance, self.config.editor.depth
@@ -144,26 +136,31 @@ class Parts:
     @cached_property
     def seer(self) -> Seer:
         k = self.config.checker
-        vlm = self._vlm(k)
-        return Seer(vlm, k.model == EMBEDDED, form=k.form, threshold=k.threshold)
+        return Seer(self._vlm("checker"), k.model == EMBEDDED, form=k.form, threshold=k.threshold)
 
     @cached_property
-    def _vlms(self) -> dict[tuple, VLM]:
+    def _vlms(self) -> dict[str, VLM]:
+        """Those that checker and actor have, of which each counts for itself."""
         return {}
 
-    def _vlm(self, c: ConfigDict) -> VLM:
-        """Loaded once for checker and actor, where both are the same."""
-        key = (c.model, c.side)
-        if key not in self._vlms:
-            model = TINY_VLM if c.model == EMBEDDED else resolve(c.model)
+    def _vlm(self, part: str) -> VLM:
+        """The VLM of "checker" or "actor"; of one model both have one network."""
+        c = self.config[part]
+        if part not in self._vlms:
             given = {"batch_size": c.batch_size, "side": c.side}
-            self._vlms[key] = VLM.load(model, dtype=self.dtype, device=self.device, **given)
-        return self._vlms[key]
+            same = [v for name, v in self._vlms.items() if self.config[name].model == c.model]
+            model = TINY_VLM if c.model == EMBEDDED else resolve(c.model)
+            self._vlms[part] = (
+                same[0].sharing(**given)
+                if same
+                else VLM.load(model, dtype=self.dtype, device=self.device, **given)
+            )
+        return self._vlms[part]
 
     def actor_for(self, editor: Editor) -> Actor:
         a = self.config.actor
         embedded = a.model == EMBEDDED
-        return Actor(self._vlm(a), editor.kind, embedded, a.temperature, a.max_tokens)
+        return Actor(self._vlm("actor"), editor.kind, embedded, a.temperature, a.max_tokens)
 
     @property
     def meter(self) -> Meter:
@@ -173,106 +170,24 @@ class Parts:
         policies += [loaded[name].policy for name in ("instruct", "inversion") if name in loaded]
         return Meter(tuple(policies), tuple(loaded.get("_vlms", {}).values()))
 
-    # ------------------------------------------------------------------ ways of drawing
-
-    def way(self, name: str) -> "Way":
-        """One of srrl.checks.WAYS, by its name."""
-        return Way(name, self, *WAYS[name](self))
-
     @property
     def exact(self) -> bool:
         """Is it the shapes world, where the truth can be read off a picture?"""
         return Path(resolve(self.config.pretrained.model)).resolve() in (TINY_SD, TINY_SDXL)
 
-    def check_prompts(self, wishes: Sequence[Wish], ways: Sequence[str]) -> None:
-        """Raise UserError for a prompt that the embedded parts do not know."""
+    def check(self, wishes: Sequence[Wish], ways: Sequence[str], where: str) -> None:
+        """Raise UserError for a model that cannot be there, and for a prompt from `where` that the
+        embedded parts do not know."""
         c = self.config
+        named = {"pretrained.model": c.pretrained.model}
+        if c.editor.kind == "instruct":
+            named["editor.model"] = c.editor.model
+        named |= {f"{x}.model": c[x].model for x in ("checker", "actor") if c[x].model != EMBEDDED}
+        for key, model in named.items():
+            check_model(f"config.{key}", resolve(model))
         if self.exact or EMBEDDED in (c.checker.model, c.actor.model) or "expert" in ways:
             for wish in wishes:
                 try:
                     parse(wish.prompt)
                 except ValueError as error:
-                    raise UserError(f"{c.prompts.heldout}: {error}") from None
-
-
-def experts(asked: Asked) -> list[Edit]:
-    """What an expert who sees the shapes world exactly would write."""
-    scenes = [parse(prompt) for prompt in asked.prompts]
-    texts = [expert(s, seen) for s, seen in zip(scenes, read(asked.images), strict=True)]
-    return [Edit(text or None, None if text else "empty", text) for text in texts]
-
-
-def _again(parts: Parts, always: bool = False) -> tuple:
-    p = parts.diffuser
-    return None, drawing(p, parts.settings), first_evaluations(parts), always
-
-
-def first_evaluations(parts: Parts) -> int:
-    s = parts.config.sample
-    return s.num_steps * nfe_per_step(s.guidance_scale)
-
-
-def _edited(parts: Parts, editor: Editor, writer: Writer) -> tuple:
-    return writer, editing(editor), editor.evaluations, False
-
-
-# Each: who writes, who draws again, the network evaluations of that, and whether also where all
-# passes.
-WAYS: dict[str, Callable[[Parts], tuple]] = {
-    "once": lambda p: (None, drawing(p.diffuser, p.settings), 0, False),
-    "again": _again,
-    "best": lambda p: _again(p, always=True),
-    "plain": lambda p: _edited(p, p.editor, repeating),
-    "actor": lambda p: _edited(p, p.editor, acting(p.actor_for(p.editor))),
-    "expert": lambda p: _edited(p, p.editor, experts),
-    "inversion": lambda p: _edited(p, p.inversion, repeating),
-    "inversion_actor": lambda p: _edited(p, p.inversion, acting(p.actor_for(p.inversion))),
-}
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way of drawing: a loop, and what its rounds cost at most."""
-
-    name: str
-    parts: Parts
-    write: Writer | None
-    redraw: Callable[[Asked, list[str]], Tensor]
-    evaluations: int
-    always: bool
-
-    @property
-    def rounds(self) -> int:
-        return 0 if self.name == "once" else self.parts.config.loop.rounds
-
-    def run(self, images: Tensor, wishes: Sequence[Wish], seed: int, first: Costs) -> list[Trail]:
-        """Trails from first pictures, of which each cost `first`."""
-        c = self.parts.config
-        loop = Loop(
-            self.parts.seer,
-            self.write,
-            self.redraw,
-            self.parts.meter,
-            self.rounds,
-            c.loop.keep,
-            self.always,
-        )
-        trails = loop.run(images, wishes, seed)
-        for trail in trails:
-            trail.costs = trail.costs + first
-        return trails
-
-    def most(self, first: Costs) -> tuple[float, float]:
-        """Network evaluations and VLM calls of a picture that takes every round."""
-        writes = self.write not in (None, repeating, experts)
-        return (
-            first.evaluations + self.rounds * self.evaluations,
-            1 + self.rounds * (1 + writes),
-        )
-
-
-def first_pictures(parts: Parts, wishes: Sequence[Wish], seed: int) -> tuple[Tensor, Costs]:
-    """The diffuser's pictures uint8 [B, 3, H, W], and what each cost."""
-    before = parts.diffuser.nfe
-    images = draw(parts.diffuser, parts.settings, wishes, seed)
-    return images, Costs((parts.diffuser.nfe - before) / max(len(wishes), 1))
+                    raise UserError(f"{where}: {error}") from None

@@ -50,6 +50,15 @@ def save_with_text(picture: Image.Image, path: Path, text: dict[str, Any]) -> No
     picture.save(path, pnginfo=fields)
 
 
+def clear(folder: Path, *patterns: str) -> None:
+    """Remove the pictures of an earlier call, which wrote samples.json, and say so."""
+    if (folder / "samples.json").exists():
+        old = [file for pattern in patterns for file in folder.glob(pattern)]
+        print(f"removing {len(old)} pictures of an earlier call from {folder}", flush=True)
+        for file in old:
+            file.unlink()
+
+
 def fitted(text: str, font: Any, width: int) -> list[str]:
     """The text's lines, broken after spaces and commas to be at most so many pixels wide; what
     cannot be broken is cut."""

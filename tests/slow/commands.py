@@ -4,9 +4,11 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def run(
     command, given = [str(a) for a in arguments], {**os.environ, **environment}
     script = command[0] == sys.executable and command[1].endswith(".py")
     if script and all(LATE.fullmatch(name) for name in changed(given)):
-        result = warm_run(command, given)
+        result = warm_run(command, given, timeout)
     else:
         result = subprocess.run(
             command,
@@ -68,13 +70,19 @@ def warm() -> subprocess.Popen:
     return server
 
 
-def warm_run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+def warm_run(
+    command: list[str], environment: dict[str, str], timeout: int
+) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         given = {"environment": environment, "out": str(out), "err": str(err)}
         warm().stdin.write(json.dumps({"arguments": command[1:], **given}) + "\n")
         warm().stdin.flush()
+        child = int(warm().stdout.readline())
+        watch = threading.Timer(timeout, os.killpg, (child, signal.SIGKILL))
+        watch.start()
         code = int(warm().stdout.readline())
+        watch.cancel()
         return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
 

@@ -278,10 +278,11 @@ def test_bench_times_every_phase(tmp_path):
         "--json",
         tmp_path / "bench.json",
         "--repeats",
-        3,
+        2,
         "--batch-sizes",
-        64,
-        128,
+        8,
+        16,
+        "--config.sample.batch_size=4",
     )
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert all(figures["overhead"][phase] > 0 for phase in ("reflect", "sample", "update"))
@@ -289,12 +290,14 @@ def test_bench_times_every_phase(tmp_path):
 
 
 def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
-    """One image a prompt (n = 192) to stay short; docs/LOG.md has the intervals at n = 576."""
+    """One image of 80 prompts to stay short; docs/LOG.md has the intervals at n = 576."""
     run(
         sys.executable,
         "scripts/evaluate.py",
         "--images",
         1,
+        "--num-prompts",
+        40,
         "--rounds",
         1,
         3,
@@ -305,7 +308,7 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
     )
     means: dict[str, float] = {}
     for line in json.loads((tmp_path / "table.json").read_text()):
-        means[line["sampler"]] = means.get(line["sampler"], 0.0) + line["n"] * line["mean"] / 192
+        means[line["sampler"]] = means.get(line["sampler"], 0.0) + line["n"] * line["mean"] / 80
     assert means["plain"] - means["plain:guidance=1"] >= 0.15
     assert means["reflect:rounds=3"] > means["plain"]
 

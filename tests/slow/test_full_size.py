@@ -45,8 +45,10 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "dtype"), [("sd14", torch.float32), ("sdxl", torch.bfloat16)])
-def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dtype, tmp_path):
+@pytest.mark.parametrize("preset", ["sd14", "sdxl"])
+def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, tmp_path):
+    """In float32: CPUs without bf16 take minutes a step in it."""
+    dtype = torch.float32
     config = load_config(
         [
             f"--config=config/stage_process.py:{preset}+b2diffurl",
@@ -65,7 +67,7 @@ def test_a_full_size_model_reflects_samples_updates_saves_and_reloads(preset, dt
             "--config.eval.every=0",
             "--config.train.num_inner_epochs=1",
             "--config.train.gradient_checkpointing=true",
-            f"--config.mixed_precision={'no' if dtype == torch.float32 else 'bf16'}",
+            "--config.mixed_precision=no",
             "--config.sample.num_batches_per_stage=1",
             "--config.select.pos_threshold=0",
             "--config.select.neg_threshold=0",

@@ -1,10 +1,10 @@
 """Python processes that have imported already: `python warm.py` forks one for each command.
 
-A line on its input names a command's arguments and the files for its output; the line that it
-answers has the exit code. A command then begins in milliseconds instead of the ten seconds that
-importing torch, diffusers, transformers and peft takes; from there on it is a process like any
-other: its own interpreter state, files, signals and end. It must not have threads before the fork,
-so nothing is computed here.
+A line on its input names a command's arguments and the files for its output; the lines that it
+answers have the process and its exit code. A command then begins in milliseconds instead of the ten
+seconds that importing torch, diffusers, transformers and peft takes; from there on it is a process
+like any other: its own interpreter state, files, signals and end. It must not have threads before
+the fork, so nothing is computed here.
 """
 
 import atexit
@@ -66,6 +66,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             os._exit(become(**asked))
+        print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -11,8 +11,9 @@ from srrl.rig.assess import records, summary, table
 from srrl.rig.forms import Edit
 from srrl.rig.loop import Costs, Loop, failed
 from srrl.rig.seeing import Seer
-from srrl.rig.setup import Parts, first_pictures, wish_of
+from srrl.rig.setup import Parts, wish_of
 from srrl.rig.strips import strip
+from srrl.rig.ways import first_pictures, way_of
 from srrl.run.pictures import sheet
 from tests.conftest import PROMPTS
 
@@ -36,7 +37,7 @@ def first(parts, wishes):
 
 
 def run(parts, wishes, first, name):
-    return parts.way(name).run(first[0], wishes, 5, first[1])
+    return way_of(parts, name).run(*first, wishes, 5)
 
 
 @pytest.mark.parametrize("name", ["once", "again", "best", "plain", "actor", "expert"])
@@ -44,14 +45,14 @@ def test_what_is_kept_never_passes_less_and_the_bill_is_what_was_counted(
     name, parts, wishes, first
 ):
     before = parts.meter.read()
-    way = parts.way(name)
+    way = way_of(parts, name)
     trails = run(parts, wishes, first, name)
     spent = parts.meter.read() + before * -1
     billed = sum((trail.costs for trail in trails), Costs())
     assert billed.evaluations == pytest.approx(spent.evaluations + len(wishes) * 20)
     assert billed.calls == pytest.approx(spent.calls)
     assert billed.tokens == pytest.approx(spent.tokens)
-    most = way.most(Costs(20))
+    most = way.most()
     for i, trail in enumerate(trails):
         assert torch.equal(trail.steps[0].image, first[0][i])
         assert trail.final.count == max(step.count for step in trail.steps)
@@ -87,8 +88,8 @@ def test_what_is_no_edit_leaves_the_picture_and_is_counted(parts, wishes, first)
     def never(asked, texts):
         raise AssertionError("it is not drawn again")
 
-    way = replace(parts.way("actor"), write=nothing, redraw=never)
-    trails = way.run(first[0], wishes, 5, first[1])
+    way = replace(way_of(parts, "actor"), write=nothing, redraw=never)
+    trails = way.run(*first, wishes, 5)
     lacking = [trail for trail in trails if not trail.steps[0].whole]
     assert lacking and all(len(t.steps) == 1 and len(t.refused) == 2 for t in lacking)
     assert sum(sum(t.reasons.values()) for t in trails) == 2 * len(lacking)
@@ -124,7 +125,7 @@ def test_a_part_that_fails_is_an_error_with_its_place(broken, where, kind, parts
     def down(*_):
         raise kind("down")
 
-    way = parts.way("plain")
+    way = way_of(parts, "plain")
     loop = Loop(parts.seer, way.write, way.redraw, parts.meter, 2)
     loop = replace(loop, **{broken: Down() if broken == "seer" else down})
     with pytest.raises(kind) as error:
@@ -143,7 +144,7 @@ def test_the_expert_sees_what_is_wrong_and_the_table_says_what_came_of_it(parts,
     assert [row["way"] for row in rows] == ["once", "expert"]
     assert rows[1]["checker"] >= rows[0]["checker"] and rows[0]["difference"] == 0
     assert 0 <= rows[0]["open/failed"] <= 1 and rows[0]["evaluations"] == 20
-    text = table(rows, {name: parts.way(name).most(Costs(20)) for name in by_way})
+    text = table(rows, {name: way_of(parts, name).most() for name in by_way})
     assert text.count("| `expert` |") == 2 and "| 20 | 20 | 1.0 | 1 |" in text
     row = strip(trails[0])
     assert len(row.images) == len(row.captions) and "[" in row.captions[0]
