@@ -2,10 +2,11 @@
 
     python scripts/bench.py --model tiny --json bench.json
 
---config.KEY=VALUE changes the preset. The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
+The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
-ratios. Decoding and scoring have no such floor and are given in seconds.
+ratios. Decoding and scoring have no such floor and are given in seconds. --config.KEY=VALUE changes
+the preset.
 """
 
 import argparse
