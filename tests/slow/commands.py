@@ -20,21 +20,26 @@ from srrl.models.weights import LORA_FILE
 
 
 def run(
-    *arguments, check: int | None = 0, timeout: int = 3600, **environment: str
+    *arguments,
+    check: int | None = 0,
+    timeout: int = 3600,
+    folder: Path = REPOSITORY,
+    **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Run a command in the repository; its exit code must be `check`, if that is given.
+    """Run a command in the repository, or another folder; its exit code must be `check`, if that is
+    given.
 
     A script is run by a process that has imported already, unless its environment matters to
     what is imported.
     """
     command, given = [str(a) for a in arguments], {**os.environ, **environment}
-    script = command[0] == sys.executable and command[1].endswith(".py")
+    script = command[0] == sys.executable and WARM.match(command[1])
     if script and all(LATE.fullmatch(name) for name in changed(given)):
-        result = warm_run(command, given, timeout)
+        result = warm_run(command, given, folder, timeout)
     else:
         result = subprocess.run(
             command,
-            cwd=REPOSITORY,
+            cwd=folder,
             env=given,
             capture_output=True,
             text=True,
@@ -45,6 +50,7 @@ def run(
 
 
 STARTED_IN = dict(os.environ)
+WARM = re.compile(r"scripts/|tests/slow/kill_at")
 # Variables that nothing reads while torch, diffusers, transformers and peft are imported.
 LATE = re.compile(r"WANDB_\w+|HOME|PYTHONPATH|SRRL_ERROR_FOLDER|PYTEST_\w+")
 
@@ -71,11 +77,11 @@ def warm() -> subprocess.Popen:
 
 
 def warm_run(
-    command: list[str], environment: dict[str, str], timeout: int
+    command: list[str], environment: dict[str, str], where: Path, timeout: int
 ) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        given = {"environment": environment, "out": str(out), "err": str(err)}
+        given = {"environment": environment, "folder": str(where), "out": str(out), "err": str(err)}
         warm().stdin.write(json.dumps({"arguments": command[1:], **given}) + "\n")
         warm().stdin.flush()
         child = int(warm().stdout.readline())

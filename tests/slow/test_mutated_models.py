@@ -1,4 +1,5 @@
-"""No file of a model ends in a traceback: 500 damaged ones, each refused in a line or exact."""
+"""No file of a model ends in a traceback: damaged ones, each refused in a line or exact. 120 here;
+docs/LOG.md has more."""
 
 import json
 import random
@@ -127,7 +128,7 @@ def counted(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "seed"), [*((TINY_SD, seed) for seed in range(5)), (TINY_SDXL, 5), (TINY_SDXL, 6)]
+    ("source", "seed"), [(TINY_SD, 0), (TINY_SD, 1), (TINY_SD, 2), (TINY_SDXL, 5)]
 )
 def test_a_damaged_folder(source, seed, tmp_path):
     draw, exact = random.Random(seed), Policy.load(str(source), **OPTIONS)
@@ -151,7 +152,7 @@ def test_a_damaged_folder(source, seed, tmp_path):
     assert 0 < loaded < MUTANTS
 
 
-@pytest.mark.parametrize(("source", "seed"), [(TINY_SD, 0), (TINY_SD, 1), (TINY_SDXL, 2)])
+@pytest.mark.parametrize(("source", "seed"), [(TINY_SD, 0), (TINY_SDXL, 2)])
 def test_a_damaged_single_file(source, seed, tmp_path):
     draw, exact = random.Random(seed), Policy.load(str(source), **OPTIONS)
     file = tmp_path / "model.safetensors"

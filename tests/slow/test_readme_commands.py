@@ -1,7 +1,6 @@
 """Every command of the README, as printed: run where it can be run here, made short by flags that
 come after it; refused in one line where it needs what is not here; or told why it is left out."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -12,13 +11,20 @@ from PIL import Image
 from srrl.config import REPOSITORY
 from tests.conftest import small_run
 from tests.rewards.server import serving
+from tests.slow.commands import run as commands_run
 from tests.test_readme import README_REWARD, commands
 
 pytestmark = pytest.mark.slow
 # A run of seconds, under the name it has by itself.
 SHORT = [flag for flag in small_run("runs", 1) if "run_name" not in flag and "output" not in flag]
 FEW = ["--num-prompts", "1", "--images", "1"]
-SHORTENED = {"train.sh": SHORT, "train_xl.sh": SHORT, "evaluate.py": FEW}
+SHORTENED = {
+    "train.sh": SHORT,
+    "train_xl.sh": SHORT,
+    "evaluate.py": FEW,
+    "rig.py draw": ["--images", "1"],
+    "rig.py evaluate": ["--num-prompts", "1", "--config.evaluate.images=1"],
+}
 LEFT_OUT = {
     "source .venv": "the shell's own",
     "bash scripts/test.sh": "it is running",
@@ -39,12 +45,11 @@ EVERY = [c for c in commands() if c and not any(name in shlex.join(c) for name i
 
 def arguments(command: list[str]) -> list[str]:
     """The command with its shortening flags, before accelerate's."""
-    program = next(
-        name for part in command if (name := os.path.basename(part)) not in ("bash", "python")
-    )
+    text = shlex.join(command)
+    shorter = next((flags for name, flags in SHORTENED.items() if name in text), [])
     split = command.index("--") if "--" in command else len(command)
     interpreter = {"python": sys.executable}.get(command[0], command[0])
-    return [interpreter, *command[1:split], *SHORTENED.get(program, []), *command[split:]]
+    return [interpreter, *command[1:split], *shorter, *command[split:]]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +66,7 @@ def folder(tmp_path_factory):
 
 
 def run(command: list[str], folder) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments(command),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    return commands_run(*arguments(command), check=None, folder=folder)
 
 
 @pytest.mark.parametrize("command", EVERY, ids=shlex.join)

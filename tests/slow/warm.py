@@ -25,7 +25,9 @@ def imports() -> None:
     import srrl.run.stages  # noqa: F401
 
 
-def become(arguments: list[str], environment: dict[str, str], out: str, err: str) -> int:
+def become(
+    arguments: list[str], environment: dict[str, str], folder: str, out: str, err: str
+) -> int:
     """In the child: run a script as `python SCRIPT ARGUMENTS` does, and return its exit code."""
     os.setsid()
     for number, path, flags in (
@@ -37,6 +39,7 @@ def become(arguments: list[str], environment: dict[str, str], out: str, err: str
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin = os.fdopen(0)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = arguments

@@ -110,6 +110,7 @@ def test_memory_grows_in_proportion_to_what_goes_through_at_once(tiny):
     assert imagined.update(8, True).peak < 0.6 * imagined.update(8, False).peak
 
 
+@pytest.mark.slow
 def test_fused_attention_never_holds_its_matrix():
     biller = Biller(
         load_config(
@@ -121,6 +122,7 @@ def test_fused_attention_never_holds_its_matrix():
     assert biller.flops_a_row == pytest.approx(0.8044e12, rel=1e-3)  # of a known prototype
 
 
+@pytest.mark.slow
 def test_a_bill_says_what_it_cannot_count_and_what_stays(tiny):
     bill = tiny.bill()
     assert bill.uncounted == ["my:Own"]
@@ -186,6 +188,7 @@ def test_a_call_takes_the_longer_one_of_launching_and_computing():
     assert bill.phases["sample"].flops == {"half": (3600 + 7 * 1800) * 10**12}
 
 
+@pytest.mark.slow
 def test_the_hours_of_small_calls_do_not_fall_with_their_rows():
     """One prompt at a time makes nearly four times the calls of four at once, of as many flops."""
     fast = Card("a card", 80, half=1e9, single=1e9)  # launches are all that takes time
@@ -207,6 +210,7 @@ def test_the_hours_of_small_calls_do_not_fall_with_their_rows():
     assert hours[0] == pytest.approx(4 * hours[1], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluations_has_none_in_its_plan():
     """With few branches and many judged prompts the evaluation would be the peak."""
     flags = [
