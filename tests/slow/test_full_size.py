@@ -35,6 +35,7 @@ FLAGS = [
     "--config.interval.right=2",
     "--config.interval.steps=1",
     "--config.sample.num_batches_per_stage=1",
+    "--config.sample.batch_size=1",
     "--config.branch.count=2",
     "--config.eval.every=0",
     "--config.train.num_inner_epochs=1",
