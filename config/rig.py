@@ -81,7 +81,8 @@ def base() -> ConfigDict:
     # [speed] Rows of one of its calls.
     k.batch_size = 8
 
-    # The Actor: a VLM that writes edit prompts. Of the same model as the Checker it is loaded once.
+    # The Actor: a VLM that writes edit prompts. Of the same model as the Checker it is loaded once
+    # ("embedded" are two).
     c.actor = a = ConfigDict()
     a.model = "Qwen/Qwen2.5-VL-7B-Instruct"
     a.side = placeholder(int)

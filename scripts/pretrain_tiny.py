@@ -3,7 +3,8 @@
     python scripts/pretrain_tiny.py sd
     python scripts/pretrain_tiny.py sdxl
     python scripts/pretrain_tiny.py editor --help   (scripts/pretrain_editor.py; from sd)
-    python scripts/pretrain_tiny.py vlm --help      (scripts/pretrain_vlm.py; from sd and editor)
+    python scripts/pretrain_tiny.py vlm --help      (scripts/pretrain_vlm.py; from sd and editor;
+                                                     actor likewise)
 
 make the committed pipelines again. First the VAE, then UNet and text encoders together with
 epsilon prediction (min-SNR weighting, arXiv 2303.09556, gamma 5). Two things about the corpus
@@ -199,11 +200,14 @@ MODELS = {"sd": (build_tiny_sd, SDText, TINY_SD), "sdxl": (build_tiny_sdxl, SDXL
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["editor"], ["vlm"]):  # of another kind, with arguments of their own
-        import pretrain_editor
-        import pretrain_vlm
+    if sys.argv[1:2] == ["editor"]:  # of another kind, with arguments of its own
+        from pretrain_editor import main as pretrain_editor
 
-        return {"editor": pretrain_editor, "vlm": pretrain_vlm}[sys.argv[1]].main(sys.argv[2:])
+        return pretrain_editor(sys.argv[2:])
+    if sys.argv[1:2] in (["vlm"], ["actor"]):
+        from pretrain_vlm import main as pretrain_vlm
+
+        return pretrain_vlm(sys.argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

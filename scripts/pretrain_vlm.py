@@ -1,12 +1,13 @@
-"""Train the embedded VLM from nothing, on 2 CPU cores in under half an hour.
+"""Train the embedded VLMs from nothing, on 2 CPU cores in some half an hour each.
 
     python scripts/pretrain_tiny.py vlm
+    python scripts/pretrain_tiny.py actor
 
-makes srrl/shapes/tiny_vlm again: first its vision tower by itself, then all of it on questions
-about renders and about pictures that the embedded diffuser drew and the embedded editor edited; in
-the second half it is also warmed up as RL-RIG's actor. Scenes of held-out prompts are in none of
-it. Then it says how often it is right, by kind of question, and how an untrained actor's edit
-prompts are.
+make srrl/shapes/tiny_vlm (the checker) and srrl/shapes/tiny_actor again: first the vision tower by
+itself, then all of it on questions about renders and about pictures that the embedded diffuser
+drew; for the actor also about such as the embedded editor edited, and on edit prompts, as a warm
+start. Scenes of held-out prompts are in none of it. Then it says how often it is right, by kind of
+question, and how its edit prompts are.
 """
 
 import srrl  # noqa: F401, I001  first: it quiets what importing transformers would log
@@ -15,7 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from srrl.models.instruct import InstructPolicy
 from srrl.models.vlm import VLM
 from srrl.prompts import load_prompts
+from srrl.rig.actor import TINY_ACTOR
 from srrl.rig.editors import Editor
 from srrl.rollout import RolloutSettings
 from srrl.shapes.edits import JOINT, MOST, actor_lesson, naive, repairs
@@ -68,6 +70,19 @@ class Cycle:
     edited: int
     shares: tuple[float, ...]
     acting: float
+
+
+# The checker, and the actor, which is warmed up in the second half.
+RECIPES = {
+    "vlm": (
+        Cycle(2_000, 1.5e-3, 16_000, 3_040, 0, (0.55, 0.45), 0.0),
+        Cycle(1_500, 1e-3, 16_000, 6_080, 0, (0.4, 0.6), 0.0),
+    ),
+    "actor": (
+        Cycle(1_800, 1.5e-3, 16_000, 6_080, 0, (0.45, 0.55), 0.0),
+        Cycle(1_400, 1e-3, 16_000, 6_080, 1_520, (0.3, 0.5, 0.2), 0.35),
+    ),
+}
 
 
 @dataclass
@@ -282,23 +297,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("role", choices=RECIPES)
     parser.add_argument("--out", type=Path, help="folder to write; the committed one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=900, help="of its vision tower alone")
-    parser.add_argument("--vlm-steps", type=int, default=1800, help="of all of it, at first")
-    parser.add_argument("--polish-steps", type=int, default=1400, help="and on new pictures")
-    parser.add_argument("--renders", type=int, default=16_000)
-    parser.add_argument("--drawn", type=int, default=6_080, help="of the diffuser, a cycle")
+    parser.add_argument("--vlm-steps", type=int, help="of all of it, at first")
+    parser.add_argument("--polish-steps", type=int, help="and on new pictures")
+    parser.add_argument("--drawn", type=int, help="renders and pictures of the diffuser, a cycle")
     parser.add_argument("--exam", type=int, default=384, help="drawn ones to be judged by")
     parser.add_argument("--second-from", type=Path, help="a folder to begin the latter from")
     args = parser.parse_args(argv)
-    start, avoid, out = time.monotonic(), heldout(), args.out or TINY_VLM
+    start, avoid = time.monotonic(), heldout()
+    out = args.out or {"vlm": TINY_VLM, "actor": TINY_ACTOR}[args.role]
     known = exams(args.seed + 1, args.exam)
-    shown = (args.renders, args.drawn)
-    cycles = (
-        Cycle(args.vlm_steps, 1.5e-3, *shown, 0, (0.45, 0.55), 0.0),
-        Cycle(args.polish_steps, 1e-3, *shown, args.drawn // 4, (0.3, 0.5, 0.2), 0.35),
-    )
+    cycles = [
+        replace(cycle, **{k: v for k, v in given.items() if v is not None})
+        for cycle, given in zip(
+            RECIPES[args.role],
+            ({"steps": args.vlm_steps}, {"steps": args.polish_steps}),
+            strict=True,
+        )
+    ]
+    if args.drawn:
+        cycles = [
+            replace(c, renders=args.drawn, drawn=args.drawn, edited=c.edited and args.drawn // 4)
+            for c in cycles
+        ]
     vlm = VLM(*build_vlm(args.seed), batch_size=64)
     for number, cycle in enumerate(cycles):
         if number == 0 and args.second_from:

@@ -3,6 +3,7 @@ writes an edit prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from srrl.models.vlm import VLM, Completions
 from srrl.rig.forms import Edit, embedded_request, read_edit, request
 from srrl.rig.graphs import Requirement
+
+TINY_ACTOR = Path(__file__).parents[1] / "shapes" / "tiny_actor"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from srrl.models.loading import set_arithmetic
 from srrl.models.policy import DTYPES, Policy
 from srrl.models.vlm import VLM
 from srrl.prompts import check_model, check_text, load_prompts
-from srrl.rig.actor import Actor
+from srrl.rig.actor import TINY_ACTOR, Actor
 from srrl.rig.editors import Editor
 from srrl.rig.graphs import load_rows, parse_graph
 from srrl.rig.loop import (
@@ -144,12 +144,15 @@ class Parts:
         return {}
 
     def _vlm(self, part: str) -> VLM:
-        """The VLM of "checker" or "actor"; of one model both have one network."""
+        """The VLM of "checker" or "actor"; of one model both have one network. The embedded ones
+        are two: what made the actor write cost the checker's relations (docs/LOG.md)."""
         c = self.config[part]
         if part not in self._vlms:
             given = {"batch_size": c.batch_size, "side": c.side}
-            same = [v for name, v in self._vlms.items() if self.config[name].model == c.model]
-            model = TINY_VLM if c.model == EMBEDDED else resolve(c.model)
+            others = [] if c.model == EMBEDDED else self._vlms.items()
+            same = [v for name, v in others if self.config[name].model == c.model]
+            embedded = {"checker": TINY_VLM, "actor": TINY_ACTOR}[part]
+            model = embedded if c.model == EMBEDDED else resolve(c.model)
             self._vlms[part] = (
                 same[0].sharing(**given)
                 if same

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srrl.budget import nfe_per_step
 from srrl.config import flatten, resolve
+from srrl.rig.actor import TINY_ACTOR
 from srrl.rig.editors import Editor
 from srrl.rig.forms import Edit
 from srrl.rig.loop import (
@@ -151,7 +152,7 @@ def settings_key(c: ConfigDict, wishes: Sequence[Wish]) -> str:
     values = {k: v for k, v in flatten(c).items() if not k.startswith(FREE)}
     drawn = [(wish.number, wish.prompt, [r.text for r in wish.requirements]) for wish in wishes]
     models = (c.pretrained.model, c.editor.model, c.checker.model, c.actor.model)
-    folders = [TINY_VLM if model == EMBEDDED else Path(resolve(model)) for model in models]
+    folders = [TINY_VLM, TINY_ACTOR, *(Path(resolve(m)) for m in models if m != EMBEDDED)]
     files = [
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for folder in folders

@@ -322,8 +322,8 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
             "unet/diffusion_pytorch_model.safetensors",
         ),
         (
-            "vlm",
-            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --renders 64 --drawn 48 --exam 16",
+            "actor",
+            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --drawn 48 --exam 16",
             "model.safetensors",
         ),
     ],

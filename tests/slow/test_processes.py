@@ -49,10 +49,10 @@ def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **g
     preset = {"sd": PRESET, "sdxl": f"{PRESET}_xl"}[model]
     alone = [sys.executable, "scripts/train.py", preset, *small_run(folder / "one", stages)]
     said = run(*alone, *options, **ONE_THREAD, **given).stdout
-    assert "on cpu, 1 process\n" in said
+    assert "1 process" in said
     both = ["bash", SCRIPTS[model], *small_run(folder / "two", stages), *options, *TWO]
     said = run(*both, **ONE_THREAD, **given).stdout
-    assert "on cpu, 2 processes\n" in said
+    assert "2 process" in said
 
 
 @pytest.mark.parametrize(("model", "stages"), [("sd", 5), ("sdxl", 1)])
