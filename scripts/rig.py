@@ -92,9 +92,8 @@ def draw(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     wishes = wishes_of(args.prompts_file) if args.prompts_file else []
     wishes += [wish_of(typed(prompt, "--prompt"), 0, "--prompt") for prompt in args.prompts]
     # As in sample.py a picture depends on its prompt and its seed alone.
-    jobs = [
-        (replace(wish, number=config.seed + i), i) for wish in wishes for i in range(args.images)
-    ]
+    seeds = range(config.seed, config.seed + args.images)
+    jobs = [replace(wish, number=seed) for wish in wishes for seed in seeds]
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
     parts.check(wishes, [args.way], args.prompts_file or "--prompt")
     clear(out, "image_*.png", "strip*.png")
