@@ -24,27 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srrl.models.instruct import InstructPolicy
 from srrl.models.vlm import VLM
 from srrl.prompts import load_prompts
 from srrl.rig.actor import TINY_ACTOR
-from srrl.rig.editors import Editor
-from srrl.rollout import RolloutSettings
-from srrl.shapes.edits import JOINT, MOST, actor_lesson, naive, repairs
+from srrl.shapes.edits import JOINT, MOST, actor_lesson, repairs
 from srrl.shapes.lessons import (
     COLOUR_NAMES,
     HELDOUT,
     draw,
     heldout,
     lesson,
-    moved,
     questions,
     scene_near,
     shows_any,
     some_things,
 )
-from srrl.shapes.pipeline import TINY_EDITOR
-from srrl.shapes.pretraining import Training, drawn
+from srrl.shapes.pretraining import Source, Training, drawn, edited
 from srrl.shapes.reader import Seen, is_there, read, truths
 from srrl.shapes.scenes import SHAPES, Scene, all_scenes, parse, render
 from srrl.rig.forms import embedded_request, read_edit
@@ -54,7 +49,6 @@ from srrl.shapes.vlm import WIDTH, build_vlm
 
 ROUGH, SOFT = 0.3, 0.5
 BATCH, WARM_UP, BETAS = 32, 100, (0.9, 0.98)
-EDITING = RolloutSettings(1, 3.0, 1.0, 1.0, 1.0, 0.0, "last", 0)  # guidance 3, eta 1
 TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing lies on it
 
 
@@ -85,26 +79,6 @@ RECIPES = {
 }
 
 
-@dataclass
-class Source:
-    """Pictures uint8 [N, 3, 32, 32], what is seen in each, and the prompts of those that have."""
-
-    pictures: Tensor
-    seen: list[Seen]
-    prompts: list[str] | None = None
-
-    @classmethod
-    def without(cls, avoid: frozenset[Scene], pictures: Tensor, prompts: list[str] | None = None):
-        """Of pictures, those that show none of the scenes."""
-        seen = read(pictures)
-        kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
-        return cls(pictures[kept], [seen[i] for i in kept], prompts and [prompts[i] for i in kept])
-
-    def take(self, rng: random.Random) -> tuple[Tensor, Seen, str | None]:
-        i = rng.randrange(len(self.pictures))
-        return *moved(self.pictures[i], self.seen[i], rng), self.prompts and self.prompts[i]
-
-
 def sources(seed: int, cycle: Cycle, avoid: frozenset[Scene]) -> list[Source]:
     """Renders, pictures of the diffuser, and some of these edited, without held-out scenes."""
     rng = random.Random(seed)
@@ -115,23 +89,6 @@ def sources(seed: int, cycle: Cycle, avoid: frozenset[Scene]) -> list[Source]:
     if cycle.edited:
         found.append(Source.without(avoid, *edited(found[1], cycle.edited, seed)))
     return found
-
-
-def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """So many of a source's pictures after an edit by the embedded editor, as an untrained actor
-    would have it, and their prompts: what a loop's later rounds show."""
-    rng = random.Random(seed)
-    which = rng.sample(range(len(source.pictures)), min(count, len(source.pictures)))
-    prompts = [source.prompts[i] for i in which]
-    texts = [naive(parse(p), source.seen[i], rng) for p, i in zip(prompts, which, strict=True)]
-    policy = InstructPolicy.load(str(TINY_EDITOR), num_steps=10, eta=1.0, micro_batch=64)
-    editor, parts = Editor(policy, EDITING), []
-    for start in range(0, len(which), 96):
-        part = slice(start, start + 96)
-        some = (source.pictures[which[part]], prompts[part], texts[part])
-        parts.append(editor.edit(*some, seed=seed, numbers=which[part]).images)
-        print(f"edited {min(start + 96, len(which))}/{len(which)}", flush=True)
-    return torch.cat(parts), prompts
 
 
 def train_tower(vlm: VLM, parts: list[Source], cycle: Cycle, steps: int, seed: int) -> None:

@@ -1,19 +1,28 @@
 """What the trainings of the embedded models share: the optimizer, and the diffuser's pictures."""
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from srrl.config import load_config
+from srrl.models.instruct import InstructPolicy
 from srrl.models.policy import Policy
-from srrl.rollout import rollout, rollout_settings
-from srrl.shapes.pipeline import TINY_SD
+from srrl.rig.editors import Editor
+from srrl.rollout import RolloutSettings, rollout, rollout_settings
+from srrl.shapes.edits import naive
+from srrl.shapes.lessons import moved, shows_any
+from srrl.shapes.pipeline import TINY_EDITOR, TINY_SD
+from srrl.shapes.reader import Seen, read
+from srrl.shapes.scenes import Scene, parse
 
 SNR_GAMMA = 5.0
+EDITING = RolloutSettings(1, 3.0, 1.0, 1.0, 1.0, 0.0, "last", 0)  # guidance 3, eta 1
 
 
 class Training:
@@ -84,3 +93,40 @@ def drawn(prompts: Sequence[str], seed: int) -> Tensor:
         parts.append(shown.images)
         print(f"drawn {start + len(some)}/{len(prompts)}", flush=True)
     return torch.cat(parts)
+
+
+@dataclass
+class Source:
+    """Pictures uint8 [N, 3, 32, 32], what is seen in each, and the prompts of those that have."""
+
+    pictures: Tensor
+    seen: list[Seen]
+    prompts: list[str] | None = None
+
+    @classmethod
+    def without(cls, avoid: frozenset[Scene], pictures: Tensor, prompts: list[str] | None = None):
+        """Of pictures, those that show none of the scenes."""
+        seen = read(pictures)
+        kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
+        return cls(pictures[kept], [seen[i] for i in kept], prompts and [prompts[i] for i in kept])
+
+    def take(self, rng: random.Random) -> tuple[Tensor, Seen, str | None]:
+        i = rng.randrange(len(self.pictures))
+        return *moved(self.pictures[i], self.seen[i], rng), self.prompts and self.prompts[i]
+
+
+def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """So many of a source's pictures after an edit by the embedded editor, as an untrained actor
+    would have it, and their prompts: what a loop's later rounds show."""
+    rng = random.Random(seed)
+    which = rng.sample(range(len(source.pictures)), min(count, len(source.pictures)))
+    prompts = [source.prompts[i] for i in which]
+    texts = [naive(parse(p), source.seen[i], rng) for p, i in zip(prompts, which, strict=True)]
+    policy = InstructPolicy.load(str(TINY_EDITOR), num_steps=10, eta=1.0, micro_batch=64)
+    editor, parts = Editor(policy, EDITING), []
+    for start in range(0, len(which), 96):
+        part = slice(start, start + 96)
+        some = (source.pictures[which[part]], prompts[part], texts[part])
+        parts.append(editor.edit(*some, seed=seed, numbers=which[part]).images)
+        print(f"edited {min(start + 96, len(which))}/{len(which)}", flush=True)
+    return torch.cat(parts), prompts
