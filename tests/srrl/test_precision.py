@@ -9,6 +9,7 @@ from srrl.learner import GROWTH_INTERVAL, LOSS_SCALE, ratio_limit
 from tests.conftest import MODELS, randomise_lora
 from tests.srrl.test_trainer import batch_of, make_trainer
 
+pytestmark = pytest.mark.slow  # CPUs without half precision take minutes
 PLAN = StagePlan(0, 2, 6)
 HALF = {torch.bfloat16: 0.2, torch.float16: 0.05}  # and their gradients' relative error
 

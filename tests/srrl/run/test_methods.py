@@ -131,10 +131,12 @@ def metrics(run) -> list[dict]:
 
 def test_a_runs_config_says_its_method(tmp_path):
     assert load_config([PRESET]).method == "srrl"
-    with pytest.raises(UserError, match=r"config.method='rig': one of srrl"):
+    with pytest.raises(UserError, match="config.method belongs to its file"):
         load_config([PRESET, "--config.method=rig"])
+    with pytest.raises(UserError, match="is of the method 'rig': give a preset of config/stage"):
+        load_config(["--config=config/rig.py:tiny"])
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(flatten(load_config([PRESET])) | {"method": "rig"}))
-    with pytest.raises(UserError, match="unknown method 'rig'"):
+    file.write_text(json.dumps(flatten(load_config([PRESET])) | {"method": "magic"}))
+    with pytest.raises(UserError, match="unknown method 'magic'"):
         load_saved(file)
     assert METHODS["srrl"].load().__module__ == "srrl.trainer"
