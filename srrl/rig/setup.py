@@ -13,6 +13,7 @@ from srrl.config import resolve
 from srrl.errors import UserError
 from srrl.models.instruct import InstructPolicy
 from srrl.models.loading import set_arithmetic
+from srrl.models.parts import quiet
 from srrl.models.policy import DTYPES, Policy
 from srrl.models.vlm import VLM
 from srrl.prompts import check_model, check_text, load_prompts
@@ -153,11 +154,12 @@ class Parts:
             same = [v for name, v in others if self.config[name].model == c.model]
             embedded = {"checker": TINY_VLM, "actor": TINY_ACTOR}[part]
             model = embedded if c.model == EMBEDDED else resolve(c.model)
-            self._vlms[part] = (
-                same[0].sharing(**given)
-                if same
-                else VLM.load(model, dtype=self.dtype, device=self.device, **given)
-            )
+            with quiet():
+                self._vlms[part] = (
+                    same[0].sharing(**given)
+                    if same
+                    else VLM.load(model, dtype=self.dtype, device=self.device, **given)
+                )
         return self._vlms[part]
 
     def actor_for(self, editor: Editor) -> Actor:

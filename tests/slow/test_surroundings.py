@@ -182,12 +182,12 @@ def test_where_nothing_can_be_written_is_one_line_before_a_model_is_loaded(tmp_p
     sample = [*scripts["sample"], "--config", "config/stage_process.py:tiny", "--prompt", "x"]
     score = [*scripts["score"], REPOSITORY / "docs", "--prompt", "x", "--json"]
     evaluate = [sys.executable, "scripts/evaluate.py", "--out"]
-    nowhere = Path("/proc/nowhere")
+    nowhere, train = Path("/proc/nowhere"), [sys.executable, "scripts/train.py", PRESET]
     for command, said in (
-        (["bash", "train.sh", *small_run(tmp_path)], f"{tmp_path / 'run'} (config.output_dir and"),
-        (["bash", "train.sh", *small_run(file)], f"{file / 'run'} (config.output_dir and run_name"),
-        (["bash", "train.sh", *small_run(nowhere)], f"{nowhere / 'run'} (config.output_dir and"),
-        (["bash", "train.sh", *small_run(foreign.parent)], f"{foreign / 'config.json'} is not wh"),
+        ([*train, *small_run(tmp_path)], f"{tmp_path / 'run'} (config.output_dir and"),
+        ([*train, *small_run(file)], f"{file / 'run'} (config.output_dir and run_name"),
+        ([*train, *small_run(nowhere)], f"{nowhere / 'run'} (config.output_dir and"),
+        ([*train, *small_run(foreign.parent)], f"{foreign / 'config.json'} is not wh"),
         ([*sample, "--out", file], f"--out {file}: there is a file of this name"),
         ([*evaluate, nowhere], f"--out {nowhere}: cannot be written to"),
         ([*score, tmp_path], f"--json {tmp_path}: cannot be written (is a directory)"),

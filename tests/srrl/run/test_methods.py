@@ -131,9 +131,9 @@ def metrics(run) -> list[dict]:
 
 def test_a_runs_config_says_its_method(tmp_path):
     assert load_config([PRESET]).method == "srrl"
-    with pytest.raises(UserError, match="config.method belongs to its file"):
+    with pytest.raises(UserError, match=r"config\.method belongs to its file"):
         load_config([PRESET, "--config.method=rig"])
-    with pytest.raises(UserError, match="is of the method 'rig': give a preset of config/stage"):
+    with pytest.raises(UserError, match=r"is of the method 'rig': give a preset of config/stage"):
         load_config(["--config=config/rig.py:tiny"])
     file = tmp_path / "config.json"
     file.write_text(json.dumps(flatten(load_config([PRESET])) | {"method": "magic"}))
