@@ -21,33 +21,34 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from srrl.models.instruct import InstructPolicy
 from srrl.models.loading import load_pipeline
 from srrl.prompts import load_prompts
-from srrl.rig.editors import Editor
-from srrl.rollout import RolloutSettings
 from srrl.shapes.edits import edit_lessons, expert, naive, repairs
-from srrl.shapes.lessons import HELDOUT, heldout, shows_any
+from srrl.shapes.lessons import HELDOUT, heldout
 from srrl.shapes.pipeline import EDIT_TOKENS, TINY_EDITOR, TINY_SD, build_tiny_editor
-from srrl.shapes.pretraining import Training, denoising_loss, drawn
+from srrl.shapes.pretraining import (
+    EDITING,
+    Source,
+    Training,
+    denoising_loss,
+    drawn,
+    prompts_without,
+    tiny_editor,
+)
 from srrl.shapes.reader import read, truths
-from srrl.shapes.scenes import all_scenes, parse
+from srrl.shapes.scenes import parse
 
-BATCH, GUIDANCE = 48, 3.0
+BATCH = 48
 
 
 def lessons(count: int, pictured: int, seed: int) -> tuple[Tensor, list[str], Tensor]:
     """So many sources, edit prompts and targets, of renders and of the diffuser's pictures."""
     avoid = heldout()
-    prompts = [s.prompt for s in all_scenes() if s not in avoid]
-    prompts = (prompts * (pictured // len(prompts) + 1))[:pictured]
-    pictures = drawn(prompts, seed)
-    seen = read(pictures)
-    kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
-    named = [prompts[i] for i in kept]
+    prompts = prompts_without(avoid, pictured)
+    shown = Source.without(avoid, drawn(prompts, seed), prompts)
     rng, parts, left = random.Random(seed), [], count
     while left > 0:  # about a third of what is tried becomes a lesson
-        some = edit_lessons(2_000, pictures[kept], [seen[i] for i in kept], named, avoid, rng)
+        some = edit_lessons(2_000, shown.pictures, shown.seen, shown.prompts, avoid, rng)
         parts.append(some)
         left -= len(some[1])
         print(f"lessons {count - left}/{count}", flush=True)
@@ -107,9 +108,7 @@ def report(folder: Path, count: int, seed: int) -> None:
     failed = [i for i, s in enumerate(seen) if repairs(scenes[i], s)][:count]
     pictures = pictures[failed]
     scenes, seen = [scenes[i] for i in failed], [seen[i] for i in failed]
-    policy = InstructPolicy.load(str(folder), num_steps=10, eta=1.0, micro_batch=64)
-    settings = RolloutSettings(1, GUIDANCE, 1.0, 1.0, 1.0, 0.0, "last", 0)
-    editor = Editor(policy, settings)
+    editor = tiny_editor(folder)
     writers = {
         "the expert": [expert(s, x) for s, x in zip(scenes, seen, strict=True)],
         "the expert, one change": [repairs(s, x)[0] for s, x in zip(scenes, seen, strict=True)],
@@ -119,7 +118,7 @@ def report(folder: Path, count: int, seed: int) -> None:
         ],
         "the plain prompt": [s.prompt for s in scenes],
     }
-    print(f"one edit of {len(failed)} failed pictures, guidance {GUIDANCE}:")
+    print(f"one edit of {len(failed)} failed pictures, guidance {EDITING.guidance_scale}:")
     for name, texts in writers.items():
         edits = editor.edit(
             pictures, [s.prompt for s in scenes], texts, seed=seed, numbers=[*range(len(texts))]

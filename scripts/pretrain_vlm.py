@@ -39,7 +39,7 @@ from srrl.shapes.lessons import (
     shows_any,
     some_things,
 )
-from srrl.shapes.pretraining import Source, Training, drawn, edited
+from srrl.shapes.pretraining import Source, Training, drawn, edited, prompts_without
 from srrl.shapes.reader import Seen, is_there, read, truths
 from srrl.shapes.scenes import SHAPES, Scene, all_scenes, parse, render
 from srrl.rig.forms import embedded_request, read_edit
@@ -83,8 +83,7 @@ def sources(seed: int, cycle: Cycle, avoid: frozenset[Scene]) -> list[Source]:
     """Renders, pictures of the diffuser, and some of these edited, without held-out scenes."""
     rng = random.Random(seed)
     renders = draw([some_things(rng, ROUGH) for _ in range(cycle.renders)], seed, SOFT)
-    prompts = [s.prompt for s in all_scenes() if s not in avoid]
-    prompts = (prompts * (cycle.drawn // len(prompts) + 1))[: cycle.drawn]
+    prompts = prompts_without(avoid, cycle.drawn)
     found = [Source.without(avoid, renders), Source.without(avoid, drawn(prompts, seed), prompts)]
     if cycle.edited:
         found.append(Source.without(avoid, *edited(found[1], cycle.edited, seed)))

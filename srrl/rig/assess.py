@@ -17,8 +17,6 @@ from srrl.run.statistics import by_prompt, interval, paired_difference
 from srrl.shapes.reader import graph_of, read, truths
 from srrl.shapes.scenes import parse
 
-MEASURES = ("sg_iou", "entity_iou", "relation_iou", "f1")
-
 
 def records(
     trails: Sequence[Trail],

@@ -20,10 +20,7 @@ from srrl.prompts import check_model, check_text, load_prompts
 from srrl.rig.actor import TINY_ACTOR, Actor
 from srrl.rig.editors import Editor
 from srrl.rig.graphs import load_rows, parse_graph
-from srrl.rig.loop import (
-    Meter,
-    Wish,
-)
+from srrl.rig.loop import Meter, Wish
 from srrl.rig.seeing import EMBEDDED, TINY_VLM, Seer
 from srrl.rollout import RolloutSettings
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
@@ -19,7 +20,7 @@ from srrl.shapes.edits import naive
 from srrl.shapes.lessons import moved, shows_any
 from srrl.shapes.pipeline import TINY_EDITOR, TINY_SD
 from srrl.shapes.reader import Seen, read
-from srrl.shapes.scenes import Scene, parse
+from srrl.shapes.scenes import Scene, all_scenes, parse
 
 SNR_GAMMA = 5.0
 EDITING = RolloutSettings(1, 3.0, 1.0, 1.0, 1.0, 0.0, "last", 0)  # guidance 3, eta 1
@@ -95,6 +96,17 @@ def drawn(prompts: Sequence[str], seed: int) -> Tensor:
     return torch.cat(parts)
 
 
+def tiny_editor(folder: Path) -> Editor:
+    """The embedded editor, or another one of its kind, as the trainings use it."""
+    return Editor(InstructPolicy.load(str(folder), num_steps=10, eta=1.0, micro_batch=64), EDITING)
+
+
+def prompts_without(avoid: frozenset[Scene], count: int) -> list[str]:
+    """So many prompts of all scenes but those, over and over."""
+    prompts = [s.prompt for s in all_scenes() if s not in avoid]
+    return (prompts * (count // len(prompts) + 1))[:count]
+
+
 @dataclass
 class Source:
     """Pictures uint8 [N, 3, 32, 32], what is seen in each, and the prompts of those that have."""
@@ -122,8 +134,7 @@ def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
     which = rng.sample(range(len(source.pictures)), min(count, len(source.pictures)))
     prompts = [source.prompts[i] for i in which]
     texts = [naive(parse(p), source.seen[i], rng) for p, i in zip(prompts, which, strict=True)]
-    policy = InstructPolicy.load(str(TINY_EDITOR), num_steps=10, eta=1.0, micro_batch=64)
-    editor, parts = Editor(policy, EDITING), []
+    editor, parts = tiny_editor(TINY_EDITOR), []
     for start in range(0, len(which), 96):
         part = slice(start, start + 96)
         some = (source.pictures[which[part]], prompts[part], texts[part])

@@ -18,7 +18,7 @@ from tests.conftest import load_policy, randomise_lora
 from tests.loras import diffusers, kohya, layers, merged, old_diffusers, random_delta, write
 
 pytestmark = pytest.mark.slow
-FILES = 1500
+FILES = 1580  # with the checkpoints below and the models of test_mutated_models 2,000
 KINDS = (torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool, torch.float8_e4m3fn)
 ADDED = (
     "lora_unet_x.alpha",

@@ -18,10 +18,12 @@ from tests.slow.commands import logged, lora, run
 pytestmark = pytest.mark.slow
 CONFIGS = {
     "deepspeed": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\nnum_machines: 1",
+    "fsdp": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nnum_machines: 1",
     "machines": "distributed_type: MULTI_GPU\nnum_machines: 2\nmachine_rank: 1\n"
     "main_process_ip: 10.0.0.1\nmain_process_port: 29500",
     "half": "distributed_type: 'NO'\nmixed_precision: fp16\ngpu_ids: '3'\nnum_machines: 1\n"
     "dynamo_config: {dynamo_backend: INDUCTOR}\ndebug: true",
+    "sagemaker": "compute_environment: AMAZON_SAGEMAKER\nimage_uri: x",
     "torn": "distributed_type: [",
 }
 VARIABLES = {
