@@ -130,6 +130,7 @@ def evaluate(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     from srrl.rig.setup import Parts, wishes_of
     from srrl.rig.ways import first_pictures, settings_key, way_of
     from srrl.run.checkpoint import write_atomic
+    from srrl.run.folder import read_lines
     from srrl.run.tracking import Clock
 
     e = config.evaluate
@@ -193,17 +194,6 @@ def append(file: Path, lines: list[dict]) -> None:
     torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
     with open(file, "a", encoding="utf-8") as log:
         log.write("\n" * bool(torn) + text)
-
-
-def read_lines(file: Path) -> list[dict]:
-    """Lines of JSON; a torn one is none."""
-    found = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

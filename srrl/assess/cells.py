@@ -20,6 +20,7 @@ from srrl.models.policy import Policy
 from srrl.models.weights import LORA_FILE, UNET_FILE
 from srrl.rollout import RolloutSettings
 from srrl.run.distributed import all_sum, gather_rows, local_range
+from srrl.run.folder import read_lines
 from srrl.run.pictures import to_pil
 
 GRID_PROMPTS = 6  # prompts whose pictures of the first seed are kept, for the grid
@@ -96,14 +97,7 @@ def digest(weights: Path | None) -> str:
 
 def finished(folder: Path) -> dict[str, Result]:
     """The cells that are done, by key; a torn last line is not one."""
-    done, file = {}, folder / "cells.jsonl"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            read = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        done[read["key"]] = Result.of(read)
-    return done
+    return {line["key"]: Result.of(line) for line in read_lines(folder / "cells.jsonl")}
 
 
 def run_cell(

@@ -57,10 +57,6 @@ class InstructPolicy(Policy):
             )
         return Instruction(**vars(self.encode(texts)), picture=self.see(images))
 
-    def evaluations_a_step(self, guidance: float) -> int:
-        """Of the network, for a picture."""
-        return evaluations_a_step(guidance, self.image_guidance)
-
     def predict(
         self, x: Tensor, step: Tensor, conditioning: Instruction, guidance: float
     ) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srrl.budget import nfe_per_step
 from srrl.models.conditioning import Conditioning
-from srrl.models.instruct import InstructPolicy
+from srrl.models.instruct import InstructPolicy, evaluations_a_step
 from srrl.models.policy import Policy
 from srrl.rollout import Randomness, RolloutSettings, Sampled, invert_steps, sample_round
 
@@ -57,7 +57,7 @@ class Editor:
         """Of the network, for one edit with one branch and no trained steps."""
         total, s = self.policy.schedule.num_steps, self.settings
         if self.kind == "instruct":
-            return self.policy.evaluations_a_step(s.guidance_scale) * total
+            return total * evaluations_a_step(s.guidance_scale, self.policy.image_guidance)
         both = nfe_per_step(s.guidance_scale) + nfe_per_step(s.inversion_guidance)
         return (s.depth or total) * both
 

@@ -158,15 +158,6 @@ class Meter:
             sum(vlm.tokens for vlm in self.vlms),
         )
 
-    @contextmanager
-    def shared(self, bills: list[Costs]) -> Iterator[None]:
-        """What is spent within, in equal parts, is added to bills."""
-        before = self.read()
-        yield
-        each = (self.read() + before * -1) * (1 / max(len(bills), 1))
-        for i, bill in enumerate(bills):
-            bills[i] = bill + each
-
 
 # ------------------------------------------------------------------------------- the loop
 
@@ -288,11 +279,12 @@ class Loop:
 
     @contextmanager
     def _billed(self, trails: list[Trail]) -> Iterator[None]:
-        bills = [trail.costs for trail in trails]
-        with self.meter.shared(bills):
-            yield
-        for trail, bill in zip(trails, bills, strict=True):
-            trail.costs = bill
+        """What is spent within is added to the trails' bills, in equal parts."""
+        before = self.meter.read()
+        yield
+        each = (self.meter.read() + before * -1) * (1 / max(len(trails), 1))
+        for trail in trails:
+            trail.costs = trail.costs + each
 
 
 def failed(trail: Trail) -> list[Requirement]:

@@ -1,5 +1,7 @@
 """Folders and files that are written to, and where a run keeps its checkpoints; without torch."""
 
+import contextlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -47,3 +49,12 @@ def try_file(file: Path, named: str) -> None:
         ) from None
     if not before:
         file.unlink()
+
+
+def read_lines(file: Path) -> list[dict]:
+    """A log's lines of JSON; a torn one is none, nor is a log that is not there."""
+    found = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(text))
+    return found
