@@ -11,4 +11,4 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python
-exec "$PYTHON" "$root/scripts/launch.py" sd14 tiny "$@"
+exec "$PYTHON" "$root/scripts/launch.py" config/stage_process.py:sd14 tiny "$@"

@@ -3,7 +3,8 @@
     --config config/rig.py:tiny              a preset
     --config.loop.rounds=2                   one value
 
-For scripts/rig.py. The results do not depend on any key marked [speed] beyond rounding.
+For train_rig.sh and scripts/rig.py. The results do not depend on any key marked [speed] beyond
+rounding.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +19,8 @@ def base() -> ConfigDict:
     # Everything is written to output_dir/run_name, unless a command says otherwise.
     c.run_name = ""
     c.output_dir = "runs"
-    # Of the first picture of `rig.py draw`; evaluation has its own. All randomness derives from it:
-    # the pictures' noise, and what the actor writes.
+    # Of training, and of the first picture of `rig.py draw`; evaluation has its own. All randomness
+    # derives from it: LoRA start, prompts, the pictures' noise, what the actor writes.
     c.seed = 300
     # Precision of the networks on a GPU: "no" (float32), "fp16" or "bf16".
     c.mixed_precision = "bf16"
@@ -27,6 +28,8 @@ def base() -> ConfigDict:
     c.allow_tf32 = True
     # [speed] Let GPUs use only algorithms that give the same sums every time.
     c.deterministic = False
+    # Experiment tracker of training, as in config/stage_process.py.
+    c.tracker = "wandb"
 
     # The Diffuser, which draws the first picture and is never trained: as in
     # config/stage_process.py.
@@ -43,6 +46,10 @@ def base() -> ConfigDict:
     s.guidance_scale = 5.0
     s.eta = 1.0
     s.resolution = placeholder(int)
+    # A stage of training draws num_batches_per_stage x batch_size prompts; how their product is
+    # split is [speed].
+    s.num_batches_per_stage = 2
+    s.batch_size = 8
     # [speed] Most samples in one network call, pictures decoded at once. They bound the memory.
     s.micro_batch = 16
     s.decode_batch = 4
@@ -54,6 +61,8 @@ def base() -> ConfigDict:
     e.kind = "instruct"
     # Of "instruct": a diffusers folder or hub name. "inversion" has the Diffuser's own model.
     e.model = "timbrooks/instruct-pix2pix"
+    # Its LoRA: a run, a checkpoint or a .safetensors file. Phase 2 starts from it.
+    e.lora = placeholder(str)
     # Steps of an edit, guidance scale of the edit prompt, eta. Phase 2 needs eta above 0.
     e.num_steps = 20
     e.guidance_scale = 7.5
@@ -85,6 +94,9 @@ def base() -> ConfigDict:
     # ("embedded" are two).
     c.actor = a = ConfigDict()
     a.model = "Qwen/Qwen2.5-VL-7B-Instruct"
+    # Its LoRA: a run, a checkpoint or a folder of peft's. Phase 1 starts from it; phase 2 takes
+    # what phase 1 has trained, if that is trained, too.
+    a.lora = placeholder(str)
     a.side = placeholder(int)
     a.batch_size = 8
     # Of its sampling. And the most tokens of a completion.
@@ -98,9 +110,103 @@ def base() -> ConfigDict:
     p.keep = "best"
 
     c.prompts = p = ConfigDict()
-    # What is drawn for evaluation: a file of prompts, each a scene graph in words ("a cat on a mat;
-    # wooden table"), or of LAION-SG's rows (.json or .jsonl).
+    # Files of prompts, each a scene graph in words ("a cat on a mat; wooden table"), or of
+    # LAION-SG's rows (.json or .jsonl). Training draws from the first; the second is only
+    # evaluated.
+    p.train = "config/prompts/rig_train.json"
     p.heldout = "config/prompts/rig_heldout.json"
+    # "passes": a stage's prompts are the next ones of endless shuffled passes over the file.
+    # "replacement": each is drawn from the whole file.
+    p.draw = "passes"
+
+    # Reflection-GRPO: which phases are trained, one after the other. "actor": what is written, for
+    # a fixed editor. "editor": what it makes of fixed pictures and edit prompts. The only reward is
+    # the share of requirements that the checker passes. A phase is a run of its own, below
+    # output_dir/run_name.
+    c.phases = ("actor", "editor")
+    c.phase = ConfigDict()
+    c.phase.actor = a = ConfigDict()
+    a.stages = 40
+    # The first pictures that fail are edited, and what this leaves, for so many rounds; each that
+    # fails is a state.
+    a.rounds = 2
+    # N, completions of a state. They are edited under the same noise.
+    a.group = 6
+    # lambda_form: what an answer of the right form earns besides. 0 is the paper.
+    a.form_weight = 0.1
+    # eps of the clipped objective of a token's ratio, below 1 and above (arXiv 2503.14476).
+    a.clip_range = 0.2
+    a.clip_range_high = 0.28
+    # beta of the KL divergence (k3) from the actor without its LoRA.
+    a.kl_weight = 0.0
+    # Completions of an optimizer step, at most; [speed] of a forward and backward pass.
+    a.trajectories_per_update = 64
+    a.micro_batch = 2
+    a.learning_rate = 1e-4
+    c.phase.editor = e = ConfigDict()
+    e.stages = 40
+    e.rounds = 2
+    # G, edits of a state, under noise of their own.
+    e.group = 6
+    # The trained steps of an edit: so many, before the last `skip_last`.
+    e.trained_steps = 20
+    e.skip_last = 0
+    e.clip_range = 0.1
+    e.trajectories_per_update = 64
+    e.micro_batch = 4
+    e.learning_rate = 1e-4
+
+    # Of both phases. Those that are unset are the phase's own; set they hold for both.
+    c.stages = s = ConfigDict()
+    s.total = placeholder(int)
+    c.train = t = ConfigDict()
+    t.learning_rate = placeholder(float)
+    t.micro_batch = placeholder(int)
+    t.trajectories_per_update = placeholder(int)
+    # Leave out groups in which no edit passes more than the picture did. Those whose rewards are
+    # all equal teach nothing, and are left out in any case.
+    t.need_gain = True
+    # Advantages are clamped to [-adv_clip_max, adv_clip_max].
+    t.adv_clip_max = 5.0
+    # A phase ends where, on held-out prompts, the checker passes more than when the truth was best
+    # (the exact share in the shapes world, else the first judge) and the truth has fallen since,
+    # both by more than their 95% intervals. Otherwise it is only said.
+    t.stop_on_heldout = False
+    # As in config/stage_process.py.
+    t.num_inner_epochs = 1
+    t.updates = "even"
+    t.gradient_checkpointing = False
+    t.use_8bit_adam = False
+    t.final_lr_fraction = 1.0
+    t.adam_beta1 = 0.9
+    t.adam_beta2 = 0.999
+    t.adam_weight_decay = 1e-4
+    t.adam_epsilon = 1e-8
+    t.max_grad_norm = 1.0
+    t.max_first_ratio_dev = placeholder(float)
+
+    c.lora = a = ConfigDict()
+    # The update W + alpha / rank B A: on all linear layers of the actor's language model, and on
+    # these of the editor's network.
+    a.rank = 16
+    a.alpha = 16
+    a.target_modules = ("to_q", "to_k", "to_v", "to_out.0")
+
+    # During training, as in config/stage_process.py; rounds: of the loop, each number is judged.
+    c.eval = e = ConfigDict()
+    e.every = 10
+    e.heldout = True
+    e.num_prompts = 16
+    e.seeds = 2
+    e.first_seed = 1_000_000
+    e.rounds = (3,)
+    c.checkpoint = k = ConfigDict()
+    k.every = 1
+    k.keep_every = 10
+    c.pictures = p = ConfigDict()
+    p.every = 10
+    p.prompts = 4
+    p.images = False
 
     c.evaluate = e = ConfigDict()
     # Pictures of each prompt, the first one's seed, and [speed] prompts at once.
@@ -159,7 +265,24 @@ def tiny(c: ConfigDict) -> None:
         part.model = "embedded"
         part.batch_size = 64
     c.actor.max_tokens = 64
+    c.tracker = "none"
+    c.prompts.train = "config/prompts/shapes_unconventional_train.json"
     c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
+    c.sample.num_batches_per_stage = 1
+    c.sample.batch_size = 32
+    a, e = c.phase.actor, c.phase.editor
+    a.stages, e.stages = 24, 16
+    a.group, e.group = 8, 8
+    a.micro_batch, e.micro_batch = 32, 32
+    a.learning_rate, e.learning_rate = 5e-3, 3e-3
+    # Where nothing passes more, worse than others is a lesson, too (docs/LOG.md).
+    c.train.need_gain = False
+    # As in `tiny` of config/stage_process.py: the first steps decide what is drawn.
+    e.trained_steps, e.skip_last, e.clip_range = 6, 4, 0.01
+    c.train.final_lr_fraction = 0.1
+    c.eval.every = 8
+    c.eval.num_prompts = 48
+    c.pictures.every = 8
     c.evaluate.batch_size = 64
     c.evaluate.ways = (
         "once",

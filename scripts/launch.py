@@ -1,13 +1,14 @@
 """Check the command, choose the preset, and run scripts/train.py under accelerate.
 
-    python scripts/launch.py GPU_PRESET CPU_PRESET [train.py's flags] [-- accelerate's flags]
+    python scripts/launch.py FILE.py:GPU_PRESET CPU_PRESET [train.py's flags] [-- accelerate's]
 
-What train.sh does once Python is set up. It uses every visible GPU, or one process on the CPU,
-unless accelerate's flags say otherwise (`-- --num_processes 2`, or `-- --config_file FILE` with a
-file as in config/accelerate). Without such a file, what `accelerate config` has written on this
-machine and accelerate's environment variables are not read. The config is checked before anything
-heavy is imported; the exit code is that of train.py, which accelerate's launcher would turn into 1,
-and a process that dies is reported in one line.
+What train.sh does once Python is set up, with presets of config/stage_process.py. It uses every
+visible GPU, or one process on the CPU, unless accelerate's flags say otherwise
+(`-- --num_processes 2`, or `-- --config_file FILE` with a file as in config/accelerate). Without
+such a file, what `accelerate config` has written on this machine and accelerate's environment
+variables are not read. The config is checked before anything heavy is imported; the exit code is
+that of train.py, which accelerate's launcher would turn into 1, and a process that dies is reported
+in one line.
 """
 
 import os
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
-from srrl.prompts import check_files
+from srrl.methods import METHODS
 from srrl.run.folder import newest
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
@@ -156,11 +157,11 @@ def death(code: int, rank: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    gpu_preset, cpu_preset, *arguments = argv
+    (presets, _, gpu_preset), cpu_preset, *arguments = argv[0].rpartition(":"), *argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     arguments, launcher = arguments[:split], arguments[split + 1 :]
     processes = asked_processes(launcher)
-    presets = "--config=config/stage_process.py:"
+    presets = f"--config={presets}:"
     given = any(a.partition("=")[0] == "--config" for a in arguments)
     config = checked(arguments if given else [presets + cpu_preset, *arguments])
     gpus = gpu_count()
@@ -187,14 +188,15 @@ def main(argv: list[str]) -> int:
     elif code:
         run_folder = Path(config.output_dir) / config.run_name
         how = how if how == "stopped" else f"error: {how or 'training ended early'}"
-        resumes = f": the same command resumes {run_folder}" if newest(run_folder) else ""
+        saved = any(map(newest, (run_folder, *run_folder.glob("*/"))))
+        resumes = f": the same command resumes {run_folder}" if saved else ""
         print(f"{how}{resumes}", file=sys.stderr)
     return 128 - code if code < 0 else code
 
 
 def checked(arguments: list[str]) -> ConfigDict:
-    config = load_config(arguments)
-    check_files(config)
+    config = load_config(arguments, methods=[*METHODS])
+    METHODS[config.method].load("files")(config)
     return config
 
 

@@ -78,9 +78,10 @@ def draw(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
 
     from srrl.checks import WAYS
     from srrl.prompts import typed
-    from srrl.rig.setup import Parts, wish_of, wishes_of
+    from srrl.rig.setup import Parts
     from srrl.rig.strips import strip, told
     from srrl.rig.ways import first_pictures, way_of
+    from srrl.rig.wishes import wish_of, wishes_of
     from srrl.run.checkpoint import write_atomic
     from srrl.run.pictures import clear, sheet, to_pil
     from srrl.run.tracking import Clock
@@ -127,8 +128,9 @@ def evaluate(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     from rewards.scoring import rewards_of
     from srrl.prompts import evenly
     from srrl.rig.assess import judged_by, records, summary, table
-    from srrl.rig.setup import Parts, wishes_of
+    from srrl.rig.setup import Parts
     from srrl.rig.ways import first_pictures, settings_key, way_of
+    from srrl.rig.wishes import wishes_of
     from srrl.run.checkpoint import write_atomic
     from srrl.run.folder import read_lines
     from srrl.run.tracking import Clock

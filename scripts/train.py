@@ -1,10 +1,11 @@
-"""Train a diffusion model by SRRL.
+"""Train a diffusion model by SRRL, or RL-RIG's actor and editor.
 
     accelerate launch scripts/train.py --config config/stage_process.py:sd14
     accelerate launch scripts/train.py --config config/stage_process.py:tiny --config.seed=7
+    accelerate launch scripts/train.py --config config/rig.py:sd14
 
-`bash train.sh` does this with the right preset. The same command resumes a run that was stopped.
-Every knob is explained in config/stage_process.py.
+`bash train.sh` and `bash train_rig.sh` do this with the right preset. The same command resumes a
+run that was stopped. Every knob is explained in the config's file.
 """
 
 import os
@@ -19,7 +20,6 @@ from ml_collections import ConfigDict
 from srrl.config import flatten, load_config
 from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
 from srrl.methods import METHODS
-from srrl.prompts import check_files
 
 # Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
 SERVER_S, START_S, END_S = 5, 15, 25
@@ -92,8 +92,8 @@ def plan_line(config: ConfigDict, pipe: Any, accelerator: Any) -> str:
 
 
 def main(argv: list[str]) -> None:
-    config = load_config(argv)
-    check_files(config)
+    config = load_config(argv, methods=[*METHODS])
+    METHODS[config.method].load("files")(config)
 
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
-    if config.pretrained.lora and not newest(folder):
+    if config.pretrained.get("lora") and not newest(folder):
         start_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker

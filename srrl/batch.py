@@ -13,7 +13,7 @@ from srrl.ddim import log_prob
 from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
 from srrl.ppo import Objective, clipped_objective
-from srrl.rollout import generator
+from srrl.rollout import RolloutSettings, generator
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,21 @@ def shuffled_pairs(c: ConfigDict, plan: StagePlan, selected: int) -> Iterator[Te
         yield pairs[torch.randperm(len(pairs), generator=shuffle)]
 
 
-def pairs_objective(c: ConfigDict, policy: Policy, batch: Batch, pairs: Tensor) -> Objective:
-    """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]."""
+def pairs_objective(
+    settings: RolloutSettings, clip_range: float, policy: Policy, batch: Batch, pairs: Tensor
+) -> Objective:
+    """The clipped objective of (trajectory, trained step) pairs int64 [B, 2]; settings: those of
+    the sampling."""
     pairs = pairs.to(policy.device)
     trajectory, j = pairs[:, 0], pairs[:, 1]
     x, x_next = batch.latents[trajectory, j], batch.latents[trajectory, j + 1]
     trained = batch.log_probs.shape[1]
-    step = policy.schedule.num_steps - c.interval.skip_last - trained + j
+    step = policy.schedule.num_steps - settings.skip_last - trained + j
     conditioning = batch.conditioning.rows(trajectory)
-    mean, sigma = policy.step(x, step, conditioning, c.sample.guidance_scale, c.sample.eta)
+    mean, sigma = policy.step(x, step, conditioning, settings.guidance_scale, settings.eta)
     return clipped_objective(
         log_prob(x_next, mean, sigma),
         batch.log_probs[trajectory, j],
         batch.advantages[trajectory],
-        c.train.clip_range,
+        clip_range,
     )

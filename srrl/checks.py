@@ -134,6 +134,62 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     require(compared, "branch.count", expected)
 
 
+# What is a phase's own where it is unset for both.
+OF_PHASE = {
+    "stages.total": "stages",
+    "train.learning_rate": "learning_rate",
+    "train.micro_batch": "micro_batch",
+    "train.trajectories_per_update": "trajectories_per_update",
+}
+PHASES = ("actor", "editor")
+
+
+def phase_values(values: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    """What a phase has for the keys of OF_PHASE."""
+    own = {key: values[f"phase.{phase}.{name}"] for key, name in OF_PHASE.items()}
+    return {key: own[key] if values[key] is None else values[key] for key in OF_PHASE}
+
+
+def check_phases(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
+    """What Reflection-GRPO has."""
+    phases = [str(phase) for phase in c.phases]
+    right = phases and set(phases) <= set(PHASES) and len(set(phases)) == len(phases)
+    require(right, "phases", f"some of {', '.join(PHASES)}, each once")
+    for phase in PHASES:
+
+        def require_of(ok: bool, key: str, expected: str, phase: str = phase) -> None:
+            own = key in OF_PHASE and values[key] is None
+            require(ok, f"phase.{phase}.{OF_PHASE[key]}" if own else key, expected)
+
+        filled = {**values, **phase_values(values, phase)}
+        check_run(c, filled, require_of)
+        least = filled["train.trajectories_per_update"] >= 1
+        require_of(least, "train.trajectories_per_update", "at least 1")
+        require(c.phase[phase].rounds >= 1, f"phase.{phase}.rounds", "at least 1")
+        group = c.phase[phase].group
+        expected = "at least 2: a reward has nothing to be compared with"
+        require(group >= 2, f"phase.{phase}.group", expected)
+        require(c.phase[phase].clip_range > 0, f"phase.{phase}.clip_range", "above 0")
+    for key in ("form_weight", "kl_weight"):
+        require(values[f"phase.actor.{key}"] >= 0, f"phase.actor.{key}", "at least 0")
+    a, e = c.phase.actor, c.phase.editor
+    higher = a.clip_range_high >= a.clip_range
+    require(higher, "phase.actor.clip_range_high", f"at least clip_range={a.clip_range}")
+    total = (c.editor.kind == "inversion" and c.editor.depth) or c.editor.num_steps
+    require(0 <= e.skip_last < total, "phase.editor.skip_last", f"0 to {total - 1}")
+    most = total - e.skip_last
+    fits = 1 <= e.trained_steps <= most
+    require(fits, "phase.editor.trained_steps", f"1 to steps-skip_last={most}")
+    for key in ("sample.num_batches_per_stage", "sample.batch_size", "train.num_inner_epochs"):
+        require(values[key] >= 1, key, "at least 1")
+    require(c.train.adv_clip_max > 0, "train.adv_clip_max", "above 0")
+    for key, allowed in {
+        "prompts.draw": ("passes", "replacement"),
+        "train.updates": ("even", "full"),
+    }.items():
+        require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
+
+
 def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
     """What RL-RIG has: the diffuser, the editor, checker and actor, the loop, its evaluation."""
     for key in (
@@ -171,10 +227,8 @@ def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
     right = ways and set(ways) <= set(WAYS) and len(set(ways)) == len(ways)
     require(right, "evaluate.ways", f"some of {', '.join(WAYS)}, each once")
     require(c.editor.kind != "instruct" or c.editor.model, "editor.model", "an InstructPix2Pix")
-    check_name(c, require)
-    check_rewards(c, values, require)
+    check_phases(c, values, require)
     for key, allowed in {
-        "mixed_precision": PRECISIONS,
         "editor.kind": ("instruct", "inversion"),
         "checker.form": ("yesno", "lookup"),
         "loop.keep": ("best", "last"),

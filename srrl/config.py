@@ -23,12 +23,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def load_config(
-    argv: Sequence[str], default: str = "", methods: Sequence[str] | None = None
+    argv: Sequence[str], default: str = "", methods: Sequence[str] = ("srrl",)
 ) -> ConfigDict:
     """The config of `--config FILE.py:PRESET --config.key=value ...`, checked.
 
-    methods: one of which it must be of; by default those that are trained. Raises UserError for an
-    unknown file, preset or key, a value of the wrong type or range, another method.
+    methods: one of which it must be of; by default SRRL. Raises UserError for an unknown file,
+    preset or key, a value of the wrong type or range, another method.
     """
     source, overrides = default, []
     arguments = list(argv)
@@ -52,9 +52,8 @@ def load_config(
     for key, value in overrides:
         _override(config, key, value)
     check_config(config)
-    known = [name for name, m in METHODS.items() if m.start] if methods is None else methods
-    if config.method not in known:
-        other = METHODS[known[0]].preset.partition(":")[0]
+    if config.method not in methods:
+        other = METHODS[methods[0]].preset.partition(":")[0]
         raise UserError(f"{source} is of the method {config.method!r}: give a preset of {other}")
     return config
 

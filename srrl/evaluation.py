@@ -1,6 +1,6 @@
 """Evaluation at fixed prompts and seeds, so that images pair across stages and runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -30,30 +30,51 @@ def evaluate(
     not count in policy.nfe.
     """
     prompts = evenly(prompts, c.eval.num_prompts)
-    local = list(local_range(accelerator, len(prompts)))
-    local_prompts, local_index = [prompts[i] for i in local], torch.tensor(local, dtype=torch.int64)
-    by_seed: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    counted, first_images = policy.nfe, None
-    for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
-        scores = {name: torch.zeros(0) for name in rewards}
-        if local:
-            images = rollout(
-                policy,
-                policy.encode(local_prompts),
-                rollout_settings(c, branches=1),
-                rounds=rounds,
-                trained_steps=0,
-                seed=seed,
-                stage=0,
-                prompts=local,
-            ).images[-len(local) :]
-            scores = score_all(rewards, images, local_prompts)
-            first_images = images if first_images is None else first_images
-        for name, values in scores.items():
-            by_seed[name].append(gather_rows(accelerator, values, local_index, len(prompts)))
+
+    def judge(index: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        own = [prompts[i] for i in index]
+        images = rollout(
+            policy,
+            policy.encode(own),
+            rollout_settings(c, branches=1),
+            rounds=rounds,
+            trained_steps=0,
+            seed=seed,
+            stage=0,
+            prompts=index,
+        ).images[-len(index) :]
+        return score_all(rewards, images, own), images
+
+    counted = policy.nfe
+    found = over_seeds(judge, list(rewards), len(prompts), c, accelerator, shown, policy.image_size)
     policy.nfe = counted
+    return found
+
+
+def over_seeds(
+    judge: Callable[[list[int], int], tuple[dict[str, Tensor], Tensor]],
+    names: Sequence[str],
+    prompts: int,
+    c: ConfigDict,
+    accelerator: Accelerator,
+    shown: Sequence[int],
+    size: tuple[int, int],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What `evaluate` returns, of so many prompts, whose scores of these names and images of a
+    size (H, W) `judge` gives for some of them, by index, and a seed."""
+    local = list(local_range(accelerator, prompts))
+    local_index = torch.tensor(local, dtype=torch.int64)
+    by_seed: dict[str, list[Tensor]] = {name: [] for name in names}
+    first_images = None
+    for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
+        scores = {name: torch.zeros(0) for name in names}
+        if local:
+            scores, images = judge(local, seed)
+            first_images = images if first_images is None else first_images
+        for name in names:
+            by_seed[name].append(gather_rows(accelerator, scores[name], local_index, prompts))
     columns = [i for i, prompt in enumerate(shown) if prompt in local]
-    pictures = torch.zeros(0, 3, *policy.image_size, dtype=torch.uint8)
+    pictures = torch.zeros(0, 3, *size, dtype=torch.uint8)
     if columns:
         pictures = torch.stack([first_images[local.index(shown[i])] for i in columns])
     index = torch.tensor(columns, dtype=torch.int64)

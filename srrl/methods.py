@@ -17,21 +17,26 @@ class Method:
 
     preset  a config file's preset that has every key
     check   (config, values, require): its values' ranges (srrl/checks.py)
-    start   "module:function" of what makes a srrl.run.stages.StagedRun of a config, an accelerator
-            and a tracker; None: scripts/train.py does not train it
+    files   "module:function" of what refuses prompts and models that are not there, by a config
+    start   "module:function" of what makes a run of a config, an accelerator and a tracker
     """
 
     preset: str
     check: Callable[..., None]
-    start: str | None
+    files: str
+    start: str
 
-    def load(self) -> Callable[..., Any]:
-        """The function `start`."""
-        module, _, function = self.start.partition(":")
+    def load(self, which: str = "start") -> Callable[..., Any]:
+        """The function `start`, or `files`."""
+        module, _, function = getattr(self, which).partition(":")
         return getattr(importlib.import_module(module), function)
 
 
 METHODS = {
-    "srrl": Method("config/stage_process.py:sd14", check_srrl, "srrl.trainer:start"),
-    "rig": Method("config/rig.py:sd14", check_rig, None),
+    "srrl": Method(
+        "config/stage_process.py:sd14", check_srrl, "srrl.prompts:check_files", "srrl.trainer:start"
+    ),
+    "rig": Method(
+        "config/rig.py:sd14", check_rig, "srrl.rig.wishes:check_files", "srrl.rig.training:start"
+    ),
 }

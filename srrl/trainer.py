@@ -40,7 +40,8 @@ class Trainer(ImageRun):
         self.policy = policy = self.trainee
         background = self.config.reward.backend != "local" or policy.device.type == "cuda"
         self.scorer = Scorer(self.rewards, background)
-        objective = partial(pairs_objective, self.config, policy)
+        sampling, clip_range = rollout_settings(self.config), self.config.train.clip_range
+        objective = partial(pairs_objective, sampling, clip_range, policy)
         self.learner = Learner(self.config, policy, self.accelerator, objective)
         self.history = ScoreHistory(self.config.reward.history)
 

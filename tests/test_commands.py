@@ -43,7 +43,7 @@ def assert_one_line_error(result: subprocess.CompletedProcess, said: str) -> Non
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_command_is_one_line_and_exit_2(case):
     arguments, said = BAD[case]
-    launcher = [sys.executable, "scripts/launch.py", "sd14", "tiny"]
+    launcher = [sys.executable, "scripts/launch.py", "config/stage_process.py:sd14", "tiny"]
     assert_one_line_error(command(*launcher, *arguments), said)
 
 

@@ -19,7 +19,7 @@ LEVELS = [
     ["rewards"],
     ["srrl.rig.actor", "srrl.rig.seeing"],
     ["srrl.models.vlm"],
-    ["srrl.models.conversations"],
+    ["srrl.models.conversations", "srrl.models.language_lora"],
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
     ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.shapes"],
     ["srrl.methods"],

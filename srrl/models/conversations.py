@@ -23,6 +23,25 @@ class Packed:
     places: list[list[int]]
 
 
+@dataclass(frozen=True)
+class Completions:
+    """What was written for B requests.
+
+    texts      without the end's token
+    tokens     int64 [B, L], padded on the right; the end's token is the last that counts
+    mask       bool [B, L], which of them count
+    log_probs  float32 [B, L] of the tokens under the policy that wrote them; 0 elsewhere
+    """
+
+    texts: list[str]
+    tokens: Tensor
+    mask: Tensor
+    log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
 class Conversations:
     """A tokenizer with its chat template. One picture a conversation, before the text.
 

@@ -19,9 +19,9 @@ def start_file(given: str) -> Path:
     return read_start(given)[0]
 
 
-def read_start(given: str) -> tuple[Path, LoraFile]:
+def read_start(given: str, key: str = "config.pretrained.lora") -> tuple[Path, LoraFile]:
     """The file as start_file finds it, and what it holds."""
-    named = f"config.pretrained.lora={given!r}"
+    named = f"{key}={given!r}"
     path = locate(given, named).file
     if path.name == Path(UNET_FILE).name:
         raise UserError(f"{named}: holds a whole UNet, not a LoRA: give a run with use_lora")
@@ -37,14 +37,14 @@ def read_start(given: str) -> tuple[Path, LoraFile]:
     return path, file
 
 
-def start_from(pipe: DiffusionPipeline, given: str) -> Lora:
+def start_from(pipe: DiffusionPipeline, given: str, key: str = "config.pretrained.lora") -> Lora:
     """Give the fresh LoRA the effect of another one, in any format; returns what was taken.
 
     Where the other has a lower rank, or lacks modules, the rest stays as it was: without effect.
     Raises UserError, naming the remedy, for one that does not fit; nothing has changed then.
     """
-    where = f"config.pretrained.lora={given!r}"
-    lora = fitted(pipe, read_start(given)[1], where)
+    where = f"{key}={given!r}"
+    lora = fitted(pipe, read_start(given, key)[1], where)
     for name, delta in lora.parts["unet"].items():
         module = pipe.unet.get_submodule(name)
         if "default" not in getattr(module, "lora_A", ()):

@@ -5,17 +5,13 @@ peft LoRA on the language model where it is trained. One picture a conversation,
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -26,35 +22,15 @@ from transformers import (
 )
 
 from srrl.errors import UserError
-from srrl.models.conversations import Conversations, Draw, Packed
+from srrl.models.conversations import Completions, Conversations, Draw, Packed
 from srrl.models.hub import hub_folder
+from srrl.models.language_lora import LanguageLora
 
-LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]  # of a model on the hub
-ADAPTER_FILE = "adapter_model.safetensors"
 ANSWERS = (("yes", "Yes"), ("no", "No"))
 
 
-@dataclass(frozen=True)
-class Completions:
-    """What was written for B requests.
-
-    texts      without the end's token
-    tokens     int64 [B, L], padded on the right; the end's token is the last that counts
-    mask       bool [B, L], which of them count
-    log_probs  float32 [B, L] of the tokens under the policy that wrote them; 0 elsewhere
-    """
-
-    texts: list[str]
-    tokens: Tensor
-    mask: Tensor
-    log_probs: Tensor
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-class VLM:
+class VLM(LanguageLora):
     """A Qwen vision-language model; a Trainee once it has a LoRA.
 
     `batch_size` bounds the rows of one call without gradient. `nfe` counts rows that went through
@@ -154,14 +130,15 @@ class VLM:
         """float [B, L, V]; mask [B, L], or bool [B, 1, L, L] of who sees whom."""
         self.nfe += len(ids)
         self.tokens += int((ids != self.talk.pad).sum())
-        return self.network(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            mm_token_type_ids=(ids == self.talk.image).int(),
-            use_cache=False,
-            **vision,
-        ).logits
+        with self.bare(not self.adapted):
+            return self.network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                mm_token_type_ids=(ids == self.talk.image).int(),
+                use_cache=False,
+                **vision,
+            ).logits
 
     # ------------------------------------------------------------------ answering
 
@@ -252,14 +229,15 @@ class VLM:
             output_logits=True,
         )
         drawn = Draw(self.chances, generators, temperature)
-        made = self.network.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            mm_token_type_ids=(ids == self.talk.image).int(),
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([drawn]),
-            **vision,
-        )
+        with self.bare(not self.adapted):
+            made = self.network.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                mm_token_type_ids=(ids == self.talk.image).int(),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([drawn]),
+                **vision,
+            )
         tokens = made.sequences[:, ids.shape[1] :]
         ended = (tokens == self.talk.end).long().cumsum(1)
         counts = (ended == 0) | ((ended == 1) & (tokens == self.talk.end))
@@ -300,38 +278,3 @@ class VLM:
         """float32 log-probs [..., V] of the next token. Tokens of pictures are never written."""
         logits = logits.float().index_fill(-1, self.unwritten.to(logits.device), -torch.inf)
         return (logits / temperature).log_softmax(-1)
-
-    # ------------------------------------------------------------------ as a Trainee
-
-    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
-        """A fresh LoRA, in float32, on the language model's linear layers; nothing else learns."""
-        torch.manual_seed(seed)
-        settings = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=LANGUAGE_LINEARS, init_lora_weights="gaussian"
-        )
-        self.network.add_adapter(settings)
-        for parameter in self.trainable():
-            parameter.data = parameter.data.float()
-
-    def prepare(self, prompts: Iterable[str]) -> None:
-        """Nothing is made ready: requests are read when they come."""
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        return (p for p in self.network.parameters() if p.requires_grad)
-
-    def weights(self) -> dict[str, Tensor]:
-        return get_peft_model_state_dict(self.network, adapter_name="default")
-
-    def save_weights(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """peft's folder, which `PeftModel.from_pretrained` and `load_adapter` read; exact."""
-        self.network.save_pretrained(folder)
-
-    def load_weights(self, folder: Path, exact: dict[str, Tensor] | None = None) -> None:
-        try:
-            state = exact or load_file(folder / ADAPTER_FILE)
-            bare = {k.removeprefix("base_model.model."): v for k, v in state.items()}
-            result = set_peft_model_state_dict(self.network, bare, adapter_name="default")
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"cannot read the VLM's LoRA in {folder}: {error}") from error
-        if result.unexpected_keys or any("lora_" in k for k in result.missing_keys):
-            raise UserError(f"the VLM's LoRA in {folder} does not fit this model and rank")

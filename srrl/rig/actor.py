@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srrl.models.vlm import VLM, Completions
+from srrl.models.conversations import Completions
+from srrl.models.vlm import VLM
 from srrl.rig.forms import Edit, embedded_request, read_edit, request
 from srrl.rig.graphs import Requirement
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from srrl.budget import nfe_per_step
 from srrl.models.conditioning import Conditioning
 from srrl.models.instruct import InstructPolicy, evaluations_a_step
+from srrl.models.parts import quiet
 from srrl.models.policy import Policy
 from srrl.rollout import Randomness, RolloutSettings, Sampled, invert_steps, sample_round
 
@@ -81,11 +82,15 @@ class Editor:
         policy, first = self.policy, 0
         branches = self.settings.branches
         randomness = Randomness(policy, seed, stage, list(numbers), branches)
+        with quiet():  # of a long text CLIP reads the beginning, and each time says so
+            if self.kind == "instruct":
+                conditioning: Conditioning = policy.instruct(images, list(texts))
+            else:
+                conditioning = policy.encode(list(texts))
         if self.kind == "instruct":
-            conditioning: Conditioning = policy.instruct(images, list(texts))
             x = randomness.noise("start").draw()
         else:
-            conditioning, total = policy.encode(list(texts)), policy.schedule.num_steps
+            total = policy.schedule.num_steps
             weak, depth = self.settings.inversion_guidance, self.settings.depth
             seen = policy.to_latents(images)
             x = invert_steps(policy, seen, policy.encode(list(prompts)), weak, depth)

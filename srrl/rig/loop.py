@@ -20,22 +20,10 @@ from srrl.models.vlm import VLM
 from srrl.rig.actor import Actor
 from srrl.rig.editors import Editor
 from srrl.rig.forms import Edit
-from srrl.rig.graphs import Requirement, SceneGraph
+from srrl.rig.graphs import Requirement
 from srrl.rig.seeing import Seer
+from srrl.rig.wishes import Wish
 from srrl.rollout import RolloutSettings, generator, rollout
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be drawn. number: with a seed it decides the noise, and what is written."""
-
-    prompt: str
-    graph: SceneGraph
-    number: int
-
-    @property
-    def requirements(self) -> list[Requirement]:
-        return self.graph.requirements()
 
 
 @dataclass(frozen=True)

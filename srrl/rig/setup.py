@@ -1,6 +1,5 @@
-"""The parts of RL-RIG as a config names them: diffuser, editors, checker, actor; its prompts."""
+"""The parts of RL-RIG as a config names them: diffuser, editors, checker, actor."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,54 +12,36 @@ from srrl.config import resolve
 from srrl.errors import UserError
 from srrl.models.instruct import InstructPolicy
 from srrl.models.loading import set_arithmetic
+from srrl.models.locate import locate
+from srrl.models.lora import read_lora
+from srrl.models.lora_uses import draw_with
 from srrl.models.parts import quiet
 from srrl.models.policy import DTYPES, Policy
+from srrl.models.start import start_from
 from srrl.models.vlm import VLM
-from srrl.prompts import check_model, check_text, load_prompts
+from srrl.models.weights import add_lora
+from srrl.prompts import check_model
 from srrl.rig.actor import TINY_ACTOR, Actor
 from srrl.rig.editors import Editor
-from srrl.rig.graphs import load_rows, parse_graph
-from srrl.rig.loop import Meter, Wish
+from srrl.rig.loop import Meter
 from srrl.rig.seeing import EMBEDDED, TINY_VLM, Seer
+from srrl.rig.wishes import Wish
 from srrl.rollout import RolloutSettings
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from srrl.shapes.scenes import parse
-
-
-def wishes_of(file: str) -> list[Wish]:
-    """The prompts of a file of them, or of LAION-SG's rows, with their scene graphs. Raises
-    UserError."""
-    path = Path(resolve(file))
-    try:
-        first = json.loads(path.read_text(encoding="utf-8-sig"))[0]
-    except (OSError, ValueError, LookupError, TypeError):
-        first = None
-    if isinstance(first, dict) or path.suffix.lower() == ".jsonl":
-        graphs = load_rows(path)
-        for number, graph in enumerate(graphs, 1):
-            check_text(str(graph), f"scene graphs {file!r}, row {number}")
-        return [Wish(str(graph), graph, i) for i, graph in enumerate(graphs)]
-    return [wish_of(prompt, i, file) for i, prompt in enumerate(load_prompts(str(path)))]
-
-
-def wish_of(prompt: str, number: int, where: str) -> Wish:
-    """Raises UserError for a prompt from `where` that is no scene graph, or no text."""
-    check_text(prompt, where)
-    try:
-        return Wish(prompt, parse_graph(prompt), number)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a config names, loaded when it is first needed.
 
-    device: of all of it.
+    device: of all of it. trained: "actor", "editor" or both, which have a LoRA to train; it begins
+    with the effect of the one that the config names, if any.
     """
 
     config: ConfigDict
     device: torch.device | str
+    trained: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,7 +97,7 @@ class Parts:
                 f"editor.model={e.model!r} edits pictures of {policy.image_size}, the diffuser's "
                 f"are of {self.diffuser.image_size}: set sample.resolution"
             )
-        return Editor(policy, self._editing(e))
+        return Editor(self._with_lora(policy), self._editing(e))
 
     @cached_property
     def inversion(self) -> Editor:
@@ -124,7 +105,22 @@ class Parts:
         the steps in which it draws."""
         own = self.config.editor.kind == "inversion"
         steps = self.config.editor if own else self.config.sample
-        return Editor(self._diffuser(steps), self._editing(steps))
+        policy = self._diffuser(steps)
+        return Editor(self._with_lora(policy) if own else policy, self._editing(steps))
+
+    def _with_lora(self, policy: Policy) -> Policy:
+        """The editor's policy with its LoRA."""
+        c, given = self.config, self.config.editor.lora
+        named = f"config.editor.lora={given!r}"
+        if "editor" in self.trained:
+            add_lora(policy.network, c.lora, c.seed)
+            if c.train.gradient_checkpointing:
+                policy.network.enable_gradient_checkpointing()
+            if given:
+                start_from(policy.pipe, given, "config.editor.lora")
+        elif given:
+            draw_with(policy.pipe, read_lora(policy.pipe, locate(given, named).file, named))
+        return policy
 
     def _editing(self, steps: ConfigDict) -> RolloutSettings:
         weak, depth = self.config.editor.inversion_guidance, self.config.editor.depth
@@ -152,12 +148,28 @@ class Parts:
             embedded = {"checker": TINY_VLM, "actor": TINY_ACTOR}[part]
             model = embedded if c.model == EMBEDDED else resolve(c.model)
             with quiet():
-                self._vlms[part] = (
+                self._vlms[part] = vlm = (
                     same[0].sharing(**given)
                     if same
                     else VLM.load(model, dtype=self.dtype, device=self.device, **given)
                 )
+            vlm.adapted = part == "actor"
+            if part == "actor":
+                self._give_lora(vlm)
         return self._vlms[part]
+
+    def _give_lora(self, vlm: VLM) -> None:
+        """The actor's LoRA, which the checker, of the same network, goes without."""
+        c, given = self.config, self.config.actor.lora
+        if given:
+            vlm.put_lora(locate(given, f"config.actor.lora={given!r}").file.parent)
+        if "actor" in self.trained:
+            if given:
+                vlm.train_lora()
+            else:
+                vlm.add_lora(c.lora.rank, c.lora.alpha, c.seed)
+            if c.train.gradient_checkpointing:
+                vlm.network.gradient_checkpointing_enable({"use_reentrant": False})
 
     def actor_for(self, editor: Editor) -> Actor:
         a = self.config.actor

@@ -21,7 +21,6 @@ from srrl.rig.loop import (
     Loop,
     Redrawer,
     Trail,
-    Wish,
     Writer,
     acting,
     draw,
@@ -31,6 +30,7 @@ from srrl.rig.loop import (
 )
 from srrl.rig.seeing import EMBEDDED, TINY_VLM
 from srrl.rig.setup import Parts
+from srrl.rig.wishes import Wish
 from srrl.shapes.edits import expert
 from srrl.shapes.reader import read
 from srrl.shapes.scenes import parse

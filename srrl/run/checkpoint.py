@@ -46,6 +46,9 @@ FREE = (
     "reward.backend",
     "reward.device",
     "reward.worker.",
+    "evaluate.",
+    "checker.batch_size",
+    "actor.batch_size",
 )
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -106,7 +109,13 @@ def chosen_model(
     named = f"--checkpoint {given}"
     found = locate(given, named)
     if found.checkpoint:
-        return load_saved(found.config), found.checkpoint
+        config = load_saved(found.config)
+        if config.method != "srrl":
+            raise UserError(
+                f"{named}: a run of the method {config.method!r}: scripts/{config.method}.py draws "
+                f"with it, by --config.actor.lora and --config.editor.lora"
+            )
+        return config, found.checkpoint
     if found.file.name == Path(UNET_FILE).name:
         raise UserError(f"{named}: a UNet without its run's config.json: give the run's folder")
     if not preset:

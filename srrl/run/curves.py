@@ -20,10 +20,12 @@ FLOOR = 1e-8  # shown for a ratio that is exactly 1
 
 @dataclass(frozen=True)
 class Panel:
-    """A method's own panel: a title, and keys of metrics.jsonl with what they are called."""
+    """A method's own panel: a title, keys of metrics.jsonl with what they are called, and whether
+    they count something."""
 
     title: str
     keys: dict[str, str]
+    counts: bool = True
 
 
 def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
@@ -46,8 +48,9 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
         colour = COLOURS[i % len(COLOURS)]
         sampled, held = panels[i]
         if metrics:
-            means = [line[f"reward/{reward}/mean"] for line in metrics]
+            means = [line.get(f"reward/{reward}/mean") for line in metrics]
             sampled.plot(stages, means, color=colour, marker=few)
+            sampled.set_visible(any(mean is not None for mean in means))
         shown = short_name(reward)
         sampled.set(title=f"{shown}: mean of the stage's samples", ylabel="score")
         own = [line for line in evals if line["reward"] == reward]
@@ -86,7 +89,8 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
         for key, label in panel.keys.items():
             axes.step(stages, [x[key] for x in metrics], where="mid", label=label, marker=few)
         axes.set(title=panel.title, ylim=(0, None))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.counts:
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (ratio, *others[: len(own_panels)]):
         if metrics:
             axes.legend(fontsize=8)

@@ -23,7 +23,7 @@ from srrl.run import checkpoint
 from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, differing
 from srrl.run.meter import Meter
-from srrl.run.pictures import Images, sample_rows
+from srrl.run.pictures import Images, Row, sample_rows
 from srrl.run.tracking import Clock, Tracker
 
 
@@ -38,6 +38,7 @@ class Outcome:
     records  for each sample of all processes its line of samples.jsonl
     images   where the samples are pictures: gives those of the first so many prompts; every process
              calls it or none. The records then say prompt, slot (its index), branch, round, scores.
+    rows     or gives the rows of the stage's page itself, of so many prompts; on the same terms
     """
 
     plan: dict[str, int]
@@ -45,6 +46,7 @@ class Outcome:
     heading: str
     records: list[dict[str, Any]]
     images: Callable[[int], Images] | None = None
+    rows: Callable[[int], list[Row]] | None = None
 
 
 class StagedRun(ABC):
@@ -56,6 +58,7 @@ class StagedRun(ABC):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("sample", "score", "update")
+    unselected: ClassVar[str] = "no prompt's scores differ enough (select.*)"
     panels: ClassVar[tuple[Panel, ...]] = ()
     learner: Learner
 
@@ -91,6 +94,10 @@ class StagedRun(ABC):
         """Done once, where a run begins and does not go on."""
         return None
 
+    def over(self) -> bool:
+        """Whether it ends before its last stage."""
+        return False
+
     def prompts_of(self, stage: int) -> list[str]:
         """The prompts that a stage needs."""
         return []
@@ -120,8 +127,10 @@ class StagedRun(ABC):
     def run(self) -> None:
         """Run from the newest checkpoint, or from the start, to the last stage."""
         self.resume()
-        for stage in range(self.progress.stage, self.config.stages.total):
-            self.run_stage(stage)
+        while self.progress.stage < self.config.stages.total and not self.over():
+            self.run_stage(self.progress.stage)
+        if self.progress.stage < self.config.stages.total:
+            self.save()
         self.tracker.summary()
 
     def run_stage(self, stage: int) -> None:
@@ -160,7 +169,7 @@ class StagedRun(ABC):
         c, done, selected = self.config, stage + 1, metrics["selected"]
         self.clock.advance(self.stage_work(stage, int(selected)), self.stage_work(stage))
         if not selected:
-            self.tracker.say("  nothing was selected: no prompt's scores differ enough (select.*)")
+            self.tracker.say(f"  nothing was selected: {self.unselected}")
         if done in evaluated_stages(c):
             self.evaluate()
         if done in evaluated_stages(c) or shows_pictures(c, stage):
@@ -172,7 +181,12 @@ class StagedRun(ABC):
         """Log a stage's samples, and save the pictures that are wanted of them."""
         c, done, records = self.config.pictures, stage + 1, outcome.records
         if outcome.images is None:
-            return self.tracker.samples(done, records)
+            self.tracker.samples(done, records)
+            if outcome.rows and shows_pictures(self.config, stage):
+                rows = outcome.rows(c.prompts)
+                if rows:
+                    self.tracker.page(done, rows, f"stage {done}")
+            return
         prompts = records[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
         images = outcome.images(prompts if c.images else shown) if c.images or shown else None

@@ -24,18 +24,19 @@ from srrl.run.statistics import by_prompt, format_difference
 class Tracker:
     """Writes a run's logs and pictures on the main process; does nothing on the others.
 
-    metrics.jsonl and eval.jsonl are always written, and what accelerate tracks besides.
+    metrics.jsonl and eval.jsonl are always written, and what accelerate tracks besides. Of a run
+    that is a part of another, `part` is its name and `before` the stages before it, for the latter.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator):
+    def __init__(self, folder: Path, accelerator: Accelerator, part: str = "", before: int = 0):
         self.folder, self.accelerator = folder, accelerator
+        self.prefix, self.before = f"{part}/" if part else "", before
         self.active = accelerator.is_main_process
-        if self.active:
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
 
     def start(self, config: Any, stage: int) -> None:
         """Write config.json and cut the logs back to the `stage` stages done (-1: a new run)."""
         if self.active:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
             for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
                 cut_log(self.folder / name, "stage", below=stage + 1)
@@ -44,7 +45,7 @@ class Tracker:
         """Append a stage's line to metrics.jsonl and send it to the trackers."""
         if self.active:
             self._append("metrics.jsonl", values)
-            self._send(lambda tracker: tracker.log(values, step=values["stage"]))
+            self._send(lambda tracker: self._log(tracker, values, values["stage"]))
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """Append an evaluation's line to eval.jsonl and send its mean to the trackers."""
@@ -52,7 +53,7 @@ class Tracker:
             self._append("eval.jsonl", line)
             reflected = f"/K{line['rounds']}" if line["rounds"] > 1 else ""
             name = f"eval/{line['split']}/{line['reward']}{reflected}"
-            self._send(lambda tracker: tracker.log({name: line["mean"]}, step=line["stage"]))
+            self._send(lambda tracker: self._log(tracker, {name: line["mean"]}, line["stage"]))
 
     def samples(
         self, stage: int, records: list[dict[str, Any]], images: Tensor | None = None
@@ -74,15 +75,17 @@ class Tracker:
     def page(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
         """Write samples/stage_NNNN.png and send it to the trackers."""
         if self.active:
-            page = pictures.sheet(rows, heading)
-            page.save(self.folder / "samples" / f"stage_{stage:04d}.png")
+            page, folder = pictures.sheet(rows, heading), self.folder / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            page.save(folder / f"stage_{stage:04d}.png")
 
             def show(tracker: GeneralTracker) -> None:
+                name, step = f"{self.prefix}samples", stage + self.before
                 if tracker.name == "wandb":
-                    tracker.log_images({"samples": [page]}, step=stage)
+                    tracker.log_images({name: [page]}, step=step)
                 else:
                     pixels = np.asarray(page)[None]
-                    tracker.log_images({"samples": pixels}, step=stage, dataformats="NHWC")
+                    tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
             self._send(show)
 
@@ -141,6 +144,10 @@ class Tracker:
             except Exception as error:
                 self.accelerator.trackers.remove(tracker)
                 self.say(folder_only(tracker.name, error))
+
+    def _log(self, tracker: GeneralTracker, values: dict[str, Any], stage: int) -> None:
+        named = {self.prefix + key: value for key, value in values.items()}
+        tracker.log(named, step=stage + self.before)
 
     def _append(self, name: str, *lines: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:

@@ -1,9 +1,10 @@
 """Run scripts/train.py and kill -9 it from inside, at a chosen moment.
 
-    python tests/slow/kill_at.py sample|update|save COUNT  [train.py's arguments]
+    python tests/slow/kill_at.py sample|words|update|save COUNT  [train.py's arguments]
 
-"sample": in the middle of the COUNT-th stage's denoising; "update": before the COUNT-th optimizer
-step is applied, its gradients computed; "save": with the COUNT-th checkpoint half written.
+"sample": in the middle of the COUNT-th stage's denoising; "words": before RL-RIG's actor writes for
+the COUNT-th time; "update": before the COUNT-th optimizer step is applied, its gradients computed;
+"save": with the COUNT-th checkpoint half written.
 """
 
 import os
@@ -14,7 +15,7 @@ import torch
 
 from scripts import train
 from srrl import rollout
-from srrl.models import weights
+from srrl.models.vlm import VLM
 
 
 def die() -> None:
@@ -47,15 +48,24 @@ def main(where: str, count: int, arguments: list[str]) -> None:
             return step(self, *rest)
 
         torch.optim.AdamW.step = half_step
-    else:
-        save_weights = weights.save_weights
+    elif where == "words":
+        write = VLM.write
 
-        def half_saved(*arguments):
-            save_weights(*arguments)
+        def interrupted(self, *given, **settings):
+            if reached():
+                die()
+            return write(self, *given, **settings)
+
+        VLM.write = interrupted
+    else:
+        save = torch.save
+
+        def half_saved(*given):
+            save(*given)
             if reached():
                 die()
 
-        weights.save_weights = half_saved
+        torch.save = half_saved
     train.main(arguments)
 
 

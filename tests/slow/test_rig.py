@@ -112,9 +112,3 @@ def test_killed_and_started_again_it_gives_the_same_table(tmp_path):
 def test_what_cannot_be_is_one_line(command, said, tmp_path):
     result = run(*RIG, *command, "--out", tmp_path, check=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.stderr
-
-
-def test_a_method_that_is_not_trained_by_the_trainer_is_one_line(tmp_path):
-    result = run(sys.executable, "scripts/train.py", "--config=config/rig.py:tiny", check=2)
-    said = "config/rig.py:tiny is of the method 'rig': give a preset of config/stage_process.py"
-    assert result.stderr.strip() == f"error: {said}"

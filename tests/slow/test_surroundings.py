@@ -75,7 +75,13 @@ def test_what_a_gpu_would_be_launched_with_knows_nobodys_config(name, tmp_path, 
 def test_what_another_launcher_has_left_is_not_read(tmp_path):
     """MPI's ranks, and OpenMP's threads in a list or empty."""
     for number, left in enumerate(({"PMI_SIZE": "2", "PMI_RANK": "1"}, {"OMP_NUM_THREADS": "1,1"})):
-        command = [sys.executable, "scripts/launch.py", "sd14", "tiny", *small_run(tmp_path, 1)]
+        command = [
+            sys.executable,
+            "scripts/launch.py",
+            "config/stage_process.py:sd14",
+            "tiny",
+            *small_run(tmp_path, 1),
+        ]
         run(*command, f"--config.run_name=run{number}", **left)
 
 

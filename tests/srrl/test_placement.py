@@ -68,7 +68,7 @@ def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds)
         samples.latents, samples.log_probs, torch.ones(n, device="meta"), conditioning(meta, n)
     )
     pairs = torch.cartesian_prod(torch.arange(n), torch.arange(2)).to(meta.device)
-    pairs_objective(c, meta, batch, pairs).loss.backward()
+    pairs_objective(rollout_settings(c), c.train.clip_range, meta, batch, pairs).loss.backward()
     assert {p.grad.device.type for p in meta.trainable()} == {"meta"}
 
 

@@ -11,9 +11,10 @@ from srrl.rig.assess import records, summary, table
 from srrl.rig.forms import Edit
 from srrl.rig.loop import Costs, Loop, failed
 from srrl.rig.seeing import Seer
-from srrl.rig.setup import Parts, wish_of
+from srrl.rig.setup import Parts
 from srrl.rig.strips import strip
 from srrl.rig.ways import first_pictures, way_of
+from srrl.rig.wishes import wish_of
 from srrl.run.pictures import sheet
 from tests.conftest import PROMPTS
 

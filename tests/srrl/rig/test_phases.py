@@ -1,0 +1,191 @@
+"""Reflection-GRPO's phases: what moves, what does not, and that they go on bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from srrl.config import load_config
+from srrl.errors import UserError
+from srrl.rig.actor import TINY_ACTOR
+from srrl.rig.setup import Parts
+from srrl.rig.training import Phases, phase_config, start
+from srrl.run.tracking import Tracker
+
+RIG = "--config=config/rig.py:tiny"
+SMALL = [
+    "--config.sample.batch_size=3",
+    "--config.stages.total=2",
+    "--config.eval.every=0",
+    "--config.pictures.every=100",
+    "--config.pictures.prompts=2",
+    "--config.train.need_gain=false",
+    "--config.phase.actor.group=3",
+    "--config.phase.editor.group=3",
+    "--config.phase.actor.rounds=2",
+    "--config.phase.editor.rounds=1",
+]
+
+
+def phases(folder: Path, *overrides: str) -> Phases:
+    given = [RIG, *SMALL, f"--config.output_dir={folder}", *overrides]
+    accelerator = Accelerator()
+    return start(
+        load_config(given, methods=["rig"]), accelerator, Tracker(folder / "rig_tiny", accelerator)
+    )
+
+
+def state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def moved(network: nn.Module, before: dict[str, torch.Tensor]) -> list[str]:
+    now = network.state_dict()
+    return [name for name, tensor in before.items() if not torch.equal(now[name], tensor)]
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    found = [json.loads(x) for x in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in x.items() if not k.startswith("seconds/")} for x in found]
+
+
+@pytest.mark.slow
+def test_each_phase_moves_its_own_lora_alone_and_others_draw_with_it(tmp_path):
+    sized = ["--config.sample.batch_size=8", "--config.phase.editor.group=4"]
+    both = phases(tmp_path, "--config.stages.total=1", *sized)
+    parts = both.parts
+    networks = {
+        "diffuser": parts.diffuser.network,
+        "editor": parts.editor.policy.network,
+        "checker": parts.seer.vlm.network,
+        "actor": parts.actor_for(parts.editor).vlm.network,
+    }
+    for phase in ("actor", "editor"):
+        before = {name: state(network) for name, network in networks.items()}
+        both.of(phase).run()
+        changed = {name: moved(network, before[name]) for name, network in networks.items()}
+        own = changed.pop(phase)
+        assert own and all("lora_" in name for name in own)
+        assert not any(changed.values()), changed
+        line = lines(tmp_path / "rig_tiny" / phase)[0]
+        assert line["selected"] > 0 and line["updates"] > 0
+        assert line["ratio/first_max_dev"] < 1e-4
+        assert line["evaluations"] > 0 and line["vlm_calls"] > 0 and line["form"] > 0
+        page = tmp_path / "rig_tiny" / phase / "samples" / "stage_0001.png"
+        assert page.stat().st_size > 2_000
+        samples = lines(tmp_path / "rig_tiny" / phase, "samples.jsonl")
+        size = {"actor": 3, "editor": 4}[phase]
+        assert len(samples) == line["states"] * size
+        for group in (samples[i : i + size] for i in range(0, len(samples), size)):
+            one = len({s["edit"] for s in group}) == 1
+            assert len({s["before"] for s in group}) == 1 and (phase == "actor" or one)
+
+    folder = tmp_path / "rig_tiny"
+    given = [f"--config.{phase}.lora={folder / phase}" for phase in ("actor", "editor")]
+    trained = Parts(load_config([RIG, *given], methods=["rig"]), "cpu")
+    plain = Parts(load_config([RIG], methods=["rig"]), "cpu")
+    picture = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
+    asked = (picture, ["a red circle above a blue square"])
+    made = []
+    for some in (parts, trained, plain):
+        vlm = some.actor_for(some.editor).vlm
+        again = some.editor.edit(*asked, ["add a red circle"], seed=1, numbers=[0])
+        made.append((vlm.p_yes(picture, [["is there a red circle?"]])[0], again.sampled.x0))
+    for ours, theirs, untrained in zip(*made, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5) and not torch.equal(ours, untrained)
+
+
+def test_a_reward_that_is_always_the_same_moves_nothing_and_says_so(tmp_path, capsys):
+    run = phases(
+        tmp_path,
+        "--config.stages.total=1",
+        "--config.checker.threshold=0.99999999",  # P(yes) is never above it
+        "--config.phase.actor.form_weight=0",
+        "--config.phase.actor.rounds=1",
+    ).of("actor")
+    before = state(run.trainee.network)
+    run.run()
+    assert not moved(run.trainee.network, before)
+    assert "nothing was selected: in each group all rewards are equal" in capsys.readouterr().out
+    line = lines(tmp_path / "rig_tiny" / "actor")[0]
+    assert line["tied"] == line["groups"] == 3 and line["selected"] == line["updates"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["actor", "editor"])
+def test_a_phase_goes_on_bit_for_bit(phase, tmp_path):
+    whole = phases(tmp_path / "whole").of(phase)
+    whole.run()
+    stopped = phases(tmp_path / "stopped").of(phase)
+    stopped.resume()
+    stopped.run_stage(0)
+    resumed = phases(tmp_path / "stopped").of(phase)
+    resumed.run()
+    assert resumed.progress == whole.progress
+    folders = [tmp_path / name / "rig_tiny" / phase for name in ("whole", "stopped")]
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        one, other = (lines(folder, name) for folder in folders)
+        assert one == other and len(one) > 1
+    for one, other in zip(whole.trainee.trainable(), resumed.trainee.trainable(), strict=True):
+        assert torch.equal(one, other)
+    last = [folder / "checkpoints" / "stage_0002" for folder in folders]
+    file = next(last[0].glob("*.safetensors")).name
+    assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
+
+
+def test_it_ends_where_checker_and_truth_part(tmp_path):
+    n = torch.linspace(-0.02, 0.02, 24)
+    values = {"checker": [0.4 + n, 0.9 + n], "exact": [0.6 + n, 0.3 + n]}
+    history = {name: [v.tolist() for v in some] for name, some in values.items()}
+    both = phases(tmp_path, "--config.train.stop_on_heldout=true")
+    run = both.of("actor")
+    run.resume()
+    assert not run.over()
+    run.load_state({"history": history})
+    run.save()
+    again = both.of("actor")
+    again.run()  # saved as one that has ended
+    assert again.progress.stage == 0 and again.history == history and again.over()
+    again.config.train.stop_on_heldout = False
+    assert again.parted() and not again.over()
+
+
+def test_a_checker_of_the_actors_model_goes_without_its_lora():
+    given = [f"--config.{part}.model={TINY_ACTOR}" for part in ("checker", "actor")]
+    parts = Parts(load_config([RIG, *given], methods=["rig"]), "cpu", ("actor",))
+    actor = parts.actor_for(parts.editor).vlm
+    assert parts.seer.vlm.network is actor.network and actor.adapted and not parts.seer.vlm.adapted
+    assert any(p.requires_grad for p in actor.network.parameters())
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("phase.actor.group=1", r"phase\.actor\.group=1 .*nothing to be compared with"),
+        ("phase.editor.group=1", r"phase\.editor\.group=1 .*nothing to be compared with"),
+        ("phases=[]", r"phases=\(\) .*some of actor, editor"),
+        ('phases=["actor", "critic"]', "some of actor, editor, each once"),
+        ("phase.editor.trained_steps=7", r"trained_steps=7 .*1 to steps-skip_last=6"),
+        ("phase.actor.learning_rate=0", r"phase\.actor\.learning_rate=0\.0 .*above 0"),
+        ("train.learning_rate=-1", r"train\.learning_rate=-1\.0 .*above 0"),
+        ("phase.actor.clip_range_high=0.1", r"at least clip_range=0\.2"),
+        ("stages.total=0", r"stages\.total=0 .*at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(flag, said):
+    with pytest.raises(UserError, match=said):
+        load_config([RIG, f"--config.{flag}"], methods=["rig"])
+
+
+def test_a_phases_config_has_its_own_values_unless_they_are_set_for_both():
+    config = load_config([RIG], methods=["rig"])
+    actor, editor = (phase_config(config, phase) for phase in ("actor", "editor"))
+    assert actor.run_name == "rig_tiny/actor" and actor.phases == ("actor",)
+    assert actor.stages.total == config.phase.actor.stages
+    assert editor.train.learning_rate == config.phase.editor.learning_rate
+    assert config.stages.total is None  # left as it was
+    both = load_config([RIG, "--config.stages.total=3"], methods=["rig"])
+    assert phase_config(both, "editor").stages.total == 3
