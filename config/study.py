@@ -5,6 +5,7 @@
     --config config/study.py:sweep    one thing changed at a time, where training reflects
     --config config/study.py:hard     where a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
+    --config config/study.py:rig      RL-RIG's phases
 
 An arm is a way to train: presets and values over the study's own, as in config/stage_process.py.
 The reference arm has `stages` stages. With the budget "images" every arm has as many stages as give
@@ -205,6 +206,24 @@ def hard() -> ConfigDict:
     c.test_time.samplers, c.against, c.confirm = (), (), ()
     with c.unlocked():
         c.arms = {name: c.arms[name] for name in ("K1", "K2", "K3", "all2")}
+    return c
+
+
+def rig() -> ConfigDict:
+    """What the phases of RL-RIG's training gain over the untrained loop, and beside what has no
+    training at all."""
+    c = ConfigDict()
+    # As above: the table between the marks of this name in this document.
+    c.method, c.name, c.output_dir, c.report = "rig", "rig", "runs/rig_study", "docs/RIG.md"
+    # A preset of config/rig.py, and values over it.
+    c.preset = "tiny"
+    c.overrides = ("eval.every=0", "pictures.every=1000", "checkpoint.keep_every=0")
+    c.seeds = (300, 301, 302, 303, 304)
+    # What is judged without training, "actor" among it; so many of the held-out prompts (0: all),
+    # and pictures of each.
+    c.ways = ("once", "again", "best", "plain", "actor", "expert")
+    c.num_prompts, c.images = 0, 4
+    c.parallel, c.threads = 2, 1
     return c
 
 

@@ -3,6 +3,7 @@
     python scripts/study.py                                    the embedded models
     python scripts/study.py --budget-minutes 100               stop cleanly after that
     python scripts/study.py --config config/study.py:sd14      Stable Diffusion, on GPUs
+    python scripts/study.py --config config/study.py:rig       RL-RIG's phases
     python scripts/study.py --report                           only write what there is so far
 
 Runs are processes of their own, resumable, several at once; the same command goes on where it was
@@ -18,7 +19,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_study
 from srrl.errors import UserError, one_line_errors
@@ -85,49 +91,80 @@ def main() -> None:
     if args.budget_minutes is not None and args.budget_minutes <= 0:
         raise UserError(f"--budget-minutes {args.budget_minutes}: above 0")
 
-    from srrl.assess.arms import evaluations, expected, is_trained, runs_of, train_command
-    from srrl.assess.results import write_results
-    from srrl.run.tracking import Clock
-
-    runs = runs_of(study)
-    jobs = [None, *runs]  # None: the model before training, which is only evaluated
     deadline = time.monotonic() + 60 * (args.budget_minutes or 1e9)
     pool = Pool(study.parallel, study.threads, deadline)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    failed: list[str] = []
+    of_method = of_rig if study.get("method") == "rig" else of_srrl
+    jobs, report = of_method(study)
+    failed = [] if args.report else run_all(study, jobs, pool)
+    print(report())
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} failed: {'; '.join(failed[:3])}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run one after the other: `todo` gives the commands that are left; work: in any
+    unit that all share."""
+
+    name: str
+    todo: Callable[[], list[list[str]]]
+    work: float
+
+
+def of_srrl(study: ConfigDict) -> tuple[list[Job], Callable[[], str]]:
+    """The jobs of a study, and what writes its document."""
+    from srrl.assess.arms import evaluations, expected, is_trained, runs_of, train_command
+    from srrl.assess.results import write_results
 
     def todo(run) -> list[list[str]]:
         training = [] if run is None or is_trained(run) else [train_command(study, run)]
         return training + [e.command(study) for e in evaluations(study, run) if not e.done()]
 
-    if not args.report:
-        left = [run for run in jobs if todo(run)]
-        work = {run: expected(study, run.arm, run.stages, "evaluations") for run in runs}
-        work[None] = 0.0
-        clock = Clock(sum(work[run] for run in left))
-        done = len(runs) - sum(run is not None for run in left)
-        print(f"{len(runs)} runs, {done} done, {study.parallel} at once", flush=True)
+    runs = runs_of(study)
+    jobs = [Job("base", partial(todo, None), 0.0)]  # the model before training, only evaluated
+    for run in runs:
+        work = expected(study, run.arm, run.stages, "evaluations")
+        jobs.append(Job(run.name, partial(todo, run), work))
+    return jobs, lambda: write_results(study, runs)
 
-        def make(run) -> None:
-            name = run.name if run else "base"
-            log = Path(study.output_dir) / name / "output.log"
-            for command in todo(run):
-                code = pool.command(command, log)
-                if code == STOPPED:
-                    return
-                if code:
-                    failed.append(f"{name}: see {log}")
-                    return
-            clock.advance(work[run])
-            print(f"{name}: done  ETA {clock.eta()}", flush=True)
 
-        try:
-            pool.all(left, make)
-        finally:  # also when interrupted: the workers end their processes and return
-            pool.deadline = 0.0
-    print(write_results(study, runs))
-    if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} failed: {'; '.join(failed[:3])}")
+def of_rig(study: ConfigDict) -> tuple[list[Job], Callable[[], str]]:
+    from srrl.assess.rig_study import jobs_of, write_results
+
+    def todo(job) -> list[list[str]]:
+        return [] if job.done.exists() else job.commands
+
+    jobs = [Job(job.name, partial(todo, job), job.work) for job in jobs_of(study)]
+    return jobs, lambda: write_results(study)
+
+
+def run_all(study: ConfigDict, jobs: list[Job], pool: Pool) -> list[str]:
+    """Run what is left of the jobs; returns which have failed, and where it says why."""
+    from srrl.run.tracking import Clock
+
+    failed: list[str] = []
+    left = [job for job in jobs if job.todo()]
+    clock = Clock(sum(job.work for job in left))
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} done, {study.parallel} at once", flush=True)
+
+    def make(job: Job) -> None:
+        log = Path(study.output_dir) / job.name / "output.log"
+        for command in job.todo():
+            code = pool.command(command, log)
+            if code == STOPPED:
+                return
+            if code:
+                failed.append(f"{job.name}: see {log}")
+                return
+        clock.advance(job.work)
+        print(f"{job.name}: done  ETA {clock.eta()}", flush=True)
+
+    try:
+        pool.all(left, make)
+    finally:  # also when interrupted: the workers end their processes and return
+        pool.deadline = 0.0
+    return failed
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from srrl.config import REPOSITORY, load_config
+from srrl.methods import METHODS
 from tests.conftest import PRESET, small_run
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,7 +26,11 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-TINY = {"train.sh": "tiny", "train_xl.sh": "tiny_xl"}
+TINY = {
+    "train.sh": "config/stage_process.py:tiny",
+    "train_xl.sh": "config/stage_process.py:tiny_xl",
+    "train_rig.sh": "config/rig.py:tiny",
+}
 
 
 def test_every_training_command_has_a_valid_config():
@@ -33,7 +38,7 @@ def test_every_training_command_has_a_valid_config():
     assert len(training) >= 6
     for command in training:
         split = command.index("--") if "--" in command else len(command)
-        load_config(command[2:split], default=f"config/stage_process.py:{TINY[command[1]]}")
+        load_config(command[2:split], default=TINY[command[1]], methods=[*METHODS])
 
 
 def test_every_script_and_file_it_names_exists():

@@ -62,6 +62,13 @@ class Editor:
         both = nfe_per_step(s.guidance_scale) + nfe_per_step(s.inversion_guidance)
         return (s.depth or total) * both
 
+    def condition(self, images: Tensor, texts: Sequence[str]) -> Conditioning:
+        """Of edit prompts for pictures uint8 [B, 3, H, W]."""
+        with quiet():  # of a long text CLIP reads the beginning, and would say so each time
+            if self.kind == "instruct":
+                return self.policy.instruct(images, list(texts))
+            return self.policy.encode(list(texts))
+
     @torch.no_grad()
     def edit(
         self,
@@ -82,11 +89,7 @@ class Editor:
         policy, first = self.policy, 0
         branches = self.settings.branches
         randomness = Randomness(policy, seed, stage, list(numbers), branches)
-        with quiet():  # of a long text CLIP reads the beginning, and each time says so
-            if self.kind == "instruct":
-                conditioning: Conditioning = policy.instruct(images, list(texts))
-            else:
-                conditioning = policy.encode(list(texts))
+        conditioning = self.condition(images, texts)
         if self.kind == "instruct":
             x = randomness.noise("start").draw()
         else:

@@ -13,7 +13,6 @@ from torch import Tensor
 from rewards import Reward
 from srrl.batch import Batch, pairs_objective
 from srrl.learner import Learner
-from srrl.models.instruct import InstructPolicy
 from srrl.models.vlm import VLM
 from srrl.ppo import Objective, clipped_objective
 from srrl.rig.editors import Editor
@@ -253,10 +252,7 @@ class EditorRun(PhaseRun):
         policy, state = self.trainee, index // self.settings.group
         kept = state.unique()
         texts = [states.told[i]["edits"][0][0] for i in kept.tolist()]
-        if isinstance(policy, InstructPolicy):
-            conditioning = policy.instruct(states.images[kept], texts)
-        else:
-            conditioning = policy.encode(texts)
+        conditioning = self.editor.condition(states.images[kept], texts)
         at = torch.searchsorted(kept, state).to(policy.device)
         latents, log_probs = (
             states.own[name].flatten(0, 1)[index.to(policy.device)]

@@ -65,6 +65,7 @@ class PhaseRun(StagedRun):
         super().__init__(config, trainee, accelerator, tracker)
         self.parts, self.rewards, self.wishes = parts, rewards, split_wishes(config)
         self.settings = config.phase[self.name]
+        trainee.nfe = 0  # what another phase has taken of it is that phase's
         self.history: dict[str, list[list[float]]] = {}
 
     # ------------------------------------------------------------------ what a phase says

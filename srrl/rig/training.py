@@ -27,7 +27,7 @@ def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
     for key, value in phase_values(flatten(config), phase).items():
         section, _, leaf = key.partition(".")
         own[section][leaf] = value
-    own.run_name = f"{config.run_name}/{phase}"
+    own.output_dir, own.run_name = f"{config.output_dir}/{config.run_name}", phase
     own.phases = (phase,)
     return own
 

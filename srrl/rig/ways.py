@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srrl.budget import nfe_per_step
 from srrl.config import flatten, resolve
+from srrl.models.locate import locate
 from srrl.rig.actor import TINY_ACTOR
 from srrl.rig.editors import Editor
 from srrl.rig.forms import Edit
@@ -51,6 +52,17 @@ FREE = (
     "reward.backend",
     "reward.device",
     "reward.worker",
+    # Of training alone.
+    "phase",
+    "train.",
+    "stages.",
+    "lora.",
+    "eval.",
+    "checkpoint.",
+    "pictures.",
+    "tracker",
+    "sample.num_batches_per_stage",
+    "sample.batch_size",
 )
 
 
@@ -153,6 +165,7 @@ def settings_key(c: ConfigDict, wishes: Sequence[Wish]) -> str:
     drawn = [(wish.number, wish.prompt, [r.text for r in wish.requirements]) for wish in wishes]
     models = (c.pretrained.model, c.editor.model, c.checker.model, c.actor.model)
     folders = [TINY_VLM, TINY_ACTOR, *(Path(resolve(m)) for m in models if m != EMBEDDED)]
+    folders += [locate(x.lora, x.lora).file.parent for x in (c.actor, c.editor) if x.lora]
     files = [
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for folder in folders

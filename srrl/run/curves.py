@@ -70,7 +70,9 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
                 linestyle=LINES[all_rounds.index(rounds) % len(LINES)],
                 markerfacecolor=colour if split == "train" else "white",
             )
-        held.set(title=f"{shown}: evaluation at fixed seeds (95% over prompts)", ylabel="score")
+        held.set(ylabel="score")
+        title = f"{shown}: evaluation at fixed seeds (95% over prompts)"
+        held.set_title(title, fontsize="large" if len(title) < 53 else "medium")
         if own:
             low, high = held.get_ylim()
             held.set_ylim(low, high + 0.3 * (high - low))  # room above the lines

@@ -18,9 +18,17 @@ pytestmark = pytest.mark.slow
 # A run of seconds, under the name it has by itself.
 SHORT = [flag for flag in small_run("runs", 1) if "run_name" not in flag and "output" not in flag]
 FEW = ["--num-prompts", "1", "--images", "1"]
+RIG_SHORT = [
+    "--config.stages.total=1",
+    "--config.sample.batch_size=4",
+    "--config.phase.actor.group=2",
+    "--config.phase.editor.group=2",
+    "--config.eval.every=0",
+]
 SHORTENED = {
     "train.sh": SHORT,
     "train_xl.sh": SHORT,
+    "train_rig.sh": RIG_SHORT,
     "evaluate.py": FEW,
     "rig.py draw": ["--images", "1"],
     "rig.py evaluate": ["--num-prompts", "1", "--config.evaluate.images=1"],
@@ -56,7 +64,7 @@ def arguments(command: list[str]) -> list[str]:
 def folder(tmp_path_factory):
     """What a user sees in the clone, with a trained runs/tiny."""
     folder = tmp_path_factory.mktemp("my clone")
-    for name in ("scripts", "config", "srrl", "docs", "train.sh", "train_xl.sh"):
+    for name in ("scripts", "config", "srrl", "docs", "train.sh", "train_xl.sh", "train_rig.sh"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "my_reward.py").write_text(README_REWARD)
     for name in ("a.png", "b.png"):

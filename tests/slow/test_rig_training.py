@@ -47,7 +47,7 @@ def weights(folder: Path, phase: str, stage: int = 2) -> dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rig")
-    said = run("bash", "train_rig.sh", *small(folder)).stdout
+    said = run("bash", "train_rig.sh", *small(folder), OMP_NUM_THREADS="1").stdout
     assert "no GPU found" in said or torch.cuda.is_available()
     assert "phases  actor, then editor" in said and "ETA" in said
     return folder
@@ -72,9 +72,9 @@ def test_both_phases_leave_what_the_readme_promises(undisturbed):
         before, after = (flat(weights(undisturbed, phase, stage)) for stage in (0, 2))
         assert (before != after).any()
     saved = json.loads((undisturbed / "rig_tiny" / "editor" / "config.json").read_text())
-    assert saved["run_name"] == "rig_tiny/editor" and saved["stages.total"] == 2
+    assert saved["run_name"] == "editor" and saved["stages.total"] == 2
 
-    again = run("bash", "train_rig.sh", *small(undisturbed)).stdout
+    again = run(sys.executable, "scripts/train.py", RIG, *small(undisturbed)).stdout
     assert again.count("resuming") == 2 and "stage 1/2" not in again
 
     lora = [f"--config.{phase}.lora={undisturbed / 'rig_tiny' / phase}" for phase in PHASES]
@@ -84,9 +84,7 @@ def test_both_phases_leave_what_the_readme_promises(undisturbed):
     assert Image.open(undisturbed / "drawn" / "strips.png").width > 128
 
 
-@pytest.mark.parametrize(
-    ("where", "count"), [("words", 3), ("update", 2), ("save", 2), ("save", 5), ("update", 9)]
-)
+@pytest.mark.parametrize(("where", "count"), [("words", 3), ("update", 2), ("save", 5)])
 def test_killed_and_resumed_it_ends_like_one_never_killed(undisturbed, tmp_path, where, count):
     flags = [RIG, *small(tmp_path)]
     kill = (sys.executable, "tests/slow/kill_at.py", where, count)
@@ -106,10 +104,8 @@ def test_two_processes_give_what_one_gives(undisturbed, tmp_path):
     two = ["--", "--num_processes", "2"]
     said = run("bash", "train_rig.sh", *small(tmp_path), *two, OMP_NUM_THREADS="1").stdout
     assert "2 processes" in said
-    alone = tmp_path / "one"
-    run(sys.executable, "scripts/train.py", RIG, *small(alone), OMP_NUM_THREADS="1")
     for phase in PHASES:
-        ours, theirs = (f / "rig_tiny" / phase for f in (alone, tmp_path))
+        ours, theirs = (f / "rig_tiny" / phase for f in (undisturbed, tmp_path))
         for one, other in zip(*(logged(f, "samples.jsonl") for f in (ours, theirs)), strict=True):
             assert one["edit"] == other["edit"] and one["selected"] == other["selected"]
             assert one["checker"] == pytest.approx(other["checker"], abs=1e-6)
@@ -117,7 +113,7 @@ def test_two_processes_give_what_one_gives(undisturbed, tmp_path):
             assert one.keys() == other.keys()
             for key in ("states", "selected", "vlm_calls", "reward/checker/mean", "form"):
                 assert one[key] == pytest.approx(other[key], abs=1e-4), key
-        ours, theirs = (flat(weights(f, phase)) for f in (alone, tmp_path))
+        ours, theirs = (flat(weights(f, phase)) for f in (undisturbed, tmp_path))
         assert (ours - theirs).norm() <= 1e-4 * ours.norm()
 
 
@@ -153,7 +149,7 @@ def test_an_sdxl_editor_is_trained(tmp_path):
     ],
 )
 def test_what_cannot_be_is_one_line(flags, said, tmp_path):
-    result = run("bash", "train_rig.sh", *small(tmp_path), *flags, check=2)
+    result = run(sys.executable, "scripts/train.py", RIG, *small(tmp_path), *flags, check=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 

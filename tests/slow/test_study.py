@@ -73,3 +73,58 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
     assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
+
+
+RIG = """
+from config.study import rig
+
+def small():
+    c = rig()
+    c.output_dir, c.report = {folder!r}, {folder!r} + "/RIG.md"
+    c.overrides += (
+        "stages.total=1",
+        "sample.batch_size=4",
+        "phase.actor.group=2",
+        "phase.editor.group=2",
+        "loop.rounds=1",
+        "evaluate.batch_size=8",
+    )
+    c.seeds, c.ways, c.num_prompts, c.images = (300, 301), ("once", "actor"), 3, 2
+    return c
+
+PRESETS = {{"small": small}}
+
+def get_config(name):
+    return PRESETS[name]()
+"""
+
+
+def test_the_study_of_rl_rigs_phases(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "RIG.md").write_text("Prose.\n")
+    (tmp_path / "rig.py").write_text(RIG.format(folder=str(out)))
+    command = [sys.executable, "scripts/study.py", "--config", f"{tmp_path}/rig.py:small"]
+    said = run(*command, PYTHONPATH=".").stdout
+    assert "5 runs, 0 done" in said and "editor_301: done" in said
+    text = (out / "RIG.md").read_text()
+    assert text.startswith("Prose.\n") and text.count("<!-- begin rig -->") == 1
+
+    def share(folder: str) -> float:
+        lines = (out / folder / "pictures.jsonl").read_text().splitlines()
+        actor = [x for x in map(json.loads, lines) if x["way"] == "actor"]
+        assert len(actor) == 6
+        return statistics.fmean(line["exact/all"] for line in actor)
+
+    for title, folder in (
+        ("phase 1: the actor", "both_{}/drawn_actor"),
+        ("phase 2 alone: the editor", "editor_{}/drawn_editor"),
+        ("phase 1, then 2: both", "both_{}/drawn_both"),
+    ):
+        means = [share(folder.format(seed)) for seed in (300, 301)]
+        half = 12.7062 * statistics.stdev(means) / 2**0.5
+        row = next(line for line in text.splitlines() if line.startswith(f"| {title} "))
+        assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in row and "of 2 |" in row
+    assert f"| `actor` | {share('base'):.3f} [" in text
+    again = run(*command, "--report", PYTHONPATH=".").stdout
+    assert "phase 1: the actor" in again and (out / "RIG.md").read_text() == text

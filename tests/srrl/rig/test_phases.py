@@ -183,7 +183,8 @@ def test_what_cannot_be_is_refused(flag, said):
 def test_a_phases_config_has_its_own_values_unless_they_are_set_for_both():
     config = load_config([RIG], methods=["rig"])
     actor, editor = (phase_config(config, phase) for phase in ("actor", "editor"))
-    assert actor.run_name == "rig_tiny/actor" and actor.phases == ("actor",)
+    assert (actor.output_dir, actor.run_name) == ("runs/rig_tiny", "actor")
+    assert actor.phases == ("actor",)
     assert actor.stages.total == config.phase.actor.stages
     assert editor.train.learning_rate == config.phase.editor.learning_rate
     assert config.stages.total is None  # left as it was
