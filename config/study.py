@@ -221,7 +221,7 @@ def rig() -> ConfigDict:
     c.seeds = (300, 301, 302, 303, 304)
     # What is judged without training, "actor" among it; so many of the held-out prompts (0: all),
     # and pictures of each.
-    c.ways = ("once", "again", "best", "plain", "actor", "expert")
+    c.ways = ("once", "again", "best", "plain", "actor", "expert", "inversion")
     c.num_prompts, c.images = 0, 4
     c.parallel, c.threads = 2, 1
     return c
@@ -251,7 +251,7 @@ def sd14() -> ConfigDict:
     return c
 
 
-PRESETS = {"tiny": tiny, "control": control, "sweep": sweep, "hard": hard, "sd14": sd14}
+PRESETS = {f.__name__: f for f in (tiny, control, sweep, hard, rig, sd14)}
 
 
 def get_config(name: str) -> ConfigDict:

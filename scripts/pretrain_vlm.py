@@ -1,4 +1,4 @@
-"""Train the embedded VLMs from nothing, on 2 CPU cores in some half an hour each.
+"""Train the embedded VLMs from nothing, on 2 CPU cores in half an hour or, the actor, an hour.
 
     python scripts/pretrain_tiny.py vlm
     python scripts/pretrain_tiny.py actor
@@ -6,8 +6,9 @@
 make srrl/shapes/tiny_vlm (the checker) and srrl/shapes/tiny_actor again: first the vision tower by
 itself, then all of it on questions about renders and about pictures that the embedded diffuser
 drew; for the actor also about such as the embedded editor edited, and on edit prompts, as a warm
-start. Scenes of held-out prompts are in none of it. Then it says how often it is right, by kind of
-question, and how its edit prompts are.
+start: an expert's at first, then more and more of what is merely plausible. Scenes of held-out
+prompts are in none of it. Then it says how often it is right, by kind of question, and how its edit
+prompts are.
 """
 
 import srrl  # noqa: F401, I001  first: it quiets what importing transformers would log
@@ -31,6 +32,7 @@ from srrl.shapes.edits import JOINT, MOST, actor_lesson, repairs
 from srrl.shapes.lessons import (
     COLOUR_NAMES,
     HELDOUT,
+    RELATION_NAMES,
     draw,
     heldout,
     lesson,
@@ -48,6 +50,7 @@ from srrl.rig.seeing import TINY_VLM, Seer
 from srrl.shapes.vlm import WIDTH, build_vlm
 
 ROUGH, SOFT = 0.3, 0.5
+ALONE = 0.7  # of the pictures with several of an actor's lessons: no other questions
 BATCH, WARM_UP, BETAS = 32, 100, (0.9, 0.98)
 TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing lies on it
 
@@ -55,7 +58,8 @@ TOWER_BATCH, NEAR = 64, 6.5  # pixels from a token's centre within which a thing
 @dataclass(frozen=True)
 class Cycle:
     """Of the training: steps and peak rate; renders, pictures of the diffuser, and of these after
-    an edit; the shares of the three in a batch; and of an actor's lessons."""
+    an edit; the shares of the three in a batch; an actor's lessons about a picture (below 1: how
+    often it is one), and the share of these in which an expert writes, at first and at last."""
 
     steps: int
     rate: float
@@ -63,18 +67,20 @@ class Cycle:
     drawn: int
     edited: int
     shares: tuple[float, ...]
-    acting: float
+    acting: float = 0.0
+    expert: tuple[float, float] = (0.2, 0.2)
 
 
-# The checker, and the actor, which is warmed up in the second half.
+# The checker; and the actor, which is warmed up in what is more.
 RECIPES = {
     "vlm": (
-        Cycle(2_000, 1.5e-3, 16_000, 3_040, 0, (0.55, 0.45), 0.0),
-        Cycle(1_500, 1e-3, 16_000, 6_080, 0, (0.4, 0.6), 0.0),
+        Cycle(2_000, 1.5e-3, 16_000, 3_040, 0, (0.55, 0.45)),
+        Cycle(1_500, 1e-3, 16_000, 6_080, 0, (0.4, 0.6)),
     ),
     "actor": (
-        Cycle(1_800, 1.5e-3, 16_000, 6_080, 0, (0.45, 0.55), 0.0),
+        Cycle(1_800, 1.5e-3, 16_000, 6_080, 0, (0.45, 0.55)),
         Cycle(1_400, 1e-3, 16_000, 6_080, 1_520, (0.3, 0.5, 0.2), 0.35),
+        Cycle(900, 1e-3, 8_000, 3_040, 1_520, (0.15, 0.55, 0.3), 3, (1.0, 0.3)),
     ),
 }
 
@@ -139,15 +145,23 @@ def train_vlm(
     training = Training("vlm", parameters, cycle.steps, cycle.rate, WARM_UP, BETAS)
     for step in range(cycle.steps):
         images, rows = [], []
+        first, last = cycle.expert
+        expert = first + (last - first) * step / cycle.steps
         while len(rows) < BATCH:
             image, seen, prompt = rng.choices(parts, cycle.shares)[0].take(rng)
             own = prompt and rng.random() < 0.6
             scene = parse(prompt) if own else scene_near(seen, rng)
             if scene in avoid or shows_any(seen, avoid):  # moved or mirrored into one
                 continue
-            asked = lesson(seen, scene, avoid, rng, inverse)
-            if rng.random() < cycle.acting and (acted := actor_lesson(seen, scene, rng)):
-                asked.append(acted)
+            alone = cycle.acting > 1 and rng.random() < ALONE
+            asked = [] if alone else lesson(seen, scene, avoid, rng, inverse)
+            count = cycle.acting if cycle.acting >= 1 else rng.random() < cycle.acting
+            for number in range(int(count)):
+                wanted = scene if number == 0 else some_scene(seen, rng)
+                if wanted not in avoid and (acted := actor_lesson(seen, wanted, rng, expert)):
+                    asked.append(acted)
+            if not asked:
+                continue
             rows.append([(q, answer_tokens(vlm, a)) for q, a in asked])
             images.append(image)
         vision = vlm.look(torch.stack(images))
@@ -158,6 +172,13 @@ def train_vlm(
         training.say(loss=loss.item())
         if (step + 1) % 300 == 0:
             watch()
+
+
+def some_scene(seen: Seen, rng: random.Random) -> Scene:
+    """A scene of mostly the colours that are seen; a picture lacks much of it."""
+    near = scene_near(seen, rng)
+    first, second = ((colour, rng.choice(SHAPES)) for colour, _ in (near.first, near.second))
+    return Scene(first, rng.choice(RELATION_NAMES), second)
 
 
 def answer_tokens(vlm: VLM, text: str) -> list[int]:
@@ -248,8 +269,8 @@ def report_forms(vlm: VLM, known: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Two cycles, each on pictures of its own; between them the weights are rounded as they are
-    kept, so that the second may begin from a folder (--second-from)."""
+    """A role's cycles, each on pictures of its own; between them the weights are rounded as they
+    are kept, so that the last may begin from a folder (--last-from)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -259,20 +280,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tower-steps", type=int, default=900, help="of its vision tower alone")
     parser.add_argument("--vlm-steps", type=int, help="of all of it, at first")
     parser.add_argument("--polish-steps", type=int, help="and on new pictures")
+    parser.add_argument("--acting-steps", type=int, help="and an actor's, mostly on edit prompts")
     parser.add_argument("--drawn", type=int, help="renders and pictures of the diffuser, a cycle")
     parser.add_argument("--exam", type=int, default=384, help="drawn ones to be judged by")
-    parser.add_argument("--second-from", type=Path, help="a folder to begin the latter from")
+    parser.add_argument("--last-from", type=Path, help="a folder to begin the last cycle from")
     args = parser.parse_args(argv)
     start, avoid = time.monotonic(), heldout()
     out = args.out or {"vlm": TINY_VLM, "actor": TINY_ACTOR}[args.role]
     known = exams(args.seed + 1, args.exam)
+    steps = (args.vlm_steps, args.polish_steps, args.acting_steps)
     cycles = [
-        replace(cycle, **{k: v for k, v in given.items() if v is not None})
-        for cycle, given in zip(
-            RECIPES[args.role],
-            ({"steps": args.vlm_steps}, {"steps": args.polish_steps}),
-            strict=True,
-        )
+        replace(cycle, steps=cycle.steps if given is None else given)
+        for cycle, given in zip(RECIPES[args.role], steps, strict=False)
     ]
     if args.drawn:
         cycles = [
@@ -281,10 +300,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     vlm = VLM(*build_vlm(args.seed), batch_size=64)
     for number, cycle in enumerate(cycles):
-        if number == 0 and args.second_from:
+        last = number == len(cycles) - 1
+        if args.last_from and not last:
             continue
-        if number == 1:
-            vlm = VLM.load(args.second_from or out, batch_size=64)
+        if number:
+            vlm = VLM.load(args.last_from or out, batch_size=64)
         vlm.network.requires_grad_(True)
         parts = sources(args.seed + number, cycle, avoid)
         if number == 0:

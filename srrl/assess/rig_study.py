@@ -42,8 +42,9 @@ def jobs_of(study: ConfigDict) -> list[Job]:
     out = Path(study.output_dir)
     base = out / "base"
     jobs = [Job("base", [evaluate(study, base, study.ways)], base / "table.json", 6.0)]
-    for seed in study.seeds:
-        for run, phases in ((f"both_{seed}", ("actor", "editor")), (f"editor_{seed}", ("editor",))):
+    for kind, phases in (("both", ("actor", "editor")), ("editor", ("editor",))):
+        for seed in study.seeds:
+            run = f"{kind}_{seed}"
             commands = [train(study, run, phases, seed)]
             for arm in ("actor", "both") if len(phases) > 1 else ("editor",):
                 trained = phases if arm == "both" else (arm,)
@@ -70,7 +71,7 @@ def evaluate(
     values = [
         f"evaluate.ways={json.dumps(list(ways))}",
         f"evaluate.images={study.images}",
-        "evaluate.extract=false",
+        f"evaluate.extract={str(not loras).lower()}",
     ]
     values += [f"{phase}.lora={where}" for phase, where in (loras or {}).items()]
     few = ["--num-prompts", str(study.num_prompts)] if study.num_prompts else []

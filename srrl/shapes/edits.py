@@ -36,7 +36,6 @@ JOINT = "; "
 MOST = 2  # changes in one prompt
 ROUGH, SOFT = 0.35, 0.5  # shares of malformed things, and of pictures that are blurred and noisy
 CAPTIONS = 0.22  # of the lessons: texts that ask for no change
-EXPERT = 0.2  # of the actor's lessons: what an expert would write
 CROWDED = 10.0  # pixels within which a thing would cover another
 
 
@@ -192,9 +191,11 @@ def some_change(colours: Sequence[str], rng: random.Random) -> str:
 # ------------------------------------------------------------------------------- lessons
 
 
-def actor_lesson(seen: Seen, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def actor_lesson(
+    seen: Seen, scene: Scene, rng: random.Random, right: float
+) -> tuple[str, str] | None:
     """A request about a picture that lacks something, and an answer of the right form: what is
-    seen, and an edit prompt that is an expert's in a share EXPERT. None where nothing is lacking.
+    seen, and an edit prompt that is an expert's in a share `right`. None where nothing is lacking.
 
     It is a warm start: the form right, the content often wrong, with enough right edits that a
     group of answers has better and worse ones.
@@ -203,8 +204,7 @@ def actor_lesson(seen: Seen, scene: Scene, rng: random.Random) -> tuple[str, str
     if all(held):
         return None
     failed = [q for q, holds in zip(questions(scene), held, strict=True) if not holds]
-    right = rng.random() < EXPERT
-    edit = expert(scene, seen) if right else naive(scene, seen, rng)
+    edit = expert(scene, seen) if rng.random() < right else naive(scene, seen, rng)
     return embedded_request(scene.prompt, failed), answer(caption(seen), edit)
 
 

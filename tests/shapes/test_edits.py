@@ -133,10 +133,10 @@ def test_lessons_ask_for_no_change_by_captions_and_know_no_held_out_scene():
 def test_an_actors_lesson_has_the_form_and_is_about_what_failed():
     rng = random.Random(0)
     seen = seen_of([LEFT, RIGHT])
-    assert actor_lesson(seen, parse("a red circle left of a blue square"), rng) is None
+    assert actor_lesson(seen, parse("a red circle left of a blue square"), rng, 0.2) is None
     scene, right = parse("a red triangle left of a blue square"), 0
     for _ in range(200):
-        asked, written = actor_lesson(seen, scene, rng)
+        asked, written = actor_lesson(seen, scene, rng, 0.2)
         assert "is there a red triangle?" in asked and "is there a blue square?" not in asked
         read_ = read_edit(written, scene.prompt)
         assert read_.reason is None

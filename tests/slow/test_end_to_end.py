@@ -323,7 +323,7 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
         ),
         (
             "actor",
-            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --drawn 48 --exam 16",
+            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --acting-steps 2 --drawn 48 --exam 16",
             "model.safetensors",
         ),
     ],
