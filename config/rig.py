@@ -146,7 +146,7 @@ def base() -> ConfigDict:
     c.phase.editor = e = ConfigDict()
     e.stages = 40
     e.rounds = 2
-    # G, edits of a state, under noise of their own.
+    # G, edits of a state, each under noise of its own from the start.
     e.group = 6
     # The trained steps of an edit: so many, before the last `skip_last`.
     e.trained_steps = 20
@@ -244,6 +244,7 @@ def sdxl(c: ConfigDict) -> None:
     c.editor.model = "diffusers/sdxl-instructpix2pix-768"
     c.editor.guidance_scale = 3.0
     c.sample.resolution = 768
+    c.phase.editor.micro_batch = 2
     c.sample.micro_batch = 8
     c.sample.decode_batch = 1
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srrl.models.vlm import VLM
-from srrl.prompts import load_prompts
+from srrl.prompts import evenly, load_prompts
 from srrl.rig.actor import TINY_ACTOR
 from srrl.shapes.edits import JOINT, MOST, actor_lesson, repairs
 from srrl.shapes.lessons import (
@@ -214,9 +214,11 @@ def accuracy(vlm: VLM, images: Tensor, scenes: list[Scene], rng: random.Random) 
     return {**known, "margin": sum(margins) / len(margins)}
 
 
-def exams(seed: int, count: int) -> dict[str, tuple[Tensor, list[Scene]]]:
-    """Renders of all scenes, and pictures that the diffuser drew for held-out prompts."""
-    scenes = all_scenes()
+def exams(seed: int, most: int | None) -> dict[str, tuple[Tensor, list[Scene]]]:
+    """Renders of all scenes, and pictures that the diffuser drew for held-out prompts; so many of
+    each at most."""
+    count, scenes = most or 384, all_scenes()
+    scenes = evenly(scenes, most or len(scenes))
     generator = torch.Generator().manual_seed(seed)
     shown = (render(scenes, generator) * 255).round().to(torch.uint8)
     prompts = (load_prompts(HELDOUT) * (count // 100 + 1))[:count]
@@ -282,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--polish-steps", type=int, help="and on new pictures")
     parser.add_argument("--acting-steps", type=int, help="and an actor's, mostly on edit prompts")
     parser.add_argument("--drawn", type=int, help="renders and pictures of the diffuser, a cycle")
-    parser.add_argument("--exam", type=int, default=384, help="drawn ones to be judged by")
+    parser.add_argument("--exam", type=int, help="pictures to be judged by, of each kind")
     parser.add_argument("--last-from", type=Path, help="a folder to begin the last cycle from")
     args = parser.parse_args(argv)
     start, avoid = time.monotonic(), heldout()

@@ -100,7 +100,7 @@ def write_results(study: ConfigDict) -> str:
     base = {way: drawn(out / "base", way) for way in study.ways}
     means = {way: [mean(lines, key) for key in SHOWN] for way, lines in base.items()}
     untrained = column(base["actor"], MAIN, study.images)
-    rows = [["", *HEAD, f"{HEAD[0]}, less the untrained loop", "seeds above it"]]
+    rows = [["", *HEAD, f"{HEAD[0]}, less the untrained loop", "seeds clear of 0"]]
     for way, values in means.items():
         low, high = interval(column(base[way], MAIN, study.images))[1:]
         shown = [f"{values[0]:.3f} [{low:.3f}, {high:.3f}]", *formatted(values)[1:]]
@@ -120,7 +120,7 @@ def write_results(study: ConfigDict) -> str:
         cells = [over_seeds(every[:, 0].tolist()), *formatted(every.mean(0).tolist())[1:]]
         gains = signed([gain for gain, _ in pairs])
         rows.append([title, *cells, f"{gains} (seeds)", f"{clear} of {len(found)}"])
-    text = markdown(rows)
+    text = markdown(rows) + "\n"
     page = Path(study.report)
     page = page if page.is_absolute() else REPOSITORY / page
     write_atomic(page, put_between(page.read_text(encoding="utf-8"), study.name, text))

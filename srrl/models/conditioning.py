@@ -85,6 +85,11 @@ class PromptEncoder:
         pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
         return (text, pooled), (empty, pooled_empty)
 
+    def forget(self, prompts: Iterable[str]) -> None:
+        """Free what is kept of prompts that are not likely to come again."""
+        for prompt in prompts:
+            self._embeddings.pop(prompt, None)
+
     def release(self) -> None:
         """Free the text encoders' memory; new prompts cannot be encoded then."""
         for name in ENCODERS:

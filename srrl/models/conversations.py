@@ -74,7 +74,10 @@ class Conversations:
             raise ValueError(f"{text!r} holds {special[0]!r}, which is the conversation's own")
         content = [{"type": "image"}, {"type": "text", "text": text}]
         written = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # of those that think aloud first: the answer is what is read
         )
         before, found, after = written.partition(self.tokenizer.convert_ids_to_tokens(self.image))
         if not found:
@@ -86,9 +89,11 @@ class Conversations:
         around = map(self.around, texts)
         return [[*before, *[self.image] * visual_tokens, *after] for before, after in around]
 
-    def padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
-        """Token ids int64 [B, L], and [B, L] which of them count (1)."""
-        longest = max(map(len, rows))
+    def padded(
+        self, rows: Sequence[Sequence[int]], left: bool = False, least: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [B, L], L at least `least`, and [B, L] which of them count (1)."""
+        longest = max(least, *map(len, rows))
         ids = torch.full((len(rows), longest), self.pad)
         mask = torch.zeros(len(rows), longest, dtype=torch.long)
         for i, row in enumerate(rows):

@@ -46,10 +46,14 @@ class LanguageLora:
     def put_lora(self, folder: Path) -> None:
         """A LoRA of peft's folder, which is not trained any further. Raises UserError."""
         try:
-            self.network.load_adapter(str(folder))
+            found = self.network.load_adapter(str(folder))
         except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"the VLM's LoRA in {folder} does not fit ({reason})") from error
+        if found.missing_keys or found.unexpected_keys:
+            name = sorted([*found.missing_keys, *found.unexpected_keys])[0]
+            raise UserError(f"the VLM's LoRA in {folder} does not fit this model, as at {name}")
+        self.train_lora()  # in float32, whatever the model is
         self.network.requires_grad_(False)
 
     @contextmanager

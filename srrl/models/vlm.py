@@ -258,14 +258,16 @@ class VLM(LanguageLora):
         tokens: Tensor,
         mask: Tensor,
         temperature: float = 1.0,
+        least: int = 0,
     ) -> Tensor:
         """float32 [B, L] of completions' tokens [B, L], given at once; with gradient. 0 where mask
-        [B, L] says that a token does not count."""
+        [B, L] says that a token does not count. least: tokens of a row, the request's included, to
+        pad to."""
         vision = self.look(images)
         asked = self.talk.rows(requests, self.visual_tokens(vision))
         lengths = mask.sum(1).tolist()
         rows = [a + t[:n].tolist() for a, t, n in zip(asked, tokens, lengths, strict=True)]
-        ids, seen = (tensor.to(self.device) for tensor in self.talk.padded(rows))
+        ids, seen = (tensor.to(self.device) for tensor in self.talk.padded(rows, least=least))
         logits = self.logits(ids, seen, self.positions(ids, seen, vision), vision)
         found = torch.zeros(tokens.shape, device=self.device)
         for i, (before, n) in enumerate(zip(asked, lengths, strict=True)):

@@ -66,8 +66,11 @@ class Editor:
         """Of edit prompts for pictures uint8 [B, 3, H, W]."""
         with quiet():  # of a long text CLIP reads the beginning, and would say so each time
             if self.kind == "instruct":
-                return self.policy.instruct(images, list(texts))
-            return self.policy.encode(list(texts))
+                made = self.policy.instruct(images, list(texts))
+            else:
+                made = self.policy.encode(list(texts))
+        self.policy.encoder.forget(texts)
+        return made
 
     @torch.no_grad()
     def edit(
@@ -80,24 +83,27 @@ class Editor:
         numbers: Sequence[int],
         stage: int = 0,
         trained_steps: int = 0,
+        apart: bool = False,
     ) -> Edits:
         """Edit pictures uint8 [B, 3, H, W] of prompts under edit prompts `texts`.
 
         numbers: of the B pictures, which with seed and stage decide the noise; the last
-        `trained_steps` steps are kept.
+        `trained_steps` steps are kept. apart: the branches have noise of their own from the start,
+        not only in the trained steps.
         """
         policy, first = self.policy, 0
         branches = self.settings.branches
         randomness = Randomness(policy, seed, stage, list(numbers), branches)
         conditioning = self.condition(images, texts)
         if self.kind == "instruct":
-            x = randomness.noise("start").draw()
+            x = randomness.noise("start", per_branch=apart).draw()
         else:
             total = policy.schedule.num_steps
             weak, depth = self.settings.inversion_guidance, self.settings.depth
             seen = policy.to_latents(images)
             x = invert_steps(policy, seen, policy.encode(list(prompts)), weak, depth)
             first = total - (depth or total)
+            x = x.repeat_interleave(branches, 0) if apart else x
             if trained_steps > total - first - self.settings.skip_last:
                 raise ValueError(f"{trained_steps} trained steps begin before the depth {depth}")
         sampled = sample_round(
@@ -108,5 +114,6 @@ class Editor:
             randomness,
             trained_steps=trained_steps,
             first=first,
+            branched=apart,
         )
         return Edits(policy.decode(sampled.x0), conditioning, sampled)

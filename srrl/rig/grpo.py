@@ -43,13 +43,12 @@ def group(rewards: Tensor, gained: Tensor, clip: float, need_gain: bool) -> Grou
     return Groups(advantages.float(), tied, hopeless, kept)
 
 
-def parted(checker: Sequence[Tensor], truth: Sequence[Tensor]) -> bool:
-    """Have they come apart: since the evaluation at which the truth was highest, the checker's
-    values rose and the truth's fell, both by more than their 95% intervals (paired)?
-
-    Each evaluation's values are float [P], one a prompt.
+def parted(checker: Sequence[Tensor], truth: Sequence[Tensor]) -> int | None:
+    """Since which evaluation they have come apart: the one at which the truth was highest, if the
+    checker's values have risen and the truth's fallen since, both by more than their 95% intervals
+    (paired). Each evaluation's values are float [P], one a prompt.
     """
     best = max(range(len(truth)), key=lambda i: truth[i].mean().item())
     rise, rise_half = paired_difference(checker[best], checker[-1])
     fall, fall_half = paired_difference(truth[best], truth[-1])
-    return rise - rise_half > 0 and fall + fall_half < 0
+    return best if rise - rise_half > 0 and fall + fall_half < 0 else None

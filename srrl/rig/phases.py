@@ -23,13 +23,19 @@ from srrl.rig.setup import Parts
 from srrl.rig.trainer import PhaseRun
 from srrl.rig.walk import States, Tried
 from srrl.rollout import generator
+from srrl.run.curves import Panel
+from srrl.run.distributed import gather_rows
 from srrl.run.tracking import Tracker
 
 
 @dataclass(frozen=True)
 class Words:
     """n completions to train on: state int64 [n] of images uint8 [S, 3, H, W] and requests; tokens
-    int64, mask bool, log_probs float32 [n, L]; advantages float32 [n]; mean_tokens of one."""
+    int64, mask bool, log_probs float32 [n, L]; advantages float32 [n]; mean_tokens of one.
+
+    shape: rows and tokens that each call of the VLM is padded to, in which half precision rounds
+    the same whatever else is in it; None where that does not matter.
+    """
 
     images: Tensor
     requests: list[str]
@@ -39,34 +45,41 @@ class Words:
     log_probs: Tensor
     advantages: Tensor
     mean_tokens: float
+    shape: tuple[int, int] | None = None
+
+    def again(self, vlm: VLM, rows: Tensor, temperature: float) -> Tensor:
+        """The log-probs float32 [B, L] of some completions int64 [B], under the VLM as it is."""
+        count = len(rows)
+        if self.shape and count < self.shape[0]:
+            rows = torch.cat([rows, rows[-1:].expand(self.shape[0] - count)])
+        state = self.state[rows]
+        longest = int(self.mask[rows].sum(1).max())
+        found = vlm.log_probs(
+            self.images[state],
+            [self.requests[i] for i in state.tolist()],
+            self.tokens[rows, :longest],
+            self.mask[rows, :longest],
+            temperature,
+            self.shape[1] if self.shape else 0,
+        )
+        return F.pad(found[:count], (0, self.tokens.shape[1] - longest))
 
 
 def words_objective(
     c: ConfigDict, vlm: VLM, temperature: float, words: Words, items: Tensor
 ) -> Objective:
     """The clipped objective of some completions int64 [B, 1], over their tokens."""
-    rows = items[:, 0]
-    longest = int(words.mask[rows].sum(1).max())
-    mask, tokens = words.mask[rows, :longest], words.tokens[rows, :longest]
-    given = (
-        words.images[words.state[rows]],
-        [words.requests[i] for i in words.state[rows].tolist()],
-        tokens,
-        mask,
-        temperature,
-    )
-    reference = None
+    rows, device, reference = items[:, 0], vlm.device, None
     if c.kl_weight:
         with torch.no_grad(), vlm.bare():
-            reference = vlm.log_probs(*given)
-    device = vlm.device
+            reference = words.again(vlm, rows, temperature)
     return clipped_objective(
-        vlm.log_probs(*given),
-        words.log_probs[rows, :longest].to(device),
+        words.again(vlm, rows, temperature),
+        words.log_probs[rows].to(device),
         words.advantages[rows].to(device),
         c.clip_range,
         clip_range_high=c.clip_range_high,
-        mask=mask.to(device),
+        mask=words.mask[rows].to(device),
         mean_tokens=words.mean_tokens,
         reference_log_prob=reference,
         kl_weight=c.kl_weight,
@@ -83,6 +96,10 @@ class ActorRun(PhaseRun):
     """Phase 1: the actor's LoRA, by groups of completions of one state; the editor is fixed."""
 
     name = "actor"
+    panels = (
+        *PhaseRun.panels,
+        Panel("completions", {"form": "usable", "distinct": "distinct"}, counts=False),
+    )
 
     def __init__(
         self,
@@ -173,19 +190,34 @@ class ActorRun(PhaseRun):
             groups.advantages.flatten()[index],
             mask.sum(1).float().mean().item(),
         )
-        return words if self.vlm.dtype == torch.float32 else self.again(words)
+        return words if self.exact else self.recomputed(words)
+
+    @property
+    def exact(self) -> bool:
+        """Are log-probs of the writing, token by token, those of whole completions to float32's
+        rounding?"""
+        rounds = self.vlm.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        return self.vlm.dtype == torch.float32 and not rounds
 
     @torch.no_grad()
-    def again(self, words: Words) -> Words:
-        """With the log-probs of the whole completions at once, as the update computes them: in half
-        precision those of the writing, token by token, round otherwise."""
-        parts = []
-        for rows in torch.arange(len(words.state)).split(self.config.train.micro_batch):
-            requests = [words.requests[i] for i in words.state[rows].tolist()]
-            images = words.images[words.state[rows]]
-            given = (images, requests, words.tokens[rows], words.mask[rows])
-            parts.append(self.vlm.log_probs(*given, self.actor.temperature).cpu())
-        return replace(words, log_probs=torch.cat(parts))
+    def recomputed(self, words: Words) -> Words:
+        """With the log-probs of whole completions, in calls of the shape that the update's have:
+        each process computes its share of them."""
+        vlm, n, counted = self.vlm, len(words.state), self.vlm.nfe
+        asked = vlm.talk.rows(words.requests, vlm.visual_tokens(vlm.look(words.images[:1])))
+        lengths = torch.tensor([len(row) for row in asked])[words.state] + words.mask.sum(1)
+        # One more than the longest: a call without padding takes other kernels.
+        shape = (self.config.train.micro_batch, int(lengths.max()) + 1)
+        words = replace(words, shape=shape)
+        own = torch.tensor(list(self.local(n)), dtype=torch.int64)
+        parts = [
+            words.again(vlm, rows, self.actor.temperature).cpu()
+            for rows in own.split(shape[0])
+            if len(rows)
+        ]
+        values = torch.cat(parts) if parts else words.log_probs[:0]
+        vlm.nfe = counted
+        return replace(words, log_probs=gather_rows(self.accelerator, values, own, n))
 
 
 class EditorRun(PhaseRun):
@@ -193,6 +225,7 @@ class EditorRun(PhaseRun):
     the actor, now fixed, has written."""
 
     name = "editor"
+    panels = (*PhaseRun.panels, Panel("completions", {"form": "usable"}, counts=False))
 
     def __init__(
         self,
@@ -219,7 +252,8 @@ class EditorRun(PhaseRun):
         rows = [i for i, edit in enumerate(edits) if edit.text]
         if not rows:
             empty = asked.images[:0]
-            return Tried([], [], empty, [], [], self.nothing())
+            refused = [edit.reason for edit in edits]
+            return Tried([], [], empty, [], [], self.nothing(), refused)
         some = asked.rows(rows)
         with self.timed("edit"):
             made = self.editor.edit(
@@ -230,6 +264,7 @@ class EditorRun(PhaseRun):
                 numbers=some.numbers,
                 stage=asked.round,
                 trained_steps=self.trained_steps,
+                apart=True,
             )
         own = {
             "latents": made.sampled.latents.unflatten(0, (-1, g)),
@@ -237,7 +272,8 @@ class EditorRun(PhaseRun):
         }
         every = [edits[i] for i in rows for _ in range(g)]
         alone = list(range(len(every)))
-        return Tried(rows, some.prompts, made.images, every, alone, own)
+        refused = [edit.reason for edit in edits if not edit.text]
+        return Tried(rows, [], made.images, every, alone, own, refused)
 
     def nothing(self) -> dict[str, Tensor]:
         policy, m = self.trainee, self.trained_steps

@@ -165,11 +165,15 @@ class Parts:
             vlm.put_lora(locate(given, f"config.actor.lora={given!r}").file.parent)
         if "actor" in self.trained:
             if given:
+                rank = vlm.network.peft_config["default"].r
+                if rank != c.lora.rank:
+                    raise UserError(f"config.actor.lora={given!r} is of rank {rank}: set lora.rank")
                 vlm.train_lora()
             else:
                 vlm.add_lora(c.lora.rank, c.lora.alpha, c.seed)
             if c.train.gradient_checkpointing:
-                vlm.network.gradient_checkpointing_enable({"use_reentrant": False})
+                vlm.network.activation_checkpointing_enable({"use_reentrant": False})
+                vlm.network.disable_input_require_grads()
 
     def actor_for(self, editor: Editor) -> Actor:
         a = self.config.actor

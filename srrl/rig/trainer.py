@@ -1,6 +1,7 @@
 """Reflection-GRPO (arXiv 2602.19974): what both phases of RL-RIG's training share."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,6 +18,7 @@ from srrl.curriculum import StagePlan
 from srrl.evaluation import over_seeds
 from srrl.models.trainee import Trainee
 from srrl.prompts import evenly, stage_prompts
+from srrl.rig.forms import REASONS
 from srrl.rig.grpo import Groups, group, parted
 from srrl.rig.loop import Asked, Loop, acting, draw, editing
 from srrl.rig.setup import Parts
@@ -42,9 +44,6 @@ class PhaseRun(StagedRun):
             "groups of a stage", {"groups": "all", "tied": "equal rewards", "hopeless": "no gain"}
         ),
         Panel(
-            "edits of a stage", {"form": "of the right form", "distinct": "distinct"}, counts=False
-        ),
-        Panel(
             "share of requirements that edits pass",
             {"reward/checker/mean": "by the checker", "before/checker": "before the edit"},
             counts=False,
@@ -66,7 +65,7 @@ class PhaseRun(StagedRun):
         self.parts, self.rewards, self.wishes = parts, rewards, split_wishes(config)
         self.settings = config.phase[self.name]
         trainee.nfe = 0  # what another phase has taken of it is that phase's
-        self.history: dict[str, list[list[float]]] = {}
+        self.history: dict[str, list[dict[str, Any]]] = {}
 
     # ------------------------------------------------------------------ what a phase says
 
@@ -122,7 +121,12 @@ class PhaseRun(StagedRun):
             **{name: all_sum(self.accelerator, round(value)) for name, value in ledgers},
             **measured,
         }
-        heading = f"{self.name}  passed {states.before.mean():.3f} to {states.share.mean():.3f}"
+        heading = f"{self.name}  no state"
+        self.unselected = "no picture failed, or nothing was written that can be tried"
+        if len(states):
+            passed = states.before.mean(), states.share.mean()
+            heading = "{}  passed {:.3f} to {:.3f}".format(self.name, *passed)
+            self.unselected = type(self).unselected
         return Outcome(
             {"states": len(states)},
             metrics,
@@ -201,8 +205,10 @@ class PhaseRun(StagedRun):
     def log_evaluation(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
         super().log_evaluation(split, rounds, reward, values)
         if split == self.watched and rounds == max(self.config.eval.rounds):
-            means = by_prompt(values, self.config.eval.seeds).tolist()
-            self.history.setdefault(reward, []).append(means)
+            e, stage = self.config.eval, self.progress.stage
+            judged = [split, rounds, e.seeds, e.first_seed, len(values)]
+            line = {"stage": stage, "of": judged, "means": by_prompt(values, e.seeds).tolist()}
+            self.history.setdefault(reward, []).append(line)
 
     @property
     def watched(self) -> str:
@@ -210,24 +216,30 @@ class PhaseRun(StagedRun):
 
     def evaluate(self) -> None:
         super().evaluate()
-        if self.parted():
+        best = self.parted()
+        if best is not None:
             ends = ": the phase ends" if self.config.train.stop_on_heldout else ""
             self.tracker.say(
                 f"  warning: on {self.watched} prompts the checker passes more, and {self.truth} "
-                f"has fallen since it was best (train.stop_on_heldout){ends}"
+                f"has fallen, since stage {best} (train.stop_on_heldout){ends}"
             )
 
     @property
     def truth(self) -> str:
         return "exact" if self.parts.exact else next(iter(self.rewards))
 
-    def parted(self) -> bool:
-        values = [list(map(torch.tensor, self.history.get(n, []))) for n in ("checker", self.truth)]
-        same = {len(v) for of_reward in values for v in of_reward}
-        return len(values[0]) > 1 and len(same) == 1 and parted(*values)
+    def parted(self) -> int | None:
+        """The stage since which the checker and the truth have parted, at the last evaluation."""
+        lines = [self.history.get(name, []) for name in ("checker", self.truth)]
+        lines = [[x for x in some if x["of"] == some[-1]["of"]] for some in lines]
+        values = [[torch.tensor(x["means"]) for x in some] for some in lines]
+        if len(values[0]) < 2 or len(values[0]) != len(values[1]):
+            return None
+        best = parted(*values)
+        return None if best is None else lines[0][best]["stage"]
 
     def over(self) -> bool:
-        return self.config.train.stop_on_heldout and self.parted()
+        return self.config.train.stop_on_heldout and self.parted() is not None
 
     def state(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -266,17 +278,28 @@ def marks(required: list[str], passed: list[bool]) -> str:
     return "\n".join(f"[{'x' if passes else ' '}] {text}" for text, passes in pairs)
 
 
+def completions(states: States) -> dict[str, float]:
+    """Of what the actor wrote: how many answers were refused for which reason, the share of the
+    others, and how many of a state's edit prompts are distinct."""
+    written = [[(e[0], e[1]) for e in told["edits"]] for told in states.told]
+    if all(len(set(some)) == 1 for some in written):  # one for all attempts
+        written = [some[:1] for some in written]
+    reasons = Counter(reason for some in written for _, reason in some if reason) + states.refused
+    total = sum(map(len, written)) + states.refused.total()
+    distinct = [len({text for text, _ in some}) / len(some) for some in written]
+    return {
+        "form": 1 - reasons.total() / max(total, 1),
+        "distinct": sum(distinct) / max(len(distinct), 1),
+        **{f"refused/{reason}": reasons[reason] for reason in REASONS},
+    }
+
+
 def stage_metrics(states: States, groups: Groups, rewards: Tensor) -> dict[str, float]:
-    edits = [edit for told in states.told for edit in told["edits"]]
-    written = [text for text, _, _ in edits if text]
-    distinct = [len({t for t, _, _ in x["edits"]}) / len(x["edits"]) for x in states.told]
-    n = max(len(states), 1)
     found = {
         "groups": len(states),
         "tied": int(groups.tied.sum()),
         "hopeless": int(groups.hopeless.sum()),
-        "form": len(written) / max(len(edits), 1),
-        "distinct": sum(distinct) / n,
+        **completions(states),
         "before/checker": states.before.mean().item(),
         "reward/checker/mean": states.share.mean().item(),
         "reward/std": rewards.std(1).mean().item() if len(states) else 0.0,

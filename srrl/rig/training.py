@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rewards import Reward, check_prompts
 from rewards.scoring import rewards_of
-from srrl.checks import phase_values
+from srrl.checks import OF_PHASE, PHASES, phase_values
 from srrl.config import flatten
 from srrl.errors import UserError
 from srrl.rig.assess import judged_by
@@ -28,8 +28,14 @@ def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
         section, _, leaf = key.partition(".")
         own[section][leaf] = value
     own.output_dir, own.run_name = f"{config.output_dir}/{config.run_name}", phase
-    own.phases = (phase,)
+    own.phases = config.phases[: config.phases.index(phase) + 1]  # whose words it is trained on
     return own
+
+
+def free_of(phase: str) -> tuple[str, ...]:
+    """Keys on which a phase's run does not depend: the other's, and those that it has elsewhere."""
+    others = [f"phase.{other}." for other in PHASES if other != phase]
+    return (*others, *(f"phase.{phase}.{name}" for name in OF_PHASE.values()), "loop.")
 
 
 class Phases:
@@ -67,7 +73,7 @@ def start(config: ConfigDict, accelerator: Accelerator, tracker: Tracker) -> Pha
         )
     for phase in config.phases:
         own = phase_config(config, phase)
-        check_same_run(Path(own.output_dir) / own.run_name, own)
+        check_same_run(Path(own.output_dir) / own.run_name, own, free_of(phase))
     parts = Parts(config, accelerator.device, tuple(config.phases))
     wishes = split_wishes(config)
     for split, some in wishes.items():

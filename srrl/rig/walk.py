@@ -5,20 +5,21 @@ It walks through the rounds of the loop with the first attempt at each state, so
 states are the actor's own.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from srrl.rig.forms import Edit
+from srrl.rig.forms import REASONS, Edit
 from srrl.rig.loop import Asked, draw
 from srrl.rig.setup import Parts
 from srrl.rig.wishes import Wish
-from srrl.run.distributed import gather_objects, gather_rows
+from srrl.run.distributed import all_sum, gather_objects, gather_rows
 from srrl.shapes.reader import read, truths
 from srrl.shapes.scenes import parse
 
@@ -28,11 +29,12 @@ class Tried:
     """G attempts at each of some states, a state's together.
 
     rows    of the states asked about, the n that there are attempts at
-    asked   what the actor was asked about each of the n
+    asked   what the actor was asked about each of the n; none where it is not trained
     images  uint8 [n * G, 3, H, W]
     edits   of n * G
     same    of n * G the first one with the same picture
     own     the phase's tensors [n, G, ...], which its update needs
+    refused the reasons for which there are no attempts at the other states
     """
 
     rows: list[int]
@@ -41,6 +43,7 @@ class Tried:
     edits: list[Edit]
     same: list[int]
     own: dict[str, Tensor]
+    refused: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class States:
     own            the phase's tensors [S, G, ...]
     local          int64 [S], where the state is among this process's; -1: elsewhere
     tried          uint8 [n, G, 3, H, W], the pictures of this process's attempts
+    refused        how many states, of all processes, were not tried, by the reason
     """
 
     prompt: Tensor
@@ -68,6 +72,7 @@ class States:
     own: dict[str, Tensor]
     local: Tensor
     tried: Tensor
+    refused: Counter[str]
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -111,7 +116,7 @@ def walk(
     """
     seed, first = parts.config.seed, stage * (rounds + 1)
     found: dict[str, list] = {name: [] for name in ("slot", "image", "told", "before", "share")}
-    found |= {"exact": [], "tried": []}
+    found |= {"exact": [], "tried": [], "refused": []}
     own = {name: [values] for name, values in nothing.items()}
     images, passed = torch.zeros(0), []
     if wishes:
@@ -131,6 +136,7 @@ def walk(
             first + number,
         )
         tried = attempt(asked)
+        found["refused"] += tried.refused
         states = [left[row] for row in tried.rows]
         owners = [wishes[i] for i in states for _ in range(group)]
         with timed("check"):
@@ -151,7 +157,7 @@ def walk(
                 {
                     "prompt": wishes[i].prompt,
                     "failed": failed,
-                    "request": tried.asked[n],
+                    "request": tried.asked[n] if tried.asked else "",
                     "edits": edits,
                     "required": [r.text for r in wishes[i].requirements],
                     "passed": passed[i],
@@ -224,4 +230,5 @@ def together(
         own={k: gather_rows(accelerator, torch.cat(v), index, slots)[at] for k, v in own.items()},
         local=local[at],
         tried=tried,
+        refused=Counter({r: all_sum(accelerator, found["refused"].count(r)) for r in REASONS}),
     )

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from srrl.config import resolve
 from srrl.errors import UserError
-from srrl.models.locate import locate
 from srrl.prompts import check_model, check_text, load_prompts
 from srrl.rig.graphs import Requirement, SceneGraph, load_rows, parse_graph
 
@@ -63,7 +62,8 @@ def split_wishes(c: ConfigDict) -> dict[str, list[Wish]]:
 
 
 def check_files(c: ConfigDict) -> None:
-    """Raise UserError for prompt files, a local model or a LoRA that are not there."""
+    """Before training: raise UserError for prompt files, a local model or a LoRA that are not
+    there, and for more trained steps than an edit has."""
     splits = {k: {wish.prompt for wish in v} for k, v in split_wishes(c).items()}
     if splits.get("heldout") == splits["train"]:
         raise UserError(
@@ -73,4 +73,13 @@ def check_files(c: ConfigDict) -> None:
     check_model("config.pretrained.model", resolve(c.pretrained.model))
     for part in ("actor", "editor"):
         if c[part].lora:
+            from srrl.models.locate import locate  # this imports torch
+
             locate(c[part].lora, f"config.{part}.lora={c[part].lora!r}")
+    own, depth = c.phase.editor, c.editor.depth
+    steps = (c.editor.kind == "inversion" and depth) or c.editor.num_steps
+    if "editor" in c.phases and own.trained_steps + own.skip_last > steps:
+        raise UserError(
+            f"config.phase.editor.trained_steps={own.trained_steps} is out of range: with "
+            f"skip_last={own.skip_last} at most {steps - own.skip_last} of an edit's {steps} steps"
+        )

@@ -49,6 +49,7 @@ FREE = (
     "evaluate.",
     "checker.batch_size",
     "actor.batch_size",
+    "train.stop_on_heldout",
 )
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -160,17 +161,22 @@ def saved_config(run: Path) -> dict[str, Any]:
     return saved or {}
 
 
-def check_same_run(run: Path, config: ConfigDict) -> None:
+def check_same_run(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) -> None:
     """Raise UserError if the folder holds a run that this config would change the results of.
 
-    What FREE names may differ, the split of a stage's prompts into batches, and stages.total from
-    the stages done on.
+    What FREE and `free` name may differ, the split of a stage's prompts into batches, and
+    stages.total from the stages done on.
     """
     before = saved_config(run)
     if not before:
         return
     now = json.loads(json.dumps(flatten(config)))
-    free = FREE
+    method = before.get("method", "srrl")
+    if method != now["method"]:
+        raise UserError(
+            f"{run} holds a run of the method {method!r}: choose another --config.run_name"
+        )
+    free += FREE
     if prompts_a_stage(before) == prompts_a_stage(now):
         free += BATCHES
     found = newest(run)

@@ -129,7 +129,8 @@ class StagedRun(ABC):
         self.resume()
         while self.progress.stage < self.config.stages.total and not self.over():
             self.run_stage(self.progress.stage)
-        if self.progress.stage < self.config.stages.total:
+        last = checkpoint.stage_folder(self.folder, self.progress.stage)
+        if self.over() and checkpoint.newest(self.folder) != last:
             self.save()
         self.tracker.summary()
 

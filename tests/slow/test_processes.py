@@ -55,10 +55,21 @@ def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **g
     assert "2 process" in said
 
 
-@pytest.mark.parametrize(("model", "stages"), [("sd", 5), ("sdxl", 1)])
-def test_two_processes_give_what_one_gives(model, stages, tmp_path):
-    one_and_two(tmp_path, stages, "--config.reflect.max_rounds=3", model=model)
-    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", stages)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A run of two processes, beside one of one."""
+    folder = tmp_path_factory.mktemp("two")
+    one_and_two(folder, 5, "--config.reflect.max_rounds=3")
+    return folder
+
+
+def test_two_processes_give_what_one_gives(two):
+    assert_same_run(two / "one" / "run", two / "two" / "run", 5)
+
+
+def test_also_of_sdxl(tmp_path):
+    one_and_two(tmp_path, 1, "--config.reflect.max_rounds=3", model="sdxl")
+    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
 
 
 def test_two_processes_know_each_others_answers(tmp_path):
@@ -164,13 +175,13 @@ def process_of_rank(rank: int, run_folder: Path) -> int:
     raise AssertionError("no such process")
 
 
-def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_resumes(tmp_path):
-    def command(name: str) -> list[str]:
-        return ["bash", "train.sh", *small_run(tmp_path / name, 6), *TWO]
-
-    run(*command("whole"), **ONE_THREAD)
+def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_resumes(
+    two, tmp_path
+):
+    flags = [*small_run(tmp_path / "killed", 5), "--config.reflect.max_rounds=3"]
+    command = ["bash", "train.sh", *flags, *TWO]
     process = subprocess.Popen(
-        command("killed"),
+        command,
         cwd=REPOSITORY,
         env={**os.environ, **ONE_THREAD},
         stdout=subprocess.PIPE,
@@ -186,10 +197,10 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
     last = errors.strip().splitlines()[-1]
     assert "process 1 was killed by signal 9" in last and "the same command resumes" in last
     assert "Traceback" not in errors
-    assert "resuming" in run(*command("killed"), **ONE_THREAD).stdout
-    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    assert "resuming" in run(*command, **ONE_THREAD).stdout
+    whole, killed = two / "two" / "run", tmp_path / "killed" / "run"
     assert logged(killed, "metrics.jsonl") == logged(whole, "metrics.jsonl")
-    assert (flat(lora(whole, 6)) == flat(lora(killed, 6))).all()
+    assert (flat(lora(whole, 5)) == flat(lora(killed, 5))).all()
 
 
 def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):

@@ -230,6 +230,14 @@ def test_what_is_wrong_with_pictures_and_texts_is_an_error(vlm, saved, tmp_path)
         vlm.p_yes(PICTURES[:1], [["something new"]])
 
 
+def test_a_model_that_thinks_aloud_is_asked_not_to(saved):
+    vlm = VLM.load(saved)
+    thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    vlm.talk.tokenizer.chat_template = TEMPLATE + thinking
+    before, after = vlm.talk.around("is there a red circle?")
+    assert "think" not in vlm.talk.tokenizer.decode([*before, *after])
+
+
 def test_positions_are_never_left_to_be_guessed(vlm):
     """Without the kinds of tokens transformers numbers a picture's tokens as text, in silence."""
     seen = vlm.look(PICTURES[:1])

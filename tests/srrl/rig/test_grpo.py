@@ -39,10 +39,11 @@ def test_advantages_are_of_a_group_alone_and_clamped():
 def test_they_part_where_the_checker_rises_and_the_truth_falls():
     n = torch.linspace(-0.02, 0.02, 24)
     low, high = 0.4 + n, 0.6 - n
-    assert parted([low, high, high + 0.2], [low, high, low])
-    assert not parted([low, high, high + 0.2], [low, high, high + 0.1])  # both rise
-    assert not parted([low, high, low], [low, high, low])  # both fall
-    assert not parted([low, low + 0.1], [high, high + (torch.arange(24) % 2 - 0.6) * 0.5])  # noise
+    assert parted([low, high, high + 0.2], [low, high, low]) == 1
+    assert parted([low, high, high + 0.2], [low, high, high + 0.1]) is None  # both rise
+    assert parted([low, high, low], [low, high, low]) is None  # both fall
+    noise = (torch.arange(24) % 2 - 0.6) * 0.5
+    assert parted([low, low + 0.1], [high, high + noise]) is None
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from srrl.config import load_config
+from srrl.config import flatten, load_config
 from srrl.errors import UserError
 from srrl.rig.actor import TINY_ACTOR
+from srrl.rig.phases import ActorRun
 from srrl.rig.setup import Parts
-from srrl.rig.training import Phases, phase_config, start
+from srrl.rig.training import Phases, free_of, phase_config, start
+from srrl.rig.wishes import check_files
+from srrl.run.checkpoint import check_same_run
 from srrl.run.tracking import Tracker
 
 RIG = "--config=config/rig.py:tiny"
@@ -115,6 +118,36 @@ def test_a_reward_that_is_always_the_same_moves_nothing_and_says_so(tmp_path, ca
 
 
 @pytest.mark.slow
+def test_by_inversion_checkpointed_with_a_kl_term_and_from_another_lora(tmp_path, monkeypatch):
+    """And with the shapes of half precision, in which log-probs are computed once more."""
+    given = [
+        "--config.editor.kind=inversion",
+        "--config.editor.inversion_guidance=1",
+        "--config.phase.editor.trained_steps=5",
+        "--config.phase.actor.kl_weight=0.05",
+        "--config.train.gradient_checkpointing=true",
+        "--config.sample.batch_size=8",
+        "--config.stages.total=1",
+    ]
+    first = phases(tmp_path / "first", *given)
+    runs = [first.of("actor"), first.of("editor")]
+    monkeypatch.setattr(ActorRun, "exact", False)
+    for run in runs:
+        run.run()
+    for run in runs:
+        line = lines(run.folder)[0]
+        assert line["ratio/first_max_dev"] < 1e-4 and line["updates"] > 0
+    loras = [f"--config.{run.name}.lora={run.folder}" for run in runs]
+    second = phases(tmp_path / "second", *given, *loras)
+    for run in runs:
+        again = second.of(run.name)
+        for one, other in zip(run.trainee.trainable(), again.trainee.trainable(), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+    with pytest.raises(UserError, match=r"is of rank 16: set lora\.rank"):
+        phases(tmp_path / "third", *given, loras[0], "--config.lora.rank=8").of("actor")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["actor", "editor"])
 def test_a_phase_goes_on_bit_for_bit(phase, tmp_path):
     whole = phases(tmp_path / "whole").of(phase)
@@ -139,8 +172,15 @@ def test_a_phase_goes_on_bit_for_bit(phase, tmp_path):
 def test_it_ends_where_checker_and_truth_part(tmp_path):
     n = torch.linspace(-0.02, 0.02, 24)
     values = {"checker": [0.4 + n, 0.9 + n], "exact": [0.6 + n, 0.3 + n]}
-    history = {name: [v.tolist() for v in some] for name, some in values.items()}
-    both = phases(tmp_path, "--config.train.stop_on_heldout=true")
+    history = {
+        name: [
+            {"stage": i, "of": ["heldout", 3, 1, 0, 24], "means": v.tolist()}
+            for i, v in enumerate(some)
+        ]
+        for name, some in values.items()
+    }
+    few = ["--config.eval.every=2", "--config.eval.num_prompts=2", "--config.eval.rounds=[1]"]
+    both = phases(tmp_path, "--config.train.stop_on_heldout=true", *few)
     run = both.of("actor")
     run.resume()
     assert not run.over()
@@ -150,7 +190,10 @@ def test_it_ends_where_checker_and_truth_part(tmp_path):
     again.run()  # saved as one that has ended
     assert again.progress.stage == 0 and again.history == history and again.over()
     again.config.train.stop_on_heldout = False
-    assert again.parted() and not again.over()
+    assert again.parted() == 0 and not again.over()
+    history["exact"][0]["of"] = history["checker"][0]["of"] = ["heldout", 3, 1, 0, 12]
+    again.load_state({"history": history})
+    assert again.parted() is None  # of other pictures
 
 
 def test_a_checker_of_the_actors_model_goes_without_its_lora():
@@ -168,7 +211,7 @@ def test_a_checker_of_the_actors_model_goes_without_its_lora():
         ("phase.editor.group=1", r"phase\.editor\.group=1 .*nothing to be compared with"),
         ("phases=[]", r"phases=\(\) .*some of actor, editor"),
         ('phases=["actor", "critic"]', "some of actor, editor, each once"),
-        ("phase.editor.trained_steps=7", r"trained_steps=7 .*1 to steps-skip_last=6"),
+        ("train.stop_on_heldout=true --config.eval.every=0", "eval.every above 0"),
         ("phase.actor.learning_rate=0", r"phase\.actor\.learning_rate=0\.0 .*above 0"),
         ("train.learning_rate=-1", r"train\.learning_rate=-1\.0 .*above 0"),
         ("phase.actor.clip_range_high=0.1", r"at least clip_range=0\.2"),
@@ -177,7 +220,32 @@ def test_a_checker_of_the_actors_model_goes_without_its_lora():
 )
 def test_what_cannot_be_is_refused(flag, said):
     with pytest.raises(UserError, match=said):
-        load_config([RIG, f"--config.{flag}"], methods=["rig"])
+        load_config([RIG, *f"--config.{flag}".split()], methods=["rig"])
+
+
+def test_more_trained_steps_than_an_edit_has_are_refused_where_it_is_trained():
+    flags = [RIG, "--config.editor.num_steps=8"]
+    with pytest.raises(UserError, match=r"trained_steps=6 .*at most 4 of an edit's 8 steps"):
+        check_files(load_config(flags, methods=["rig"]))
+    check_files(load_config([*flags, '--config.phases=["actor"]'], methods=["rig"]))
+
+
+def test_what_another_phase_has_does_not_part_runs_but_whose_words_they_are_does(tmp_path):
+    both = load_config([RIG], methods=["rig"])
+    (tmp_path / "config.json").write_text(json.dumps(flatten(phase_config(both, "editor"))))
+
+    def check(*flags: str) -> None:
+        own = phase_config(load_config([RIG, *flags], methods=["rig"]), "editor")
+        check_same_run(tmp_path, own, free_of("editor"))
+
+    check("--config.phase.actor.micro_batch=1", "--config.phase.editor.micro_batch=1")
+    check("--config.phase.actor.stages=99", "--config.train.stop_on_heldout=true")
+    with pytest.raises(UserError, match=r"train\.learning_rate=0\.003, not 0\.1"):
+        check("--config.phase.editor.learning_rate=0.1")
+    with pytest.raises(UserError, match=r"config\.phases="):
+        check('--config.phases=["editor"]')
+    with pytest.raises(UserError, match="holds a run of the method 'rig'"):
+        check_same_run(tmp_path, load_config(["--config=config/stage_process.py:tiny"]))
 
 
 def test_a_phases_config_has_its_own_values_unless_they_are_set_for_both():
