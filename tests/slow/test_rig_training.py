@@ -87,7 +87,7 @@ def test_both_phases_leave_what_the_readme_promises(undisturbed):
     assert Image.open(undisturbed / "drawn" / "strips.png").width > 128
 
 
-@pytest.mark.parametrize(("where", "count"), [("words", 3), ("update", 2), ("save", 5)])
+@pytest.mark.parametrize(("where", "count"), [("words", 3), ("save", 5)])
 def test_killed_and_resumed_it_ends_like_one_never_killed(undisturbed, tmp_path, where, count):
     flags = [RIG, *small(tmp_path)]
     kill = (sys.executable, "tests/slow/kill_at.py", where, count)
