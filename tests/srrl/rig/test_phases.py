@@ -210,7 +210,7 @@ def test_a_checker_of_the_actors_model_goes_without_its_lora():
         ("phase.actor.group=1", r"phase\.actor\.group=1 .*nothing to be compared with"),
         ("phase.editor.group=1", r"phase\.editor\.group=1 .*nothing to be compared with"),
         ("phases=[]", r"phases=\(\) .*some of actor, editor"),
-        ('phases=["actor", "critic"]', "some of actor, editor, each once"),
+        ('phases=["actor","critic"]', "some of actor, editor, each once"),
         ("train.stop_on_heldout=true --config.eval.every=0", "eval.every above 0"),
         ("phase.actor.learning_rate=0", r"phase\.actor\.learning_rate=0\.0 .*above 0"),
         ("train.learning_rate=-1", r"train\.learning_rate=-1\.0 .*above 0"),
