@@ -86,7 +86,8 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
     ):
         deviations = [max(line[key], FLOOR) for line in metrics]
         ratio.plot(stages, deviations, color=colour, label=label, marker=few)
-    ratio.set(title="largest |ratio - 1|", yscale="log", ylim=(FLOOR / 2, 1))
+    most = max([1.0, *(2 * line["ratio/max_dev"] for line in metrics)])  # of tokens above 1
+    ratio.set(title="largest |ratio - 1|", yscale="log", ylim=(FLOOR / 2, most))
     for axes, panel in zip(others, own_panels, strict=False):
         for key, label in panel.keys.items():
             axes.step(stages, [x[key] for x in metrics], where="mid", label=label, marker=few)
