@@ -25,6 +25,7 @@ from srrl.models.architectures import blank_like, blank_pipeline
 from srrl.models.parts import faults, vae_config
 from srrl.models.policy import DTYPES, Conditioning, Policy
 from srrl.models.weights import make_trainable
+from srrl.rollout import rollout_settings
 
 
 class Imagined:
@@ -126,6 +127,7 @@ class Imagined:
         else:
             network.disable_gradient_checkpointing()
         x, _, conditioning = self._inputs(pairs)
+        settings, clip_range = rollout_settings(self.config), self.config.train.clip_range
         with self.fake():
             latents = torch.stack([x, x], 1)
             ones = torch.ones(pairs)
@@ -134,7 +136,7 @@ class Imagined:
         with self.counted(True, latents, *vars(conditioning).values()) as count:
             for _ in range(1 if self.config.use_lora else 2):
                 before = count.flops, count.operators
-                objective = pairs_objective(self.config, self.policy, batch, index)
+                objective = pairs_objective(settings, clip_range, self.policy, batch, index)
                 torch.autograd.backward(objective.loss)
                 del objective
         count.flops, count.operators = count.flops - before[0], count.operators - before[1]
