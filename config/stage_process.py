@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     c = ConfigDict()
 
-    # What is trained and how: "srrl", the one there is (srrl/methods.py).
+    # What is trained and how (srrl/methods.py); the other method has a file of its own.
     c.method = "srrl"
     # Name of the run: everything is written to output_dir/run_name.
     c.run_name = ""

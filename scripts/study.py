@@ -129,14 +129,10 @@ def of_srrl(study: ConfigDict) -> tuple[list[Job], Callable[[], str]]:
     return jobs, lambda: write_results(study, runs)
 
 
-def of_rig(study: ConfigDict) -> tuple[list[Job], Callable[[], str]]:
+def of_rig(study: ConfigDict) -> tuple[list, Callable[[], str]]:
     from srrl.assess.rig_study import jobs_of, write_results
 
-    def todo(job) -> list[list[str]]:
-        return [] if job.done.exists() else job.commands
-
-    jobs = [Job(job.name, partial(todo, job), job.work) for job in jobs_of(study)]
-    return jobs, lambda: write_results(study)
+    return jobs_of(study), lambda: write_results(study)
 
 
 def run_all(study: ConfigDict, jobs: list[Job], pool: Pool) -> list[str]:

@@ -125,21 +125,28 @@ def evenly(prompts: list[str], count: int) -> list[str]:
 
 def split_prompts(c: ConfigDict) -> dict[str, list[str]]:
     """The prompts of each split: "train", and "heldout" where it is evaluated."""
-    splits = {"train": c.prompts.train}
-    if c.eval.heldout and c.eval.every:
-        splits["heldout"] = c.prompts.heldout
-    return {split: load_prompts(resolve(file)) for split, file in splits.items()}
+    return {split: load_prompts(resolve(file)) for split, file in split_files(c).items()}
+
+
+def split_files(c: ConfigDict) -> dict[str, str]:
+    """The file of each split: "train", and "heldout" where it is evaluated."""
+    evaluated = c.eval.heldout and c.eval.every
+    return {"train": c.prompts.train, **({"heldout": c.prompts.heldout} if evaluated else {})}
 
 
 def check_files(c: ConfigDict) -> None:
     """Raise UserError for prompt files or a local model that are not there."""
-    splits = split_prompts(c)
+    check_splits(c, split_prompts(c))
+    check_model("config.pretrained.model", resolve(c.pretrained.model))
+
+
+def check_splits(c: ConfigDict, splits: dict[str, list[str]]) -> None:
+    """Raise UserError where the held-out prompts are those that are trained on."""
     if "heldout" in splits and set(splits["heldout"]) == set(splits["train"]):
         raise UserError(
             f"config.prompts.heldout={c.prompts.heldout!r} has the prompts that are trained on: "
             f"choose others, or --config.eval.heldout=false"
         )
-    check_model("config.pretrained.model", resolve(c.pretrained.model))
 
 
 def check_model(key: str, model: str) -> None:

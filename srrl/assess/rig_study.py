@@ -35,6 +35,9 @@ class Job:
     done: Path
     work: float
 
+    def todo(self) -> list[list[str]]:
+        return [] if self.done.exists() else self.commands
+
 
 def jobs_of(study: ConfigDict) -> list[Job]:
     """What is to be run: the ways without training, and for each seed both phases one after the

@@ -1,16 +1,14 @@
 """The phases of Reflection-GRPO (arXiv 2602.19974): the actor's words and the editor's steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from rewards import Reward
 from srrl.batch import Batch, pairs_objective
 from srrl.learner import Learner
 from srrl.models.vlm import VLM
@@ -25,7 +23,6 @@ from srrl.rig.walk import States, Tried
 from srrl.rollout import generator
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_rows
-from srrl.run.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -101,22 +98,16 @@ class ActorRun(PhaseRun):
         Panel("completions", {"form": "usable", "distinct": "distinct"}, counts=False),
     )
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        parts: Parts,
-        rewards: Mapping[str, Reward],
-        accelerator: Accelerator,
-        tracker: Tracker,
-    ):
+    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
+        """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         self.actor = parts.actor_for(parts.editor)
         self.vlm = vlm = self.actor.vlm
-        super().__init__(config, parts, vlm, rewards, accelerator, tracker)
+        super().__init__(config, parts, *given, vlm)
         objective = partial(words_objective, self.settings, vlm, self.actor.temperature)
-        self.learner = Learner(config, vlm, accelerator, objective)
+        self.learner = Learner(config, vlm, self.accelerator, objective)
 
     def attempt(self, asked: Asked) -> Tried:
-        n, g = len(asked.wishes), self.settings.group
+        n, g, longest = len(asked.wishes), self.settings.group, self.actor.max_tokens
         every = torch.arange(n).repeat_interleave(g).tolist()
         requests = self.actor.requests(asked.prompts, asked.failed)
         drawn = [
@@ -127,8 +118,8 @@ class ActorRun(PhaseRun):
         with self.timed("write"):
             written = self.actor.complete(asked.images[every], [requests[i] for i in every], drawn)
         own = {
-            name: torch.cat(
-                [padded(getattr(part, name), self.actor.max_tokens) for part in written]
+            name: torch.cat([padded(getattr(part, name), longest) for part in written]).unflatten(
+                0, (n, g)
             )
             for name in ("tokens", "mask", "log_probs")
         }
@@ -152,7 +143,6 @@ class ActorRun(PhaseRun):
                     numbers=[asked.numbers[every[k]] for k in rows],
                     stage=asked.round,
                 ).images
-        own = {name: values.unflatten(0, (n, g)) for name, values in own.items()}
         return Tried(list(range(n)), requests, images[same], edits, same, own)
 
     def update(self, stage: int, states: States, groups: Groups, index: Tensor) -> dict[str, float]:
@@ -227,33 +217,26 @@ class EditorRun(PhaseRun):
     name = "editor"
     panels = (*PhaseRun.panels, Panel("completions", {"form": "usable"}, counts=False))
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        parts: Parts,
-        rewards: Mapping[str, Reward],
-        accelerator: Accelerator,
-        tracker: Tracker,
-    ):
+    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
+        """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         policy = parts.editor.policy
-        super().__init__(config, parts, policy, rewards, accelerator, tracker)
+        super().__init__(config, parts, *given, policy)
         own = self.settings
         self.trained_steps = own.trained_steps
         sampling = replace(parts.editor.settings, branches=own.group, skip_last=own.skip_last)
         self.editor = Editor(policy, sampling)
         self.write = acting(parts.actor_for(parts.editor))
         objective = partial(pairs_objective, sampling, own.clip_range, policy)
-        self.learner = Learner(config, policy, accelerator, objective)
+        self.learner = Learner(config, policy, self.accelerator, objective)
 
     def attempt(self, asked: Asked) -> Tried:
         g = self.settings.group
         with self.timed("write"):
             edits = self.write(asked)
         rows = [i for i, edit in enumerate(edits) if edit.text]
+        refused = [edit.reason for edit in edits if not edit.text]
         if not rows:
-            empty = asked.images[:0]
-            refused = [edit.reason for edit in edits]
-            return Tried([], [], empty, [], [], self.nothing(), refused)
+            return Tried([], [], asked.images[:0], [], [], self.nothing(), refused)
         some = asked.rows(rows)
         with self.timed("edit"):
             made = self.editor.edit(
@@ -272,7 +255,6 @@ class EditorRun(PhaseRun):
         }
         every = [edits[i] for i in rows for _ in range(g)]
         alone = list(range(len(every)))
-        refused = [edit.reason for edit in edits if not edit.text]
         return Tried(rows, [], made.images, every, alone, own, refused)
 
     def nothing(self) -> dict[str, Tensor]:

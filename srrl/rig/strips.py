@@ -1,19 +1,21 @@
 """Strips: each picture of a trail over its check marks, and the edit prompt that led to it."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from srrl.rig.loop import Step, Trail
+from srrl.rig.loop import Trail
 from srrl.run.pictures import Row
 
 
-def marks(step: Step, trail: Trail) -> str:
-    required = zip(trail.wish.requirements, step.passed.tolist(), strict=True)
-    return "\n".join(f"[{'x' if passes else ' '}] {r.text}" for r, passes in required)
+def marks(required: Sequence[str], passed: Sequence[bool]) -> str:
+    """A line for each requirement, ticked where it passes."""
+    pairs = zip(required, passed, strict=True)
+    return "\n".join(f"[{'x' if passes else ' '}] {text}" for text, passes in pairs)
 
 
 def strip(trail: Trail, title: str = "") -> Row:
     """A row for a sheet; the picture that is kept is framed."""
-    captions = []
+    captions, required = [], [r.text for r in trail.wish.requirements]
     for number, step in enumerate(trail.steps):
         made = (
             f"edit {number}: {step.edit.text}"
@@ -22,7 +24,7 @@ def strip(trail: Trail, title: str = "") -> Row:
             if not number
             else "drawn again"
         )
-        captions.append(f"{made}\n{marks(step, trail)}")
+        captions.append(f"{made}\n{marks(required, step.passed.tolist())}")
     refused = "".join(f"; no edit: {reason}" for reason in trail.reasons)
     images = [step.image for step in trail.steps]
     return Row((title or trail.wish.prompt) + refused, images, captions, trail.kept)

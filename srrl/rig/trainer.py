@@ -22,6 +22,7 @@ from srrl.rig.forms import REASONS
 from srrl.rig.grpo import Groups, group, parted
 from srrl.rig.loop import Asked, Loop, acting, draw, editing
 from srrl.rig.setup import Parts
+from srrl.rig.strips import marks
 from srrl.rig.walk import States, Tried, of, true_shares, walk
 from srrl.rig.wishes import Wish, split_wishes
 from srrl.run.curves import Panel
@@ -56,10 +57,10 @@ class PhaseRun(StagedRun):
         self,
         config: ConfigDict,
         parts: Parts,
-        trainee: Trainee,
         rewards: Mapping[str, Reward],
         accelerator: Accelerator,
         tracker: Tracker,
+        trainee: Trainee,
     ):
         super().__init__(config, trainee, accelerator, tracker)
         self.parts, self.rewards, self.wishes = parts, rewards, split_wishes(config)
@@ -271,11 +272,6 @@ class PhaseRun(StagedRun):
             f"  {self.name}  {c.stages.total} stages of {prompts} prompts: what fails is edited "
             f"{own.group} times, in {own.rounds} rounds"
         )
-
-
-def marks(required: list[str], passed: list[bool]) -> str:
-    pairs = zip(required, passed, strict=True)
-    return "\n".join(f"[{'x' if passes else ' '}] {text}" for text, passes in pairs)
 
 
 def completions(states: States) -> dict[str, float]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from srrl.config import resolve
 from srrl.errors import UserError
-from srrl.prompts import check_model, check_text, load_prompts
+from srrl.prompts import check_model, check_splits, check_text, load_prompts, split_files
 from srrl.rig.graphs import Requirement, SceneGraph, load_rows, parse_graph
 
 
@@ -55,21 +55,13 @@ def wish_of(prompt: str, number: int, where: str) -> Wish:
 
 def split_wishes(c: ConfigDict) -> dict[str, list[Wish]]:
     """The prompts of each split: "train", and "heldout" where it is evaluated."""
-    splits = {"train": c.prompts.train}
-    if c.eval.heldout and c.eval.every:
-        splits["heldout"] = c.prompts.heldout
-    return {split: wishes_of(file) for split, file in splits.items()}
+    return {split: wishes_of(file) for split, file in split_files(c).items()}
 
 
 def check_files(c: ConfigDict) -> None:
     """Before training: raise UserError for prompt files, a local model or a LoRA that are not
     there, and for more trained steps than an edit has."""
-    splits = {k: {wish.prompt for wish in v} for k, v in split_wishes(c).items()}
-    if splits.get("heldout") == splits["train"]:
-        raise UserError(
-            f"config.prompts.heldout={c.prompts.heldout!r} has the prompts that are trained on: "
-            f"choose others, or --config.eval.heldout=false"
-        )
+    check_splits(c, {k: [wish.prompt for wish in v] for k, v in split_wishes(c).items()})
     check_model("config.pretrained.model", resolve(c.pretrained.model))
     for part in ("actor", "editor"):
         if c[part].lora:
