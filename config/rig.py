@@ -148,6 +148,9 @@ def base() -> ConfigDict:
     e.rounds = 2
     # G, edits of a state, each under noise of its own from the start.
     e.group = 6
+    # lambda of the likeness that an edit's reward has besides: of the half of the picture that
+    # changed least, 1 where none of it did.
+    e.likeness_weight = 0.0
     # The trained steps of an edit: so many, before the last `skip_last`.
     e.trained_steps = 20
     e.skip_last = 0
@@ -203,6 +206,9 @@ def base() -> ConfigDict:
     c.checkpoint = k = ConfigDict()
     k.every = 1
     k.keep_every = 10
+    # Where the newest cannot be trusted (its files are not what was written): "back" goes on from
+    # the one before it and says so; "stop" is an error.
+    k.damaged = "back"
     c.pictures = p = ConfigDict()
     p.every = 10
     p.prompts = 4

@@ -217,6 +217,9 @@ def base() -> ConfigDict:
     k.every = 1
     # LoRA weights are kept for every so many stages (0: only the newest and the last of all).
     k.keep_every = 5
+    # Where the newest cannot be trusted (its files are not what was written): "back" goes on from
+    # the one before it and says so; "stop" is an error.
+    k.damaged = "back"
 
     c.pictures = p = ConfigDict()
     # Write samples/stage_*.png every so many stages, of so many prompts.

@@ -213,7 +213,8 @@ def rig() -> ConfigDict:
     """What the phases of RL-RIG's training gain over the untrained loop, and beside what has no
     training at all."""
     c = ConfigDict()
-    # As above: the table between the marks of this name in this document.
+    # As above: the table between the marks of this name in this document, made of the lines of
+    # NAME.jsonl beside it.
     c.method, c.name, c.output_dir, c.report = "rig", "rig", "runs/rig_study", "docs/RIG.md"
     # A preset of config/rig.py, and values over it.
     c.preset = "tiny"

@@ -50,6 +50,7 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
     for key, allowed in {
         "mixed_precision": PRECISIONS,
         "tracker": ("none", "wandb", "tensorboard"),
+        "checkpoint.damaged": ("back", "stop"),
     }.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
 
@@ -170,8 +171,8 @@ def check_phases(c: ConfigDict, values: Mapping[str, Any], require: Require) -> 
         expected = "at least 2: a reward has nothing to be compared with"
         require(group >= 2, f"phase.{phase}.group", expected)
         require(c.phase[phase].clip_range > 0, f"phase.{phase}.clip_range", "above 0")
-    for key in ("form_weight", "kl_weight"):
-        require(values[f"phase.actor.{key}"] >= 0, f"phase.actor.{key}", "at least 0")
+    for key in ("actor.form_weight", "actor.kl_weight", "editor.likeness_weight"):
+        require(values[f"phase.{key}"] >= 0, f"phase.{key}", "at least 0")
     a, e = c.phase.actor, c.phase.editor
     higher = a.clip_range_high >= a.clip_range
     require(higher, "phase.actor.clip_range_high", f"at least clip_range={a.clip_range}")

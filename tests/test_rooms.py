@@ -21,7 +21,7 @@ LEVELS = [
     ["srrl.models.vlm"],
     ["srrl.models.conversations", "srrl.models.language_lora"],
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
-    ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.shapes"],
+    ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.run.folder", "srrl.shapes"],
     ["srrl.methods"],
     ["srrl.checks"],
     ["srrl.errors"],

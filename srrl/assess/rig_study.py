@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from srrl.rig.assess import column, markdown
 from srrl.run.checkpoint import write_atomic
 from srrl.run.folder import read_lines
 from srrl.run.statistics import interval, paired_difference
+from srrl.run.tracking import to_json
 
 ARMS = {
     "actor": "phase 1: the actor",
@@ -90,42 +91,78 @@ def command(study: ConfigDict, script: str, values: list[str], *first: str) -> l
 # ------------------------------------------------------------------------------- what came of it
 
 
-def drawn(folder: Path, way: str) -> list[dict]:
-    """The pictures of a way in a finished evaluation."""
-    return [line for line in read_lines(folder / "pictures.jsonl") if line["way"] == way]
+@dataclass(frozen=True)
+class Record:
+    """What is kept of drawn pictures: the arm, or the way without training; the seed of what was
+    trained; the means of SHOWN; and MAIN of each prompt, over its pictures."""
+
+    arm: str
+    seed: int | None
+    means: dict[str, float]
+    prompts: list[float]
+
+    @classmethod
+    def of(cls, study: ConfigDict, arm: str, seed: int | None) -> "Record | None":
+        """Of a finished evaluation, None where there is none; rounded as it is kept."""
+        folder = Path(study.output_dir) / "base" if seed is None else arm_folder(study, arm, seed)
+        if not (folder / "table.json").exists():
+            return None
+        way = arm if seed is None else "actor"
+        lines = [line for line in read_lines(folder / "pictures.jsonl") if line["way"] == way]
+        means = {key: round(sum(x[key] for x in lines) / len(lines), 6) for key in SHOWN}
+        prompts = column(lines, MAIN, study.images)
+        return cls(arm, seed, means, [round(value, 4) for value in prompts.tolist()])
+
+    @property
+    def values(self) -> torch.Tensor:
+        return torch.tensor(self.prompts, dtype=torch.float64)
+
+    @property
+    def shown(self) -> list[float]:
+        return [self.means[key] for key in SHOWN]
+
+
+def collect(study: ConfigDict, file: Path) -> dict[tuple[str, int | None], Record]:
+    """The records of the file, and of the study's finished evaluations, which replace theirs; the
+    file has them all from now on."""
+    records = {(x["arm"], x["seed"]): Record(**x) for x in read_lines(file)}
+    asked = [(way, None) for way in study.ways]
+    asked += [(arm, seed) for arm in ARMS for seed in study.seeds]
+    for arm, seed in asked:
+        found = Record.of(study, arm, seed)
+        if found:
+            records[arm, seed] = found
+    ordered = sorted(records.values(), key=lambda r: (r.seed or 0, r.arm))
+    write_atomic(file, "".join(to_json(asdict(record)) + "\n" for record in ordered))
+    return {key: records[key] for key in asked if key in records}
 
 
 def write_results(study: ConfigDict) -> str:
-    """Write the document's table anew, of the runs that there are; returns it."""
-    out = Path(study.output_dir)
-    if not (out / "base" / "table.json").exists():
-        return f"nothing is done yet in {out}"
-    base = {way: drawn(out / "base", way) for way in study.ways}
-    means = {way: [mean(lines, key) for key in SHOWN] for way, lines in base.items()}
-    untrained = column(base["actor"], MAIN, study.images)
+    """Write the document's table anew, of the runs that there are and those that the file beside it
+    (NAME.jsonl) has kept; returns it."""
+    page = REPOSITORY / study.report
+    records = collect(study, page.with_name(f"{study.name}.jsonl"))
+    if any((way, None) not in records for way in study.ways):
+        return f"nothing is done yet in {study.output_dir}"
+    untrained = records["actor", None].values
     rows = [["", *HEAD, f"{HEAD[0]}, less the untrained loop", "seeds clear of 0"]]
-    for way, values in means.items():
-        low, high = interval(column(base[way], MAIN, study.images))[1:]
-        shown = [f"{values[0]:.3f} [{low:.3f}, {high:.3f}]", *formatted(values)[1:]]
-        gain, half = paired_difference(untrained, column(base[way], MAIN, study.images))
+    for way in study.ways:
+        record = records[way, None]
+        low, high = interval(record.values)[1:]
+        shown = [f"{record.shown[0]:.3f} [{low:.3f}, {high:.3f}]", *formatted(record.shown)[1:]]
+        gain, half = paired_difference(untrained, record.values)
         rows.append([f"`{way}`", *shown, f"{gain:+.3f} ± {half:.3f} (prompts)", ""])
     for arm, title in ARMS.items():
-        found = {seed: drawn(arm_folder(study, arm, seed), "actor") for seed in study.seeds}
-        found = {seed: lines for seed, lines in found.items() if lines}
+        found = [records[arm, seed] for seed in study.seeds if (arm, seed) in records]
         if not found:
             continue
-        every = torch.tensor([[mean(lines, key) for key in SHOWN] for lines in found.values()])
-        pairs = [
-            paired_difference(untrained, column(lines, MAIN, study.images))
-            for lines in found.values()
-        ]
+        every = torch.tensor([record.shown for record in found])
+        pairs = [paired_difference(untrained, record.values) for record in found]
         clear = sum(gain - half > 0 for gain, half in pairs)
         cells = [over_seeds(every[:, 0].tolist()), *formatted(every.mean(0).tolist())[1:]]
         gains = signed([gain for gain, _ in pairs])
         rows.append([title, *cells, f"{gains} (seeds)", f"{clear} of {len(found)}"])
     text = markdown(rows) + "\n"
-    page = Path(study.report)
-    page = page if page.is_absolute() else REPOSITORY / page
     write_atomic(page, put_between(page.read_text(encoding="utf-8"), study.name, text))
     return text
 
@@ -133,10 +170,6 @@ def write_results(study: ConfigDict) -> str:
 def arm_folder(study: ConfigDict, arm: str, seed: int) -> Path:
     run = f"editor_{seed}" if arm == "editor" else f"both_{seed}"
     return Path(study.output_dir) / run / f"drawn_{arm}"
-
-
-def mean(lines: list[dict], key: str) -> float:
-    return sum(line[key] for line in lines) / len(lines)
 
 
 def formatted(values: list[float]) -> list[str]:

@@ -1,12 +1,12 @@
 """Where the weights are that a user names: a run's, a checkpoint's, or a LoRA's file."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from srrl.config import saved_values
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, UNET_FILE
+from srrl.run.folder import stages
 
 PEFT_FILE = "adapter_model.safetensors"  # peft's save_pretrained
 UNREAD = (
@@ -62,12 +62,6 @@ def weights_in(folder: Path, pattern: str) -> list[Path]:
     """The .safetensors files that a pattern finds."""
     found = (p for p in folder.glob(pattern) if p.suffix.lower() == ".safetensors" and p.is_file())
     return sorted(found)
-
-
-def stages(run: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
-    found = [p for p in (run / "checkpoints").glob("stage_*") if re.fullmatch(r"stage_\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("stage_")), reverse=True)
 
 
 def of_run(file: Path, folder: Path) -> Located:

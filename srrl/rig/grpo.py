@@ -1,10 +1,12 @@
 """Reflection-GRPO's arithmetic (arXiv 2602.19974; group advantages of arXiv 2402.03300): rewards of
-groups to advantages, and which groups teach something. Pure functions of tensors."""
+groups to advantages, which groups teach something, and an edit's likeness. Pure functions of
+tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srrl.run.statistics import paired_difference
@@ -41,6 +43,16 @@ def group(rewards: Tensor, gained: Tensor, clip: float, need_gain: bool) -> Grou
     hopeless = ~gained.any(1) & ~tied
     kept = ~tied & ~hopeless if need_gain else ~tied
     return Groups(advantages.float(), tied, hopeless, kept)
+
+
+def likeness(before: Tensor, after: Tensor, side: int = 8) -> Tensor:
+    """float32 [B] of pictures uint8 [B, 3, H, W]: 1 less the mean difference of their blocks of
+    side x side pixels, over the half of them that differ least. So an edit of up to half of the
+    picture that leaves alone the rest has 1."""
+    apart = (before.float() - after.float()).abs().mean(1, keepdim=True) / 255
+    blocks = F.avg_pool2d(apart, side, ceil_mode=True).flatten(1)
+    least = blocks.sort(1).values[:, : (blocks.shape[1] + 1) // 2]
+    return 1 - least.mean(1)
 
 
 def parted(checker: Sequence[Tensor], truth: Sequence[Tensor]) -> int | None:

@@ -15,7 +15,7 @@ from srrl.models.vlm import VLM
 from srrl.ppo import Objective, clipped_objective
 from srrl.rig.editors import Editor
 from srrl.rig.forms import read_edit
-from srrl.rig.grpo import Groups
+from srrl.rig.grpo import Groups, likeness
 from srrl.rig.loop import Asked, acting
 from srrl.rig.setup import Parts
 from srrl.rig.trainer import PhaseRun
@@ -252,6 +252,7 @@ class EditorRun(PhaseRun):
         own = {
             "latents": made.sampled.latents.unflatten(0, (-1, g)),
             "log_probs": made.sampled.log_probs.unflatten(0, (-1, g)),
+            "likeness": likeness(some.images.repeat_interleave(g, 0), made.images).view(-1, g),
         }
         every = [edits[i] for i in rows for _ in range(g)]
         alone = list(range(len(every)))
@@ -261,10 +262,12 @@ class EditorRun(PhaseRun):
         policy, m = self.trainee, self.trained_steps
         shapes = {"latents": (m + 1, *policy.latent_shape), "log_probs": (m,)}
         g, device = self.settings.group, policy.device
-        return {name: torch.zeros(0, g, *shape, device=device) for name, shape in shapes.items()}
+        own = {name: torch.zeros(0, g, *shape, device=device) for name, shape in shapes.items()}
+        return own | {"likeness": torch.zeros(0, g)}
 
     def rewarded(self, states: States) -> Tensor:
-        return states.share
+        """s + lambda_likeness likeness."""
+        return states.share + self.settings.likeness_weight * states.own["likeness"]
 
     def batch(self, states: States, groups: Groups, index: Tensor) -> Batch:
         policy, state = self.trainee, index // self.settings.group

@@ -302,6 +302,8 @@ def stage_metrics(states: States, groups: Groups, rewards: Tensor) -> dict[str, 
     }
     if states.exact is not None:
         found["reward/exact/mean"] = states.exact.mean().item()
+    if "likeness" in states.own:
+        found["likeness"] = states.own["likeness"].mean().item()
     return found
 
 
@@ -326,5 +328,7 @@ def stage_records(states: States, groups: Groups, rewards: Tensor) -> list[dict[
             }
             if states.exact is not None:
                 line["exact"] = states.exact[i, g].item()
+            if "likeness" in states.own:
+                line["likeness"] = states.own["likeness"][i, g].item()
             lines.append(line)
     return lines

@@ -62,7 +62,9 @@ class Phases:
         own = phase_config(self.config, phase)
         tracker = Tracker(Path(own.output_dir) / own.run_name, self.accelerator, phase, before)
         kind = {"actor": ActorRun, "editor": EditorRun}[phase]
-        return kind(own, self.parts, self.rewards, self.accelerator, tracker)
+        run = kind(own, self.parts, self.rewards, self.accelerator, tracker)
+        run.free = free_of(phase)
+        return run
 
 
 def start(config: ConfigDict, accelerator: Accelerator, tracker: Tracker) -> Phases:

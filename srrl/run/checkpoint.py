@@ -1,10 +1,12 @@
 """Atomic checkpoints and exact resume.
 
 A run's folder is only ever changed so that a kill at any moment leaves the newest checkpoint
-whole: a checkpoint is written under another name, flushed, and renamed. Logs are cut back to it
-on resume, so a run that was killed ends with the lines of one that was not, on a CPU bit for bit.
+whole: a checkpoint is written under another name, sealed by a manifest, flushed, and renamed. A run
+goes on from the newest one that is what its manifest says. Logs are cut back to it, so a run that
+was killed ends with the lines of one that was not, on a CPU bit for bit.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -25,7 +27,9 @@ from srrl.models.locate import locate
 from srrl.models.lora_file import read_lora_file
 from srrl.models.trainee import Trainee
 from srrl.models.weights import UNET_FILE
-from srrl.run.folder import STATE_FILE, make_folder, newest, stage_folder
+from srrl.run import manifest
+from srrl.run.folder import STATE_FILE, make_folder, newest, stage_folder, stage_of, stages
+from srrl.run.manifest import MANIFEST
 
 LOCK_FILE = ".lock"
 # What may change when a run goes on: it does not change its weights, beyond rounding.
@@ -71,10 +75,12 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    manifest.flush(path.parent)
 
 
 def save(
     run: Path,
+    config: ConfigDict,
     trainee: Trainee,
     weights: dict[str, Tensor],
     learner_state: dict[str, Any],
@@ -92,11 +98,10 @@ def save(
             torch.save({"learner": learner_state, "weights": exact}, file)
         state = {**asdict(progress), **method_state}
         (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-    for file in filter(Path.is_file, temporary.rglob("*")):
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+        manifest.seal(temporary, flatten(config))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+    manifest.flush(folder.parent)
     return folder
 
 
@@ -128,15 +133,13 @@ def chosen_model(
     return load_config([f"--config={preset}", *overrides]), found.file
 
 
-def prune(run: Path, newest_stage: int, keep_every: int) -> None:
-    """Older checkpoints lose what only resuming needs, and go unless kept for their weights."""
-    for folder in (run / "checkpoints").glob("stage_*"):
-        stage = folder.name.removeprefix("stage_")
-        if not stage.isdigit() or int(stage) >= newest_stage:
-            continue
-        if keep_every and int(stage) % keep_every == 0:
-            (folder / OPTIMIZER_FILE).unlink(missing_ok=True)
-            (folder / STATE_FILE).unlink(missing_ok=True)
+def prune(run: Path, keep_every: int) -> None:
+    """The two newest checkpoints stay as they are. Older ones lose what only resuming needs, and go
+    unless kept for their weights."""
+    for folder in stages(run)[2:]:
+        if keep_every and stage_of(folder) % keep_every == 0:
+            for name in (MANIFEST, STATE_FILE, OPTIMIZER_FILE):
+                (folder / name).unlink(missing_ok=True)
         else:
             shutil.rmtree(folder)
 
@@ -151,11 +154,15 @@ def load(folder: Path, trainee: Trainee) -> tuple[Progress, dict[str, Any], dict
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """The flat config that a folder's run was last started with; empty if there is none.
+    """The flat config that a folder's run was last started with, or, where config.json is lost,
+    that of its newest checkpoint; empty if there is none.
 
     Raises UserError for a config.json of something else, which a run would replace."""
     file = run / "config.json"
     saved = saved_values(file)
+    for folder in stages(run) if saved is None else []:
+        with contextlib.suppress(ValueError):
+            return manifest.read(folder)["config"]
     if saved is None and file.exists():
         raise UserError(f"{file} is not what a run writes: choose another --config.run_name")
     return saved or {}
@@ -170,21 +177,17 @@ def check_same_run(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) ->
     before = saved_config(run)
     if not before:
         return
-    now = json.loads(json.dumps(flatten(config)))
+    now = comparable(config)
     method = before.get("method", "srrl")
     if method != now["method"]:
         raise UserError(
             f"{run} holds a run of the method {method!r}: choose another --config.run_name"
         )
-    free += FREE
-    if prompts_a_stage(before) == prompts_a_stage(now):
-        free += BATCHES
     found = newest(run)
-    done = int(found.name.removeprefix("stage_")) if found else 0
+    done = stage_of(found) if found else 0
     if now["stages.total"] >= done:
         free += ("stages.total",)
-    changed = [k for k in now if k not in before or before[k] != now[k]]
-    changed = [k for k in changed if not k.startswith(free)]
+    changed = changed_keys(before, config, free)
     if changed:
         named = [
             f"config.{k}={before[k]!r}, not {now[k]!r}" if k in before else f"no config.{k}"
@@ -198,8 +201,23 @@ def check_same_run(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) ->
         )
 
 
+def changed_keys(before: dict[str, Any], config: ConfigDict, free: tuple[str, ...]) -> list[str]:
+    """The keys in which a run with a saved flat config would have other results."""
+    now = comparable(config)
+    free += FREE
+    if prompts_a_stage(before) == prompts_a_stage(now):
+        free += BATCHES
+    changed = [k for k in now if k not in before or before[k] != now[k]]
+    return [k for k in changed if not k.startswith(free)]
+
+
+def comparable(config: ConfigDict) -> dict[str, Any]:
+    """The flat config as JSON gives it back."""
+    return json.loads(json.dumps(flatten(config)))
+
+
 def prompts_a_stage(flat: dict[str, Any]) -> int:
-    return flat["sample.num_batches_per_stage"] * flat["sample.batch_size"]
+    return flat.get("sample.num_batches_per_stage", 0) * flat.get("sample.batch_size", 0)
 
 
 def lock(run: Path) -> IO[str]:
@@ -226,15 +244,19 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
-def cut_log(path: Path, key: str, below: int) -> None:
-    """Keep the lines of a JSONL log whose `key` is below a number, and drop a torn last line."""
+def cut_log(path: Path, key: str, below: int) -> int:
+    """Keep the lines of a JSONL log whose `key` is below a number. Returns how many others could
+    not be read, not counting a last one that was being written."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return 0
+    kept, bad = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines):
         try:
             if json.loads(line)[key] < below:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
+                kept.append(line.rstrip("\n") + "\n")
+        except (ValueError, RecursionError, KeyError, TypeError):
+            bad.append(number)
     write_atomic(path, "".join(kept))
+    torn = lines and not lines[-1].endswith("\n") and bad[-1:] == [len(lines) - 1]
+    return len(bad) - bool(torn)

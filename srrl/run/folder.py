@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,14 +15,21 @@ def stage_folder(run: Path, stage: int) -> Path:
     return run / "checkpoints" / f"stage_{stage:04d}"
 
 
+def stage_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("stage_"))
+
+
+def stages(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first; none that is still being written, or set aside."""
+    found = (run / "checkpoints").glob("stage_*")
+    named = [p for p in found if re.fullmatch(r"stage_\d+", p.name) and p.is_dir()]
+    return sorted(named, key=stage_of, reverse=True)
+
+
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint that a run can resume from."""
-    found = [
-        p.parent
-        for p in (run / "checkpoints").glob(f"stage_*/{STATE_FILE}")
-        if p.parent.name.removeprefix("stage_").isdigit()  # not a .tmp
-    ]
-    return max(found, key=lambda p: int(p.name.removeprefix("stage_")), default=None)
+    """The newest checkpoint with what resuming needs, as far as names tell; whether it can be
+    trusted checkpoint.choose finds out."""
+    return next((folder for folder in stages(run) if (folder / STATE_FILE).exists()), None)
 
 
 def make_folder(folder: Path, named: str) -> None:

@@ -24,6 +24,7 @@ from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, differing
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, Row, sample_rows
+from srrl.run.recovery import go_on_from
 from srrl.run.tracking import Clock, Tracker
 
 
@@ -60,6 +61,8 @@ class StagedRun(ABC):
     phases: ClassVar[tuple[str, ...]] = ("sample", "score", "update")
     unselected: ClassVar[str] = "no prompt's scores differ enough (select.*)"
     panels: ClassVar[tuple[Panel, ...]] = ()
+    # Keys, besides those that no run's results depend on, on which this one's do not.
+    free: tuple[str, ...] = ()
     learner: Learner
 
     def __init__(
@@ -250,14 +253,16 @@ class StagedRun(ABC):
                 f"more: not saved; start the same command again"
             )
         if self.accelerator.is_main_process:
-            state = self.state()
-            checkpoint.save(self.folder, self.trainee, weights, learner, state, self.progress)
-            checkpoint.prune(self.folder, self.progress.stage, self.config.checkpoint.keep_every)
+            given = self.config, self.trainee, weights, learner, self.state(), self.progress
+            checkpoint.save(self.folder, *given)
+            checkpoint.prune(self.folder, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, or evaluate the start and save it as stage 0."""
-        newest = checkpoint.newest(self.folder)
+        """Continue from the newest checkpoint that can be trusted, or evaluate the start and save
+        it as stage 0."""
+        given = self.config, self.free, self.accelerator, self.tracker.say
+        newest = go_on_from(self.folder, *given)
         if newest:
             self.progress, state, learner = checkpoint.load(newest, self.trainee)
             self.load_state(state)

@@ -39,7 +39,9 @@ class Tracker:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
             for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
-                cut_log(self.folder / name, "stage", below=stage + 1)
+                bad = cut_log(self.folder / name, "stage", below=stage + 1)
+                if bad:
+                    self.say(f"warning: {self.folder / name}: {bad} unreadable lines are left out")
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a stage's line to metrics.jsonl and send it to the trackers."""

@@ -22,7 +22,7 @@ from srrl.measure.parts import Metered
 from srrl.models.policy import DTYPES, Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
-from tests.conftest import randomise_lora, small_run
+from tests.conftest import LONG, randomise_lora, small_run
 from tests.slow.commands import flat, logged, lora
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,6 +46,7 @@ def small_trainer(folder: Path, preset: str, precision: str = "no") -> Metered:
         folder,
         f"--config=config/stage_process.py:{preset}",
         *small_run(folder),
+        *LONG,
         f"--config.mixed_precision={precision}",
     )
     randomise_lora(trainer.policy)
@@ -171,6 +172,7 @@ def begin(folder: Path, name: str) -> subprocess.Popen:
             "scripts/train.py",
             "--config=config/stage_process.py:tiny",
             *small_run(folder, 3),
+            *LONG,
             f"--config.run_name={name}",
             "--config.deterministic=true",
         ],

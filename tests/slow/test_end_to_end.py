@@ -323,7 +323,7 @@ def test_the_committed_base_needs_guidance_and_gains_from_reflection(tmp_path):
         ),
         (
             "actor",
-            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --acting-steps 2 --drawn 48 --exam 16",
+            "--tower-steps 2 --vlm-steps 2 --polish-steps 2 --acting-steps 2 --drawn 16 --exam 8",
             "model.safetensors",
         ),
     ],
@@ -345,11 +345,11 @@ def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(model, tmp
         "scripts/pretrain_tiny.py",
         model,
         "--vae-steps",
-        20,
+        4,
         "--unet-steps",
-        20,
+        4,
         "--latents",
-        500,
+        100,
     ]
     for name in ("one", "two"):
         run(*command, "--out", tmp_path / name)

@@ -1,16 +1,46 @@
 """scripts/study.py on two small arms: stopped, gone on with, and its document."""
 
 import json
+import os
+import shutil
+import signal
 import statistics
 import sys
+from pathlib import Path
 
 import pytest
 
+from scripts import study as driver
 from srrl.assess.arms import expected, runs_of
-from srrl.config import load_study
-from tests.slow.commands import run
+from srrl.config import REPOSITORY, load_study
+from tests.slow.commands import run, warm_run
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def study(monkeypatch, capsys):
+    """scripts/study.py in this process; its commands are processes that have imported already.
+    Gives what it prints."""
+    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def command(pool: driver.Pool, command: list[str], log: Path) -> int:
+        done = warm_run(command, given, REPOSITORY, 3600)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout + done.stderr)
+        return done.returncode
+
+    def main(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        driver.main()
+        signal.signal(signal.SIGTERM, handler)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(driver.Pool, "command", command)
+    return main
+
+
 SMALL = """
 from config.study import tiny
 
@@ -18,7 +48,7 @@ def small():
     c = tiny()
     c.output_dir, c.report = {folder!r}, {folder!r} + "/RESULTS.md"
     c.overrides = ("eval.every=0", "sample.batch_size=3", "branch.count=3", "tracker=none")
-    c.seeds, c.stages, c.max_rounds = (300, 301), 2, 2
+    c.seeds, c.stages, c.max_rounds, c.parallel = (300, 301), 2, 2, 1
     c.against, c.confirm = ("K1",), (301,)
     with c.unlocked():
         c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
@@ -41,12 +71,12 @@ def test_arms_meet_their_budgets():
             assert expected(study, one.arm, one.stages, budget) == pytest.approx(wanted, rel=0.08)
 
 
-def test_a_study_stops_goes_on_and_writes_what_it_found(tmp_path):
+def test_a_study_stops_goes_on_and_writes_what_it_found(study, tmp_path):
     (tmp_path / "study.py").write_text(SMALL.format(folder=str(tmp_path / "out")))
     command = [sys.executable, "scripts/study.py", "--config", f"{tmp_path}/study.py:small"]
     first = run(*command, "--budget-minutes", "0.4", PYTHONPATH=".")
     assert "runs, 0 done" in first.stdout
-    run(*command, PYTHONPATH=".")
+    study(*command[2:])
     out = tmp_path / "out"
     text = (out / "RESULTS.md").read_text()
     assert (out / "images" / "study.png").stat().st_size > 10_000
@@ -90,6 +120,7 @@ def small():
         "evaluate.batch_size=8",
     )
     c.seeds, c.ways, c.num_prompts, c.images = (300, 301), ("once", "actor"), 3, 2
+    c.parallel = 1
     return c
 
 PRESETS = {{"small": small}}
@@ -99,13 +130,13 @@ def get_config(name):
 """
 
 
-def test_the_study_of_rl_rigs_phases(tmp_path):
+def test_the_study_of_rl_rigs_phases(study, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "RIG.md").write_text("Prose.\n")
     (tmp_path / "rig.py").write_text(RIG.format(folder=str(out)))
     command = [sys.executable, "scripts/study.py", "--config", f"{tmp_path}/rig.py:small"]
-    said = run(*command, PYTHONPATH=".").stdout
+    said = study(*command[2:])
     assert "5 runs, 0 done" in said and "editor_301: done" in said
     text = (out / "RIG.md").read_text()
     assert text.startswith("Prose.\n") and text.count("<!-- begin rig -->") == 1
@@ -126,5 +157,8 @@ def test_the_study_of_rl_rigs_phases(tmp_path):
         row = next(line for line in text.splitlines() if line.startswith(f"| {title} "))
         assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in row and "of 2 |" in row
     assert f"| `actor` | {share('base'):.3f} [" in text
+    shutil.rmtree(out / "both_300")  # its lines are kept
+    shutil.rmtree(out / "base")
     again = run(*command, "--report", PYTHONPATH=".").stdout
     assert "phase 1: the actor" in again and (out / "RIG.md").read_text() == text
+    assert len((out / "rig.jsonl").read_text().splitlines()) == 2 + 3 * 2

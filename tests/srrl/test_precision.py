@@ -6,12 +6,16 @@ import torch
 from srrl.curriculum import StagePlan
 from srrl.errors import UserError
 from srrl.learner import GROWTH_INTERVAL, LOSS_SCALE, ratio_limit
-from tests.conftest import MODELS, randomise_lora
+from tests.conftest import LONG, MODELS, randomise_lora
 from tests.srrl.test_trainer import batch_of, make_trainer
 
 pytestmark = pytest.mark.slow  # CPUs without half precision take minutes
 PLAN = StagePlan(0, 2, 6)
 HALF = {torch.bfloat16: 0.2, torch.float16: 0.05}  # and their gradients' relative error
+
+
+def trainer_of(folder, *flags, **options):
+    return make_trainer(folder, *LONG, *flags, **options)
 
 
 def gradient(trainer, batch) -> torch.Tensor:
@@ -26,7 +30,7 @@ def gradient(trainer, batch) -> torch.Tensor:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_path):
     whole, half = (
-        make_trainer(
+        trainer_of(
             tmp_path / str(kind),
             "--config.train.micro_batch=7",
             "--config.sample.micro_batch=5",
@@ -49,7 +53,7 @@ def test_the_first_ratio_is_one_and_gradients_are_float32s(model, dtype, tmp_pat
 def test_small_gradients_survive_fp16_by_scaling_the_loss(tmp_path):
     """At SD's 16,384 latent dimensions a gradient is 64 times smaller than here: let it be so."""
     whole, half = (
-        make_trainer(tmp_path / str(kind), dtype=kind) for kind in (torch.float32, torch.float16)
+        trainer_of(tmp_path / str(kind), dtype=kind) for kind in (torch.float32, torch.float16)
     )
     for trainer in (whole, half):
         randomise_lora(trainer.policy)
@@ -63,7 +67,7 @@ def test_small_gradients_survive_fp16_by_scaling_the_loss(tmp_path):
 
 
 def test_an_update_that_overflows_is_repeated_at_half_the_scale_not_lost(tmp_path):
-    usual, high = (make_trainer(tmp_path / name, dtype=torch.float16) for name in ("a", "b"))
+    usual, high = (trainer_of(tmp_path / name, dtype=torch.float16) for name in ("a", "b"))
     batch = batch_of(usual, PLAN)
     high.learner.loss_scale = 2.0**32
     pairs = torch.tensor([[0, 0], [0, 1], [1, 4], [1, 5]])
@@ -80,11 +84,11 @@ def test_an_update_that_overflows_is_repeated_at_half_the_scale_not_lost(tmp_pat
 def test_8_bit_adam_without_its_package_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
-        make_trainer(tmp_path, "--config.train.use_8bit_adam=true")
+        trainer_of(tmp_path, "--config.train.use_8bit_adam=true")
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
-    plain, saving = (make_trainer(tmp_path / name) for name in ("a", "b"))
+    plain, saving = (trainer_of(tmp_path / name) for name in ("a", "b"))
     saving.policy.pipe.unet.enable_gradient_checkpointing()
     for trainer in (plain, saving):
         randomise_lora(trainer.policy)
@@ -94,7 +98,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 
 def test_a_loss_scale_that_fell_grows_again_up_to_the_first(tmp_path):
-    trainer = make_trainer(tmp_path, dtype=torch.float16)
+    trainer = trainer_of(tmp_path, dtype=torch.float16)
     learner, batch = trainer.learner, batch_of(trainer, PLAN)
     learner.loss_scale = first = LOSS_SCALE / 4
     pairs = torch.tensor([[0, 0], [1, 1]])

@@ -28,7 +28,7 @@ def make_trainer(tmp_path, *overrides, rewards=None, model="sd", **options) -> T
     seldom = ("--config.eval.every=5", "--config.pictures.every=5")  # beginning and end alone
     config = load_config([PRESET, *small_run(tmp_path), *seldom, *overrides])
     accelerator = Accelerator()
-    policy = load_policy(model, lora=True, **options)
+    policy = load_policy(model, lora=True, num_steps=config.sample.num_steps, **options)
     tracker = Tracker(tmp_path / "run", accelerator)
     rewards = rewards or load_rewards(config.reward.models)
     return Trainer(config, policy, rewards, accelerator, tracker)
@@ -46,7 +46,7 @@ def test_the_first_ratio_is_one(tmp_path):
         tmp_path, "--config.train.micro_batch=7", "--config.sample.micro_batch=5"
     )
     randomise_lora(trainer.policy)
-    plan = StagePlan(0, 2, 6)
+    plan = StagePlan(0, 2, 4)
     metrics = trainer.update(plan, batch_of(trainer, plan))
     assert metrics["ratio/first_max_dev"] <= 1e-5
     assert metrics["ratio/max_dev"] > metrics["ratio/first_max_dev"]  # later updates have moved
@@ -66,8 +66,9 @@ def test_a_ratio_that_is_not_one_stops_the_run_before_the_weights_change(tmp_pat
 
 def test_plain_ddpo_loss_and_gradient_equal_an_independent_computation(tmp_path):
     """K = 1, G = 1, all steps: no micro-batches, no shuffling, one autograd graph."""
-    config = "--config.branch.count=1 --config.select.mode=all --config.interval.skip_last=0"
-    trainer = make_trainer(tmp_path, *config.split(), "--config.interval.steps=10")
+    config = "branch.count=1 select.mode=all sample.num_steps=10 interval.steps=10"
+    flags = [f"--config.{value}" for value in (*config.split(), "interval.skip_last=0")]
+    trainer = make_trainer(tmp_path, *flags)
     randomise_lora(trainer.policy)
     plan = StagePlan(0, 1, 10)
     batch = batch_of(trainer, plan)
@@ -186,10 +187,11 @@ def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
 def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_path, presets):
     overrides = [a for a in small_run(tmp_path) if not a.startswith("--config.branch")]
     if presets == "tiny+ddpo":
-        overrides = [a for a in overrides if "interval" not in a]
-    trainer = make_trainer(tmp_path)
+        overrides = [a for a in overrides if "interval" not in a and "num_steps" not in a]
     config = load_config([f"--config=config/stage_process.py:{presets}", *overrides])
-    trainer = Trainer(config, trainer.policy, trainer.rewards, trainer.accelerator, trainer.tracker)
+    trainer = make_trainer(tmp_path)
+    policy = load_policy(lora=True, num_steps=config.sample.num_steps)
+    trainer = Trainer(config, policy, trainer.rewards, trainer.accelerator, trainer.tracker)
     from srrl.budget import plan_for, stage_cost, trained_passes
 
     trainer.run()

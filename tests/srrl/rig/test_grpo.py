@@ -10,7 +10,7 @@ import torch
 
 from srrl.models.vlm import VLM
 from srrl.rig.actor import TINY_ACTOR
-from srrl.rig.grpo import group, parted
+from srrl.rig.grpo import group, likeness, parted
 from srrl.rig.phases import Words, words_objective
 from srrl.shapes.scenes import parse, render
 from tests.conftest import PROMPTS
@@ -34,6 +34,17 @@ def test_advantages_are_of_a_group_alone_and_clamped():
     with pytest.raises(ValueError, match="group of one"):
         group(rewards[:, :1], gained[:, :1], 5.0, True)
     assert group(rewards[:0], gained[:0], 5.0, True).kept.shape == (0,)
+
+
+def test_likeness_is_of_the_half_that_changed_least():
+    before = torch.full((4, 3, 32, 32), 100, dtype=torch.uint8)
+    after = before.clone()
+    after[1, :, :16] = 255  # an edit of half of it
+    after[2] += 51
+    after[3, :, :24] += 51  # of three quarters: half of what is compared has changed
+    assert likeness(before, after).tolist() == pytest.approx([1, 1, 0.8, 0.9], abs=1e-6)
+    assert likeness(after[:, :, :20, :20], before[:, :, :20, :20]).shape == (4,)
+    assert likeness(before[:0], after[:0]).shape == (0,)
 
 
 def test_they_part_where_the_checker_rises_and_the_truth_falls():

@@ -148,6 +148,41 @@ def test_by_inversion_checkpointed_with_a_kl_term_and_from_another_lora(tmp_path
 
 
 @pytest.mark.slow
+def test_the_actor_learns_beside_a_checker_of_its_own_network(tmp_path):
+    """Whose verdicts do not move with it, and the checker's calls are not the actor's."""
+    given = [f"--config.{part}.model={TINY_ACTOR}" for part in ("checker", "actor")]
+    run = phases(tmp_path, "--config.sample.batch_size=8", *given).of("actor")
+    parts, before = run.parts, state(run.trainee.network)
+    pictures = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    asked = (pictures.to(torch.uint8), [["is there a red circle?"]] * 4)
+    seen, written = (vlm.p_yes(*asked) for vlm in (parts.seer.vlm, run.actor.vlm))
+    run.run()
+    last = lines(run.folder)[-1]
+    changed = moved(run.trainee.network, before)
+    assert changed and all("lora_" in name for name in changed)
+    assert last["updates"] > 0 and last["ratio/first_max_dev"] < 1e-4
+    assert torch.equal(torch.cat(parts.seer.vlm.p_yes(*asked)), torch.cat(seen))
+    assert not torch.equal(torch.cat(run.actor.vlm.p_yes(*asked)), torch.cat(written))
+
+
+@pytest.mark.slow
+def test_an_edit_may_earn_for_what_it_leaves_alone(tmp_path):
+    """So that no group is a tie, though the checker never passes anything."""
+    run = phases(
+        tmp_path,
+        "--config.stages.total=1",
+        "--config.checker.threshold=0.99999999",
+        "--config.phase.editor.likeness_weight=0.5",
+    ).of("editor")
+    run.run()
+    line, samples = lines(run.folder)[0], lines(run.folder, "samples.jsonl")
+    assert line["tied"] == 0 and line["updates"] > 0
+    assert line["likeness"] == pytest.approx(sum(s["likeness"] for s in samples) / len(samples))
+    for s in samples:
+        assert s["checker"] == 0 and s["reward"] == pytest.approx(0.5 * s["likeness"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["actor", "editor"])
 def test_a_phase_goes_on_bit_for_bit(phase, tmp_path):
     whole = phases(tmp_path / "whole").of(phase)
@@ -215,6 +250,7 @@ def test_a_checker_of_the_actors_model_goes_without_its_lora():
         ("phase.actor.learning_rate=0", r"phase\.actor\.learning_rate=0\.0 .*above 0"),
         ("train.learning_rate=-1", r"train\.learning_rate=-1\.0 .*above 0"),
         ("phase.actor.clip_range_high=0.1", r"at least clip_range=0\.2"),
+        ("phase.editor.likeness_weight=-1", r"likeness_weight=-1\.0 .*at least 0"),
         ("stages.total=0", r"stages\.total=0 .*at least 1"),
     ],
 )

@@ -12,13 +12,14 @@ import torch
 from srrl.advantages import ScoreHistory
 from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
-from srrl.run import checkpoint
+from srrl.run import checkpoint, manifest
 from srrl.run.checkpoint import Progress, check_same_run, cut_log, lock
+from srrl.run.folder import stages
 from tests.conftest import PRESET, load_policy, randomise_lora
 
 
 def save(run, policy, *rest):
-    return checkpoint.save(run, policy, policy.weights(), *rest)
+    return checkpoint.save(run, load_config([PRESET]), policy, policy.weights(), *rest)
 
 
 def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path):
@@ -46,7 +47,7 @@ def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path
         assert all(torch.equal(values[n], state["state"][key][n]) for n in values)
 
 
-def test_pruning_keeps_the_newest_whole_and_the_weights_of_every_fifth(tmp_path):
+def test_pruning_keeps_the_two_newest_whole_and_the_weights_of_every_fifth(tmp_path):
     policy, optimizer = load_policy(lora=True), {"state": {}}
     for stage in range(12):
         save(
@@ -56,12 +57,13 @@ def test_pruning_keeps_the_newest_whole_and_the_weights_of_every_fifth(tmp_path)
             {},
             Progress(stage),
         )
-        checkpoint.prune(tmp_path, stage, keep_every=5)
+        checkpoint.prune(tmp_path, keep_every=5)
     kept = {p.name: {f.name for f in p.iterdir()} for p in (tmp_path / "checkpoints").iterdir()}
     weights = {"pytorch_lora_weights.safetensors"}
     assert set(kept) == {"stage_0000", "stage_0005", "stage_0010", "stage_0011"}
     assert kept["stage_0005"] == weights
-    assert kept["stage_0011"] == weights | {checkpoint.STATE_FILE, checkpoint.OPTIMIZER_FILE}
+    more = {checkpoint.STATE_FILE, checkpoint.OPTIMIZER_FILE, manifest.MANIFEST}
+    assert kept["stage_0010"] == kept["stage_0011"] == weights | more
 
 
 def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path):
@@ -76,12 +78,33 @@ def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path):
         checkpoint.load(folder, policy)
 
 
-def test_logs_are_cut_back_and_a_torn_line_dropped(tmp_path):
+def test_logs_are_cut_back_to_what_can_be_read(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    log.write_text("".join(json.dumps({"stage": n}) + "\n" for n in range(5)) + '{"sta')
-    cut_log(log, "stage", below=3)
-    assert [json.loads(x)["stage"] for x in log.read_text().splitlines()] == [0, 1, 2]
-    cut_log(tmp_path / "none.jsonl", "stage", below=3)
+    lines = [json.dumps({"stage": n}) + "\n" for n in range(5)]
+    log.write_text("".join(lines) + '{"sta')
+    assert cut_log(log, "stage", below=3) == 0  # one was being written
+    assert log.read_text() == "".join(lines[:3])
+    log.write_bytes("".join([lines[0], "[1, 2\n", '{"x": 1}\n', lines[1]]).encode() + b"\xff\0\n")
+    assert cut_log(log, "stage", below=3) == 3
+    assert log.read_text() == "".join(lines[:2])
+    assert cut_log(tmp_path / "none.jsonl", "stage", below=3) == 0
+
+
+def test_the_newest_is_by_number_and_of_stages_alone(tmp_path):
+    for name in ("stage_9999", "stage_10000", "stage_10001.tmp", "stage_20000.bak", "stage_x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "stage_99999").touch()
+    assert [folder.name for folder in stages(tmp_path)] == ["stage_10000", "stage_9999"]
+
+
+def test_a_lost_config_is_no_licence_for_another_seed(tmp_path):
+    save(tmp_path, load_policy(lora=True), {}, {}, Progress(2))
+    with pytest.raises(UserError, match=r"config\.seed=300, not 4"):
+        check_same_run(tmp_path, load_config([PRESET, "--config.seed=4"]))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.seed=300, not 4"):
+        check_same_run(tmp_path, load_config([PRESET, "--config.seed=4"]))
+    check_same_run(tmp_path, load_config([PRESET]))
 
 
 def test_a_run_goes_on_with_what_does_not_change_its_weights(tmp_path):

@@ -1,0 +1,99 @@
+"""Which checkpoint a run goes on from: the newest that can be trusted."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from ml_collections import ConfigDict
+
+from srrl.errors import UserError
+from srrl.run import manifest
+from srrl.run.checkpoint import changed_keys
+from srrl.run.folder import read_lines, stages
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint to resume from, None where there is none; and of newer ones what is wrong."""
+
+    folder: Path | None
+    faults: dict[Path, str]
+
+
+def choose(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) -> Chosen:
+    """The newest checkpoint that is what its manifest says and of this run; free: as of
+    check_same_run.
+
+    Raises UserError where there are only others, or none and the logs tell of stages done.
+    """
+    faults = {}
+    for folder in stages(run):
+        try:
+            found = manifest.check(folder)["config"]
+        except ValueError as error:
+            faults[folder] = str(error)
+            continue
+        parted = changed_keys(found, config, (*free, "stages.total"))
+        if not parted:
+            return Chosen(folder, faults)
+        key = parted[0]
+        faults[folder] = f"another run's, with config.{key}={found.get(key)!r}"
+    remedy = (
+        "put a good one back, choose another --config.run_name, or delete the folder to start again"
+    )
+    if faults:
+        raise UserError(f"{run}: no checkpoint to go on from ({named(faults)}): {remedy}")
+    done = [line.get("stage", 0) for line in read_lines(run / "metrics.jsonl")]
+    if done:
+        raise UserError(f"{run} has logs of {max(done)} stages, and no checkpoint: {remedy}")
+    return Chosen(None, {})
+
+
+def named(faults: dict[Path, str], most: int = 3) -> str:
+    some = [f"{folder.name}: {fault}" for folder, fault in [*faults.items()][:most]]
+    return "; ".join(some) + (f"; and {len(faults) - most} more" if len(faults) > most else "")
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that cannot be trusted, so that nothing takes it for the newest."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    return aside
+
+
+def go_on_from(
+    run: Path,
+    config: ConfigDict,
+    free: tuple[str, ...],
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> Path | None:
+    """The checkpoint to go on from, the same on every process; None where a run begins. Newer ones
+    that cannot be trusted are named and set aside.
+
+    Raises UserError where there are only such, or checkpoint.damaged is "stop".
+    """
+    found = refused = None
+    if accelerator.is_main_process:
+        try:
+            found = choose(run, config, free)
+        except UserError as error:
+            refused = error
+    found, refused = broadcast_object_list([found, refused])
+    if refused:
+        raise refused
+    if found.faults and config.checkpoint.damaged == "stop":
+        raise UserError(
+            f"{run}: {named(found.faults)}: put a good copy back, or go on from "
+            f"{found.folder.name} by --config.checkpoint.damaged=back"
+        )
+    for folder, fault in found.faults.items():
+        if accelerator.is_main_process:
+            aside = set_aside(folder)
+            say(f"warning: {folder.name} cannot be trusted ({fault}): kept as {aside.name}")
+    return found.folder
