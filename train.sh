@@ -7,7 +7,7 @@
 # Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl, srrl_paper,
 # released. A run is written to runs/NAME; the same command resumes a run that was stopped.
 # Every key and what it means: config/stage_process.py. Exit codes: 0 done; 2 an error, which the last
-# line names; 130 stopped by Ctrl-C.
+# line names; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by a closed terminal.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python

@@ -7,7 +7,8 @@
 #   bash train_rig.sh -- --num_processes 2               accelerate's flags come after --
 # Presets: sd14, sdxl, tiny. The phases' runs are written to runs/NAME/actor and runs/NAME/editor; the
 # same command resumes a run that was stopped. Every key and what it means: config/rig.py. Exit codes:
-# 0 done; 2 an error, which the last line names; 130 stopped by Ctrl-C.
+# 0 done; 2 an error, which the last line names; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by a closed
+# terminal.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python

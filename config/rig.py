@@ -187,6 +187,9 @@ def base() -> ConfigDict:
     t.adam_epsilon = 1e-8
     t.max_grad_norm = 1.0
     t.max_first_ratio_dev = placeholder(float)
+    # So many updates of a run may have a loss or a gradient that is not finite: each is left out
+    # and counted (`skipped` in metrics.jsonl). The next one ends the run.
+    t.max_bad_steps = 0
 
     c.lora = a = ConfigDict()
     # The update W + alpha / rank B A: on all linear layers of the actor's language model, and on

@@ -190,6 +190,9 @@ def base() -> ConfigDict:
     # beyond this sampling and training disagree and the run stops. Unset: 1e-4 in float32,
     # 2e-2 in half precision or with TF32.
     t.max_first_ratio_dev = placeholder(float)
+    # So many updates of a run may have a loss or a gradient that is not finite: each is left out
+    # and counted (`skipped` in metrics.jsonl). The next one ends the run.
+    t.max_bad_steps = 0
 
     # Train a LoRA; False trains every weight of the UNet (for several GPUs see config/accelerate).
     c.use_lora = True

@@ -8,9 +8,11 @@ visible GPU, or one process on the CPU, unless accelerate's flags say otherwise
 such a file, what `accelerate config` has written on this machine and accelerate's environment
 variables are not read. The config is checked before anything heavy is imported; the exit code is
 that of train.py, which accelerate's launcher would turn into 1, and a process that dies is reported
-in one line.
+in one line. SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGQUIT end the trainers and
+then this, with one line and 128 + the signal's number; when this dies, they do.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -18,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
+from srrl.life import ENDING, LAUNCHER, adopt_orphans, die_with_parent, end_on_signals, send_all
 from srrl.methods import METHODS
 from srrl.run.folder import newest
 
@@ -35,10 +39,17 @@ LEFT_OVER = re.compile(
 )
 # What torch's launcher logs first when a process has ended badly; its own report follows.
 DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+# What NVIDIA's and AMD's drivers have in /dev, on a board and below Windows, too.
+DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
+# Between the signal to end and the one that nobody can ignore.
+GRACE_S = 4
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
 
 
 def gpu_count() -> int:
+    """How many GPUs torch can use. It takes seconds to import: not where no driver has a device."""
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in DEVICES):
+        return 0
     import torch
 
     return torch.cuda.device_count()
@@ -103,36 +114,50 @@ def run(
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": str(asked_threads() or threads),
         }
-    # Blocked until there is a handler. One process stays so until train.py takes it: its launcher
-    # would answer by a traceback. Several are in sessions of their own: theirs passes it on.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Blocked until there is a handler. One process stays so until train.py takes them: its launcher
+    # would answer by a traceback. Several are in sessions of their own: theirs passes them on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    adopt_orphans()
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=environment | {LAUNCHER: str(os.getpid())},
         stderr=subprocess.PIPE if several else None,
         process_group=0,  # accelerate's launcher does not pass signals on to the trainer
-        preexec_fn=unblock if several else None,
+        preexec_fn=partial(begin, several),
     )
-    died: list[str] = []
-    stopped = threading.Event()
+    died: list[tuple[int, str]] = []
+    stopped: list[int] = []
 
-    def interrupt(*_: object) -> None:
-        """Once: let the trainers end, also those that have not begun. Again: at once."""
-        stop_file(status).touch()
-        os.killpg(process.pid, signal.SIGKILL if stopped.is_set() else signal.SIGINT)
-        stopped.set()
+    def end(number: int, _: object) -> None:
+        """Once: let the trainers end, also those that have not begun. Again, or where they do not:
+        at once."""
+        if stopped:
+            return send_all(signal.SIGKILL)
+        stopped.append(number)
+        stop_file(status).write_text(str(number))
+        send_group(process.pid, number)
+        signal.alarm(GRACE_S)
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda received, _: os.killpg(process.pid, received))
-    unblock()
+    def pause(*_: object) -> None:
+        """Ctrl-Z: stop the trainers, too, and go on with them."""
+        send_all(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        send_all(signal.SIGCONT)
+
+    for number in ENDING:
+        signal.signal(number, end)
+    signal.signal(signal.SIGTSTP, pause)
+    signal.signal(signal.SIGALRM, lambda *_: send_all(signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def forward() -> None:
         """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
         for line in process.stderr:
             found = DIED.search(line)
             if found and not died:
-                died.append(death(int(found[1]), int(found[2])))
-            if not (died or stopped.is_set() or LAUNCHER_NOISE.search(line)):
+                code = int(found[1])
+                died.append((code if code - 128 in ENDING else 1, death(code, int(found[2]))))
+            if not (died or stopped or LAUNCHER_NOISE.search(line)):
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
 
@@ -140,15 +165,26 @@ def run(
         reader = threading.Thread(target=forward, daemon=True)
         reader.start()
     code = process.wait()
+    signal.alarm(0)
+    if stopped or code:
+        send_all(signal.SIGKILL)  # nothing of it is left
     if several:
         reader.join(timeout=10)
-    if stopped.is_set():
-        return 128 + signal.SIGINT, "stopped"
-    return code, died[0] if died else ""
+    if stopped:
+        return 128 + stopped[0], "stopped"
+    return died[0] if died else (code, "")
 
 
-def unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def begin(several: bool) -> None:
+    """In the child, before it is the command."""
+    die_with_parent()
+    if several:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def send_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(group, number)
 
 
 def death(code: int, rank: int) -> str:
@@ -203,4 +239,5 @@ def checked(arguments: list[str]) -> ConfigDict:
 if __name__ == "__main__":
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
+        end_on_signals()
         sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ run that was stopped. Every knob is explained in the config's file.
 
 import os
 import secrets
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from srrl.config import flatten, load_config
 from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
+from srrl.life import end_on_signals, follow_launcher
 from srrl.methods import METHODS
 
 # Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
@@ -144,9 +144,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by launch.py
+        end_on_signals()
+        follow_launcher()
         stop_if_asked()
         main(sys.argv[1:])

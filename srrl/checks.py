@@ -30,7 +30,7 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         "pictures.prompts",
     ):
         require(values[key] >= 1, key, "at least 1")
-    for key in ("seed", "checkpoint.keep_every", "eval.every"):
+    for key in ("seed", "checkpoint.keep_every", "eval.every", "train.max_bad_steps"):
         require(values[key] >= 0, key, "at least 0")
     for key in ("learning_rate", "adam_epsilon", "max_grad_norm"):
         require(values[f"train.{key}"] > 0, f"train.{key}", "above 0")

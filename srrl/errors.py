@@ -22,6 +22,14 @@ class UserError(Exception):
     """Bad input. Its message is one line: the value, the place, and what to do."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has asked for the end: SIGINT, as by Ctrl-C, or another one."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 def show_help(text: str, arguments: list[str]) -> None:
     """With --help or -h among a command's own arguments, print the text and end."""
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -33,7 +41,8 @@ def show_help(text: str, arguments: list[str]) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a UserError, a full disk or a file that cannot be used into one line on stderr and exit
-    code 2, and Ctrl-C into one line and 130. What is printed never ends a command: see _steady."""
+    code 2, and Ctrl-C or another signal into one line and 128 + its number. What is printed never
+    ends a command: see _steady."""
     if sys.stdout is sys.__stdout__:  # else somebody has put up their own
         sys.stdout, sys.stderr = _steady(sys.stdout), _steady(sys.stderr)
     try:
@@ -42,11 +51,12 @@ def one_line_errors() -> Iterator[None]:
             stream.flush()
     except UserError as error:
         _stop(str(error))
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as stopped:
+        if not isinstance(stopped, Stopped):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not os.environ.get("SRRL_STATUS_FILE"):  # else scripts/launch.py says it
             print("stopped", file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
     except Exception as error:
         system = _system_error(error)
         if system is None:
@@ -72,14 +82,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class _Pipe(io.FileIO):
-    """A stream whose reader may leave, as of `| head -1`. What comes after an error is dropped."""
+    """A stream whose reader may leave, as of `| head -1` or a closed terminal. What comes after an
+    error is dropped."""
 
     def write(self, data: bytes | memoryview) -> int:
         try:
             return super().write(data)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            if not isinstance(error, BrokenPipeError):
+            if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             return len(memoryview(data))
 
@@ -130,12 +141,12 @@ def read_status(path: Path) -> tuple[int, str] | None:
 
 
 def stop_file(status: Path) -> Path:
-    """The file beside SRRL_STATUS_FILE whose presence says that Ctrl-C was pressed."""
+    """The file beside SRRL_STATUS_FILE that has the number of the signal that ended the run."""
     return status.with_name("stop")
 
 
 def stop_if_asked() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed before this process was there to hear it."""
+    """Raise Stopped if the launcher was told to end before this process was there to hear it."""
     status = os.environ.get("SRRL_STATUS_FILE")
     if status and stop_file(Path(status)).exists():
-        raise KeyboardInterrupt
+        raise Stopped(int(stop_file(Path(status)).read_text()))

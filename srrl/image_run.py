@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from rewards import Reward, check_prompts
-from srrl.budget import evaluation_cost, stage_work
+from srrl.budget import evaluation_cost, stage_cost, stage_work
 from srrl.curriculum import StagePlan, plan_for
 from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
@@ -52,6 +52,13 @@ class ImageRun(StagedRun):
 
     def prompts_of(self, stage: int) -> list[str]:
         return self.draw_prompts(plan_for(self.config, stage))
+
+    def space(self) -> float:
+        """With the images that are saved, which PNG makes smaller by a third, about."""
+        c, (height, width) = self.config, self.trainee.image_size
+        stages = range(c.stages.total) if c.pictures.images else []
+        images = sum(stage_cost(c, plan_for(c, stage)).images for stage in stages)
+        return super().space() + images * 2 * height * width
 
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}

@@ -20,6 +20,7 @@ from srrl.errors import UserError
 from srrl.models.trainee import Trainee
 from srrl.models.weights import WHOLE
 from srrl.ppo import Objective
+from srrl.run.distributed import all_sum
 
 # The loss scale in fp16, and after how many updates without an overflow a lowered one doubles.
 LOSS_SCALE, GROWTH_INTERVAL = 2.0**16, 20
@@ -43,7 +44,9 @@ class Learner(Generic[Data]):
     item is, a trajectory's step say, is the method's affair. Every process takes its share of each
     update's micro-batches and the gradients are summed over the processes before each optimizer
     step, so the weights stay the same on all of them. In fp16 the loss is scaled so that small
-    gradients survive; an update that overflows is repeated at half the scale, not lost.
+    gradients survive; an update that overflows is repeated at half the scale, not lost. One whose
+    loss or gradient is not finite changes nothing: it is left out, `train.max_bad_steps` times in a
+    run, and then ends it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Learner(Generic[Data]):
         self.objective = objective
         self.largest_scale = LOSS_SCALE if trainee.dtype == torch.float16 else 1.0
         self.loss_scale, self.since_overflow = self.largest_scale, 0
+        self.skipped = 0
         t = config.train
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         optimizer = adamw(t.use_8bit_adam)(
@@ -75,10 +79,13 @@ class Learner(Generic[Data]):
     def update(self, stage: int, data: Data, steps: Iterable[Tensor]) -> dict[str, float]:
         """Train on the items int64 [B, ...] of each of a stage's optimizer steps."""
         updates: list[Update] = []
+        skipped = self.skipped
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(stage)
         for items in steps:
-            updates.append(self.optimizer_step(data, items, first=not updates))
+            update = self.optimizer_step(data, items, first=not updates)
+            updates += [update] if update else []
+        counted = {"skipped": self.skipped - skipped} if self.config.train.max_bad_steps else {}
         n = max(len(updates), 1)
         return {
             "updates": len(updates),
@@ -88,6 +95,7 @@ class Learner(Generic[Data]):
             "loss": sum(u.loss for u in updates) / n,
             "grad_norm": sum(u.grad_norm for u in updates) / n,
             "lr": self.optimizer.param_groups[0]["lr"],
+            **counted,
         }
 
     def learning_rate(self, stage: int) -> float:
@@ -95,8 +103,12 @@ class Learner(Generic[Data]):
         t, total = self.config.train, self.config.stages.total
         return t.learning_rate * (1 - (1 - t.final_lr_fraction) * stage / total)
 
-    def optimizer_step(self, data: Data, items: Tensor, first: bool) -> Update:
-        """One update on some items int64 [B, ...], in micro-batches."""
+    def optimizer_step(self, data: Data, items: Tensor, first: bool) -> Update | None:
+        """One update on some items int64 [B, ...], in micro-batches; None if it was left out.
+
+        Raises UserError where its loss or gradient is not finite and no more may be left out, or
+        where the weights are not afterwards.
+        """
         while True:
             loss, clipped, deviation = self.backward(data, items)
             norm = torch.nn.utils.clip_grad_norm_(
@@ -110,12 +122,18 @@ class Learner(Generic[Data]):
             self.loss_scale, self.since_overflow = self.loss_scale / 2, 0
             self.optimizer.zero_grad(set_to_none=True)
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.skipped < self.config.train.max_bad_steps:
+                self.skipped += 1
+                return None
             raise UserError(
-                f"loss {loss} or gradient norm {norm} is not finite: the weights were not "
-                f"changed; try a lower train.learning_rate or mixed_precision 'bf16' or 'no'"
+                f"loss {loss} or gradient norm {norm} is not finite: the weights were not changed "
+                f"by it; try a lower train.learning_rate, mixed_precision 'bf16' or 'no', or let "
+                f"some pass by train.max_bad_steps (after {self.skipped} that were left out)"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.check_finite()
         self.since_overflow += 1
         if self.since_overflow >= GROWTH_INTERVAL and self.loss_scale < self.largest_scale:
             self.loss_scale, self.since_overflow = self.loss_scale * 2, 0
@@ -164,6 +182,17 @@ class Learner(Generic[Data]):
             elif self.sharded:
                 yield parts[-1], 0
 
+    def check_finite(self) -> None:
+        """Raise UserError if an update has made a weight that is not finite, on any process."""
+        sizes = torch._foreach_norm([local(p.detach()) for p in self.trainee.trainable()])
+        bad = int(not torch.stack(sizes).isfinite().all())
+        if all_sum(self.accelerator, bad):
+            raise UserError(
+                "an update has made weights that are not finite, and memory holds them now: they "
+                "are not saved, the same command goes on from the last checkpoint; try a lower "
+                "train.learning_rate first"
+            )
+
     def check_first_ratio(self, deviation: float) -> None:
         """Stop if sampling and training disagree: before a stage's first update, ratio is 1."""
         limit = self.config.train.max_first_ratio_dev
@@ -190,6 +219,7 @@ class Learner(Generic[Data]):
             "optimizer": optimizer,
             "loss_scale": self.loss_scale,
             "since_overflow": self.since_overflow,
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,6 +230,12 @@ class Learner(Generic[Data]):
             network = self.trainee.network
             set_optimizer_state_dict(network, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale, self.since_overflow = state["loss_scale"], state["since_overflow"]
+        self.skipped = state["skipped"]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be spread over them."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def ratio_limit(dtype: torch.dtype, tf32: bool) -> float:

@@ -54,6 +54,7 @@ FREE = (
     "checker.batch_size",
     "actor.batch_size",
     "train.stop_on_heldout",
+    "train.max_bad_steps",
 )
 OPTIMIZER_FILE = "optimizer.pt"
 

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
 from srrl.errors import UserError
 
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 STATE_FILE = "trainer_state.json"
 
 
@@ -57,6 +59,24 @@ def try_file(file: Path, named: str) -> None:
         ) from None
     if not before:
         file.unlink()
+
+
+def check_space(folder: Path, needed: float) -> None:
+    """Raise UserError where a folder cannot grow to so many bytes, on the disk that it is on."""
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if free < needed - there:
+        raise UserError(
+            f"{folder}: the run needs about {size(needed - there)} more, and {size(free)} are "
+            f"free: free some, keep fewer checkpoints (checkpoint.keep_every) or images "
+            f"(pictures.images), or choose another --config.output_dir"
+        )
+
+
+def size(number: float) -> str:
+    """Bytes, like "1.4 GiB"."""
+    unit = next((u for u in ("GiB", "MiB") if number >= UNITS[u]), "KiB")
+    return f"{number / UNITS[unit]:.1f} {unit}"
 
 
 def read_lines(file: Path) -> list[dict]:

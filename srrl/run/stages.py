@@ -22,6 +22,7 @@ from srrl.prompts import evenly, evenly_spaced
 from srrl.run import checkpoint
 from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, differing
+from srrl.run.folder import check_space
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, Row, sample_rows
 from srrl.run.recovery import go_on_from
@@ -252,6 +253,9 @@ class StagedRun(ABC):
                 f"the processes' weights have come apart, at {apart[0]} and {len(apart) - 1} "
                 f"more: not saved; start the same command again"
             )
+        bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if bad:
+            raise UserError(f"{bad[0]} and {len(bad) - 1} more weights are not finite: not saved")
         if self.accelerator.is_main_process:
             given = self.config, self.trainee, weights, learner, self.state(), self.progress
             checkpoint.save(self.folder, *given)
@@ -271,6 +275,8 @@ class StagedRun(ABC):
         self.prepare(done)
         planned = checkpoint.saved_config(self.folder).get("stages.total")
         self.tracker.start(self.config, done if newest else -1)
+        if self.accelerator.is_main_process and done < self.config.stages.total:
+            check_space(self.folder, self.space())
         self.clock = Clock(self.work_left(done, evaluate_now=newest is None))
         if newest:
             self.tracker.say(f"resuming {self.folder} after {done} stages")
@@ -285,6 +291,14 @@ class StagedRun(ABC):
             self.begin()
             self.evaluate()
             self.save()
+
+    def space(self) -> float:
+        """Bytes that the folder will have, about: the two checkpoints to go on from and the one
+        that is being written, each with float32 weights twice and two moments of theirs, and the
+        weights that are kept."""
+        c, total = self.config.checkpoint, self.config.stages.total
+        weights = 4 * sum(parameter.numel() for parameter in self.trainee.trainable())
+        return weights * (3 * 4 + (1 + total // c.keep_every if c.keep_every else 0))
 
     def work_left(self, done: int, evaluate_now: bool) -> float:
         """The work after `done` stages, evaluations included."""

@@ -66,7 +66,9 @@ def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
 
 
 def test_a_terminated_run_resumes_too(tmp_path):
-    assert stopped(tmp_path, signal.SIGTERM).returncode not in (0, 130)
+    ended = stopped(tmp_path, signal.SIGTERM)
+    assert ended.returncode == 143
+    assert ended.stderr.strip() == f"stopped: the same command resumes {tmp_path / 'run'}"
     run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 4), CONSTANT)
     assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
 

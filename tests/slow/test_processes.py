@@ -1,6 +1,7 @@
 """Two gloo processes give what one gives, and a process that dies ends the run clearly."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.conftest import PRESET, PROMPTS, small_run
 from tests.slow.commands import flat, logged, lora, run
 
 pytestmark = pytest.mark.slow
+STAGES = 3  # of 1, 2 and 3 rounds
 TWO = ["--", "--num_processes", "2"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # other thread counts round differently
 SCRIPTS = {"sd": "train.sh", "sdxl": "train_xl.sh"}
@@ -44,8 +46,8 @@ def assert_same_run(one: Path, two: Path, stages: int) -> None:
     assert (ours - changed).norm() > 1e-3 * ours.norm()
 
 
-def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **given: str) -> None:
-    """The same run by one process and by two, in the folders "one" and "two"."""
+def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **given: str) -> str:
+    """The same run by one process and by two, in the folders "one" and "two"; what the two say."""
     preset = {"sd": PRESET, "sdxl": f"{PRESET}_xl"}[model]
     alone = [sys.executable, "scripts/train.py", preset, *small_run(folder / "one", stages)]
     said = run(*alone, *options, **ONE_THREAD, **given).stdout
@@ -53,18 +55,22 @@ def one_and_two(folder: Path, stages: int, *options: str, model: str = "sd", **g
     both = ["bash", SCRIPTS[model], *small_run(folder / "two", stages), *options, *TWO]
     said = run(*both, **ONE_THREAD, **given).stdout
     assert "2 process" in said
+    return said
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """A run of two processes, beside one of one."""
+    """A run of two processes, beside one of one; nobody is logged in to wandb."""
     folder = tmp_path_factory.mktemp("two")
-    one_and_two(folder, 5, "--config.reflect.max_rounds=3")
+    nobody = {"HOME": str(folder), "WANDB_API_KEY": ""}
+    said = one_and_two(folder, STAGES, "--config.tracker=wandb", **nobody)
+    assert said.count("not logged in to wandb") == 1
     return folder
 
 
 def test_two_processes_give_what_one_gives(two):
-    assert_same_run(two / "one" / "run", two / "two" / "run", 5)
+    assert_same_run(two / "one" / "run", two / "two" / "run", STAGES)
+    assert not [*two.rglob("wandb_id.txt")]
 
 
 def test_also_of_sdxl(tmp_path):
@@ -80,13 +86,6 @@ def test_two_processes_know_each_others_answers(tmp_path):
     for one, two in zip(ours, theirs, strict=True):
         answers = one["details"]["checker"]
         assert two["details"]["checker"] == pytest.approx(answers, abs=1e-3) and len(answers) == 3
-
-
-def test_two_processes_say_once_that_nobody_is_logged_in(tmp_path):
-    command = ["bash", "train.sh", *small_run(tmp_path, 1), "--config.tracker=wandb", *TWO]
-    said = run(*command, **ONE_THREAD, HOME=str(tmp_path), WANDB_API_KEY="").stdout
-    assert said.count("not logged in to wandb") == 1
-    assert not (tmp_path / "run" / "wandb_id.txt").exists()
 
 
 def test_also_when_one_process_selects_nothing(tmp_path):
@@ -142,8 +141,9 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
 
     train("one", 2, sharded=False)
     train("two", 2, sharded=True)
-    train("resumed", 1, sharded=True)
-    train("resumed", 2, sharded=True)
+    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "run" / "checkpoints" / "stage_0002")
+    train("resumed", 2, sharded=True)  # from the first stage's
     one, two, resumed = (tmp_path / name / "run" for name in ("one", "two", "resumed"))
     for ours, theirs in zip(*(logged(f, "metrics.jsonl") for f in (one, two)), strict=True):
         for key, value in ours.items():
@@ -178,7 +178,7 @@ def process_of_rank(rank: int, run_folder: Path) -> int:
 def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_resumes(
     two, tmp_path
 ):
-    flags = [*small_run(tmp_path / "killed", 5), "--config.reflect.max_rounds=3"]
+    flags = [*small_run(tmp_path / "killed", STAGES), "--config.tracker=none"]
     command = ["bash", "train.sh", *flags, *TWO]
     process = subprocess.Popen(
         command,
@@ -200,7 +200,7 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
     assert "resuming" in run(*command, **ONE_THREAD).stdout
     whole, killed = two / "two" / "run", tmp_path / "killed" / "run"
     assert logged(killed, "metrics.jsonl") == logged(whole, "metrics.jsonl")
-    assert (flat(lora(whole, 5)) == flat(lora(killed, 5))).all()
+    assert (flat(lora(whole, STAGES)) == flat(lora(killed, STAGES))).all()
 
 
 def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):

@@ -48,11 +48,13 @@ def small():
     c = tiny()
     c.output_dir, c.report = {folder!r}, {folder!r} + "/RESULTS.md"
     c.overrides = ("eval.every=0", "sample.batch_size=3", "branch.count=3", "tracker=none")
+    c.overrides += ("sample.num_steps=5", "interval.skip_last=1")
+    c.overrides += ("interval.left=3", "interval.right=3")
     c.seeds, c.stages, c.max_rounds, c.parallel = (300, 301), 2, 2, 1
     c.against, c.confirm = ("K1",), (301,)
     with c.unlocked():
         c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
-    c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 3, 2
+    c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 2, 1
     c.test_time.samplers, c.test_time.images = ("plain", "best:n=2"), 1
     return c
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
 from srrl.run import checkpoint, manifest
 from srrl.run.checkpoint import Progress, check_same_run, cut_log, lock
-from srrl.run.folder import stages
+from srrl.run.folder import check_space, stages
 from tests.conftest import PRESET, load_policy, randomise_lora
 
 
@@ -164,3 +166,11 @@ def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
     other.wait()
     with lock(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+
+
+def test_a_disk_that_is_too_small_is_said_before_it_is_full(tmp_path, monkeypatch):
+    (tmp_path / "there").write_bytes(bytes(2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
+    check_space(tmp_path, 4 * 2**20)
+    with pytest.raises(UserError, match=r"needs about 4\.0 MiB more, and 3\.0 MiB are free"):
+        check_space(tmp_path, 5 * 2**20)
