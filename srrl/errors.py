@@ -75,7 +75,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        system = _system_error(error)
+        told = isinstance(error, OSError) and error.errno
+        system = error if told else _system_error(error)
         if system is None:
             raise
         raise OSError(system.errno, system.strerror, str(path)) from error

@@ -1,9 +1,7 @@
 """What the README prints works as printed."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from srrl.config import REPOSITORY, load_config
 from srrl.methods import METHODS
 from tests.conftest import PRESET, small_run
+from tests.slow.commands import run
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -53,15 +52,8 @@ def test_the_users_reward_trains_as_printed(tmp_path):
     (tmp_path / "my_reward.py").write_text(README_REWARD)
     command = next(c for c in commands() if "shapes" in " ".join(c) and "my_reward" in " ".join(c))
     models = next(a for a in command if "reward.models" in a)
-    result = subprocess.run(
-        [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 1), models],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 1), models]
+    run(*command, PYTHONPATH=f"{REPOSITORY}:{tmp_path}")
     assert "reward/my_reward:Brightness/mean" in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert_every_script_finds_it(tmp_path)
 
@@ -101,12 +93,5 @@ def assert_every_script_finds_it(folder):
             "plain",
         ],
     ):
-        result = subprocess.run(
-            [sys.executable, scripts / command[0], *command[1:]],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=1800,
-        )
-        assert result.returncode == 0, result.stderr
-        assert "Brightness" in result.stdout
+        said = run(sys.executable, scripts / command[0], *command[1:], folder=folder).stdout
+        assert "Brightness" in said

@@ -71,12 +71,13 @@ class Progress:
 def write_atomic(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    with writing(temporary), open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    manifest.flush(path.parent)
+    with writing(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        manifest.flush(path.parent)
 
 
 def save(
@@ -91,18 +92,18 @@ def save(
     """Write checkpoints/stage_NNNN: trained weights, and what else resuming needs."""
     folder = stage_folder(run, progress.stage)
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with writing(temporary):
+    with writing(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         exact = trainee.save_weights(temporary, weights)
         with open(temporary / OPTIMIZER_FILE, "wb") as file:  # given a path, torch hides the error
             torch.save({"learner": learner_state, "weights": exact}, file)
         state = {**asdict(progress), **method_state}
         (temporary / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
         manifest.seal(temporary, flatten(config))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    manifest.flush(folder.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        manifest.flush(folder.parent)
     return folder
 
 

@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
 from srrl.config import flatten
-from srrl.errors import UserError
+from srrl.errors import UserError, writing
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
@@ -70,7 +70,8 @@ class Tracker:
             folder.mkdir(parents=True, exist_ok=True)
             for line, image in zip(named, images, strict=True):
                 file = folder / f"{line['slot']:04d}_{line['branch']:02d}_{line['round']:02d}.png"
-                pictures.to_pil(image).save(file)
+                with writing(file):
+                    pictures.to_pil(image).save(file)
                 line["image"] = str(file.relative_to(self.folder))
         self._append("samples.jsonl", *named)
 
@@ -78,8 +79,9 @@ class Tracker:
         """Write samples/stage_NNNN.png and send it to the trackers."""
         if self.active:
             page, folder = pictures.sheet(rows, heading), self.folder / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            page.save(folder / f"stage_{stage:04d}.png")
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                page.save(folder / f"stage_{stage:04d}.png")
 
             def show(tracker: GeneralTracker) -> None:
                 name, step = f"{self.prefix}samples", stage + self.before
@@ -95,18 +97,22 @@ class Tracker:
         """Keep an evaluation's pictures uint8 [n, 3, H, W], in samples/fixed/."""
         if self.active:
             folder = self.folder / "samples" / "fixed" / f"{split}_K{rounds}"
-            pictures.save_fixed(images, folder / f"stage_{stage:04d}.png")
+            with writing(folder):
+                pictures.save_fixed(images, folder / f"stage_{stage:04d}.png")
 
     def progress(self, rounds: int, shown: dict[str, dict[int, str]]) -> None:
         """Draw progress_KN.png: prompts (place among the judged ones, and text) by stages."""
         page = pictures.progress(self.folder, rounds, shown) if self.active else None
         if page:
-            page.save(self.folder / f"progress_K{rounds}.png")
+            file = self.folder / f"progress_K{rounds}.png"
+            with writing(file):
+                page.save(file)
 
     def curves(self, panels: Sequence[Panel] = ()) -> None:
         """Draw curves.png, with a method's own panels."""
         if self.active:
-            curves(self.folder, panels)
+            with writing(self.folder / "curves.png"):
+                curves(self.folder, panels)
 
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
@@ -152,7 +158,8 @@ class Tracker:
         tracker.log(named, step=stage + self.before)
 
     def _append(self, name: str, *lines: dict[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
+        path = self.folder / name
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write("".join(to_json(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())

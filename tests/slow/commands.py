@@ -50,7 +50,7 @@ def run(
 
 
 STARTED_IN = dict(os.environ)
-WARM = re.compile(r"scripts/|tests/slow/kill_at")
+WARM = re.compile(rf"({re.escape(str(REPOSITORY))}/)?scripts/|tests/slow/kill_at|tests/attacks/f")
 # Variables that nothing reads while torch, diffusers, transformers and peft are imported.
 LATE = re.compile(r"WANDB_\w+|HOME|PYTHONPATH|SRRL_ERROR_FOLDER|PYTEST_\w+")
 
