@@ -43,6 +43,7 @@ DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 # Between the signal to end and the one that nobody can ignore.
 GRACE_S = 4
+TRACEBACK = re.compile(rb"\[rank\d+\]:")
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
 
 
@@ -151,15 +152,24 @@ def run(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def forward() -> None:
-        """Pass the trainer's stderr on, up to the launcher's report of a dead process."""
+        """Pass the trainer's stderr on, up to the launcher's report of a dead process. Tracebacks
+        of processes that miss one which a signal has ended say nothing."""
+        tracebacks = []
         for line in process.stderr:
             found = DIED.search(line)
             if found and not died:
                 code = int(found[1])
                 died.append((code if code - 128 in ENDING else 1, death(code, int(found[2]))))
-            if not (died or stopped or LAUNCHER_NOISE.search(line)):
-                sys.stderr.buffer.write(line)
-                sys.stderr.flush()
+            if TRACEBACK.match(line):
+                tracebacks.append(line)
+            elif not (died or stopped or LAUNCHER_NOISE.search(line)):
+                show(line)
+        if died and died[0][0] == 1 and "killed by" not in died[0][1]:
+            show(b"".join(tracebacks))
+
+    def show(text: bytes) -> None:
+        sys.stderr.buffer.write(text)
+        sys.stderr.flush()
 
     if several:
         reader = threading.Thread(target=forward, daemon=True)

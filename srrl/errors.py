@@ -75,8 +75,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = isinstance(error, OSError) and error.errno
-        system = error if told else _system_error(error)
+        system = _system_error(error, anywhere=True)
         if system is None:
             raise
         raise OSError(system.errno, system.strerror, str(path)) from error
@@ -110,17 +109,18 @@ def _steady(stream: io.TextIOWrapper | None) -> io.TextIOWrapper | None:
     )
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
+def _system_error(error: BaseException | None, anywhere: bool = False) -> OSError | None:
     """The OSError about a file, a full disk or a limit that an error is, comes from, or tells of
-    in its message, as those of safetensors and torch do."""
+    in its message, as those of safetensors and torch do; anywhere: or one that does not say what it
+    is about."""
     if error is None:
         return None
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = int(told[1]) if told else getattr(error, "errno", None)
     number = number or next((n for n in FULL if os.strerror(n) in str(error)), None)
-    if number and (told or number in FULL or getattr(error, "filename", None)):
+    if number and (anywhere or told or number in FULL or getattr(error, "filename", None)):
         return OSError(number, os.strerror(number), getattr(error, "filename", None))
-    return _system_error(error.__cause__ or error.__context__)
+    return _system_error(error.__cause__ or error.__context__, anywhere)
 
 
 def _stop(message: str) -> None:

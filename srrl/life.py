@@ -28,6 +28,7 @@ def end_on_signals() -> None:
     def once(number: int, _: object) -> None:
         for each in ENDING:
             signal.signal(each, again)
+        sys.unraisablehook = lambda _: None  # of what is half made now, and taken down
         raise Stopped(number)
 
     for number in ENDING:
