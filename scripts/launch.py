@@ -26,8 +26,23 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
-from srrl.errors import UserError, one_line_errors, read_status, show_help, stop_file
-from srrl.life import ENDING, LAUNCHER, adopt_orphans, die_with_parent, end_on_signals, send_all
+from srrl.errors import (
+    UserError,
+    ask_to_stop,
+    one_line_errors,
+    read_status,
+    show_help,
+    stopped_by,
+)
+from srrl.life import (
+    ENDING,
+    LAUNCHER,
+    adopt_orphans,
+    die_with_parent,
+    end_on_signals,
+    handle,
+    send_all,
+)
 from srrl.methods import METHODS
 from srrl.run.folder import newest
 
@@ -44,6 +59,7 @@ DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 # Between the signal to end and the one that nobody can ignore.
 GRACE_S = 4
 TRACEBACK = re.compile(rb"\[rank\d+\]:")
+CLOSING = re.compile(rb"closing signal")
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
 
 
@@ -129,42 +145,53 @@ def run(
     died: list[tuple[int, str]] = []
     stopped: list[int] = []
 
+    def kill(*_: object) -> None:
+        send_group(process.pid, signal.SIGKILL)
+        send_all(signal.SIGKILL)
+
     def end(number: int, _: object) -> None:
         """Once: let the trainers end, also those that have not begun. Again, or where they do not:
         at once."""
         if stopped:
-            return send_all(signal.SIGKILL)
+            return kill()
         stopped.append(number)
-        stop_file(status).write_text(str(number))
+        ask_to_stop(status, number)
         send_group(process.pid, number)
         signal.alarm(GRACE_S)
 
     def pause(*_: object) -> None:
-        """Ctrl-Z: stop the trainers, too, and go on with them."""
+        """Ctrl-Z: stop the trainers, too, and go on with them; at once where no shell is there to
+        say when."""
         send_all(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, pause)
         send_all(signal.SIGCONT)
 
-    for number in ENDING:
-        signal.signal(number, end)
     signal.signal(signal.SIGTSTP, pause)
-    signal.signal(signal.SIGALRM, lambda *_: send_all(signal.SIGKILL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.signal(signal.SIGALRM, kill)
+    handle(end)
 
     def forward() -> None:
         """Pass the trainer's stderr on, up to the launcher's report of a dead process. Tracebacks
-        of processes that miss one which a signal has ended say nothing."""
+        of processes that miss one which has said its error, or which a signal has ended, are left
+        out."""
         tracebacks = []
         for line in process.stderr:
             found = DIED.search(line)
             if found and not died:
                 code = int(found[1])
                 died.append((code if code - 128 in ENDING else 1, death(code, int(found[2]))))
+            if CLOSING.search(line):  # one has ended; the others may be waiting for it
+                late = threading.Timer(GRACE_S, send_all, [signal.SIGKILL, process.pid])
+                late.daemon = True
+                late.start()
             if TRACEBACK.match(line):
                 tracebacks.append(line)
             elif not (died or stopped or LAUNCHER_NOISE.search(line)):
                 show(line)
-        if died and died[0][0] == 1 and "killed by" not in died[0][1]:
+        told = stopped or status.exists()
+        if died and died[0][0] == 1 and "killed by" not in died[0][1] and not told:
             show(b"".join(tracebacks))
 
     def show(text: bytes) -> None:
@@ -176,12 +203,14 @@ def run(
         reader.start()
     code = process.wait()
     signal.alarm(0)
+    handle(signal.SIG_IGN)
     if stopped or code:
-        send_all(signal.SIGKILL)  # nothing of it is left
+        kill()  # nothing of it is left
     if several:
         reader.join(timeout=10)
-    if stopped:
-        return 128 + stopped[0], "stopped"
+    number = stopped_by(status)
+    if number:
+        return 128 + number, "stopped"
     return died[0] if died else (code, "")
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,13 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         if not isinstance(stopped, Stopped):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not os.environ.get("SRRL_STATUS_FILE"):  # else scripts/launch.py says it
+        number = getattr(stopped, "number", signal.SIGINT)
+        status = os.environ.get("SRRL_STATUS_FILE")
+        if not status:
             print("stopped", file=sys.stderr, flush=True)
-        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
+        elif int(os.environ.get("WORLD_SIZE", 1)) == 1:  # scripts/launch.py says it
+            ask_to_stop(Path(status), number)
+        sys.exit(128 + number)
     except Exception as error:
         system = _system_error(error)
         if system is None:
@@ -89,8 +94,9 @@ class _Pipe(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
+            closed = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            if error.errno not in (errno.EPIPE, errno.EIO):
+            if not (closed or isinstance(error, BrokenPipeError)):
                 raise
             return len(memoryview(data))
 
@@ -146,8 +152,22 @@ def stop_file(status: Path) -> Path:
     return status.with_name("stop")
 
 
+def ask_to_stop(status: Path, number: int) -> None:
+    """Leave a signal's number where those who begin look, unless there is one."""
+    if not stop_file(status).exists():
+        temporary = status.with_name(f"stop.{os.getpid()}")
+        temporary.write_text(str(number))
+        temporary.replace(stop_file(status))
+
+
+def stopped_by(status: Path) -> int | None:
+    """The signal that ended the run, if one did."""
+    return int(stop_file(status).read_text()) if stop_file(status).exists() else None
+
+
 def stop_if_asked() -> None:
     """Raise Stopped if the launcher was told to end before this process was there to hear it."""
     status = os.environ.get("SRRL_STATUS_FILE")
-    if status and stop_file(Path(status)).exists():
-        raise Stopped(int(stop_file(Path(status)).read_text()))
+    number = stopped_by(Path(status)) if status else None
+    if number:
+        raise Stopped(number)

@@ -53,12 +53,12 @@ class ImageRun(StagedRun):
     def prompts_of(self, stage: int) -> list[str]:
         return self.draw_prompts(plan_for(self.config, stage))
 
-    def space(self) -> float:
+    def space(self, done: int) -> float:
         """With the images that are saved, which PNG makes smaller by a third, about."""
         c, (height, width) = self.config, self.trainee.image_size
-        stages = range(c.stages.total) if c.pictures.images else []
+        stages = range(max(done, 0), c.stages.total) if c.pictures.images else []
         images = sum(stage_cost(c, plan_for(c, stage)).images for stage in stages)
-        return super().space() + images * 2 * height * width
+        return super().space(done) + images * 2 * height * width
 
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}

@@ -109,6 +109,7 @@ class Learner(Generic[Data]):
         Raises UserError where its loss or gradient is not finite and no more may be left out, or
         where the weights are not afterwards.
         """
+        scale = self.loss_scale, self.since_overflow
         while True:
             loss, clipped, deviation = self.backward(data, items)
             norm = torch.nn.utils.clip_grad_norm_(
@@ -125,6 +126,7 @@ class Learner(Generic[Data]):
             self.optimizer.zero_grad(set_to_none=True)
             if self.skipped < self.config.train.max_bad_steps:
                 self.skipped += 1
+                self.loss_scale, self.since_overflow = scale  # it was not too high
                 return None
             raise UserError(
                 f"loss {loss} or gradient norm {norm} is not finite: the weights were not changed "
@@ -230,7 +232,7 @@ class Learner(Generic[Data]):
             network = self.trainee.network
             set_optimizer_state_dict(network, self.optimizer, optimizer, options=WHOLE)
         self.loss_scale, self.since_overflow = state["loss_scale"], state["since_overflow"]
-        self.skipped = state["skipped"]
+        self.skipped = state.get("skipped", 0)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -9,31 +9,42 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from srrl.errors import Stopped
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 LAUNCHER = "SRRL_LAUNCHER"  # its process, for those below it
+GRACE_S = 10  # for a process that has been told to end
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 
 
-def end_on_signals() -> None:
-    """Let the first of ENDING raise Stopped in the main thread, also if it was blocked until now,
-    and a second one end the process at once."""
+def handle(handler: Callable[[int, Any], None]) -> None:
+    """Have ENDING handled, and let those come in that were blocked until now. SIGHUP stays ignored
+    where it was, as by nohup."""
+    for number in ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
-    def again(number: int, _: object) -> None:
-        os._exit(128 + number)
+
+def end_on_signals() -> None:
+    """Let the first of ENDING raise Stopped in the main thread, and a second one end the process at
+    once; it also ends where Stopped was lost, as in an object's __del__."""
 
     def once(number: int, _: object) -> None:
-        for each in ENDING:
-            signal.signal(each, again)
+        def at_once(*_: object) -> None:
+            os._exit(128 + number)
+
+        handle(at_once)
+        signal.signal(signal.SIGALRM, at_once)
+        signal.alarm(GRACE_S)
         sys.unraisablehook = lambda _: None  # of what is half made now, and taken down
         raise Stopped(number)
 
-    for number in ENDING:
-        signal.signal(number, once)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    handle(once)
 
 
 def prctl(option: int, value: int) -> None:
@@ -51,8 +62,17 @@ def follow_launcher() -> None:
     """Below scripts/launch.py: die with it, at once where it is gone already."""
     if LAUNCHER in os.environ:
         die_with_parent()
-        if not Path(f"/proc/{os.environ[LAUNCHER]}").exists() and sys.platform == "linux":
+        if sys.platform == "linux" and not lives(int(os.environ[LAUNCHER])):
             raise Stopped(signal.SIGTERM)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process, which is not only waiting to be buried."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def adopt_orphans() -> None:
@@ -65,18 +85,16 @@ def descendants(pid: int | None = None) -> list[int]:
     found, asked = [], [pid or os.getpid()]
     while asked:
         one = asked.pop(0)
-        for children in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
-                below = [int(child) for child in children.read_text().split()]
-            except OSError:  # it has just ended
-                continue
-            found += below
-            asked += below
+        with contextlib.suppress(OSError):  # it has just ended
+            for thread in os.listdir(f"/proc/{one}/task"):
+                children = Path(f"/proc/{one}/task/{thread}/children").read_text().split()
+                found += map(int, children)
+                asked += map(int, children)
     return found
 
 
-def send_all(number: int) -> None:
-    """Send a signal to all descendants."""
-    for pid in descendants():
+def send_all(number: int, below: int | None = None) -> None:
+    """Send a signal to all descendants of a process (this one)."""
+    for pid in descendants(below):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -94,10 +94,12 @@ def command(study: ConfigDict, script: str, values: list[str], *first: str) -> l
 @dataclass(frozen=True)
 class Record:
     """What is kept of drawn pictures: the arm, or the way without training; the seed of what was
-    trained; the means of SHOWN; and MAIN of each prompt, over its pictures."""
+    trained; what of the study's settings they depend on; the means of SHOWN; and MAIN of each
+    prompt, over its pictures."""
 
     arm: str
     seed: int | None
+    settings: list
     means: dict[str, float]
     prompts: list[float]
 
@@ -111,7 +113,8 @@ class Record:
         lines = [line for line in read_lines(folder / "pictures.jsonl") if line["way"] == way]
         means = {key: round(sum(x[key] for x in lines) / len(lines), 6) for key in SHOWN}
         prompts = column(lines, MAIN, study.images)
-        return cls(arm, seed, means, [round(value, 4) for value in prompts.tolist()])
+        rounded = [round(value, 4) for value in prompts.tolist()]
+        return cls(arm, seed, settings_of(study), means, rounded)
 
     @property
     def values(self) -> torch.Tensor:
@@ -122,10 +125,16 @@ class Record:
         return [self.means[key] for key in SHOWN]
 
 
+def settings_of(study: ConfigDict) -> list:
+    """As JSON gives them back."""
+    return [study.preset, [*study.overrides], study.num_prompts, study.images]
+
+
 def collect(study: ConfigDict, file: Path) -> dict[tuple[str, int | None], Record]:
     """The records of the file, and of the study's finished evaluations, which replace theirs; the
     file has them all from now on."""
-    records = {(x["arm"], x["seed"]): Record(**x) for x in read_lines(file)}
+    kept = [Record(**line) for line in read_lines(file)]
+    records = {(r.arm, r.seed): r for r in kept if r.settings == settings_of(study)}
     asked = [(way, None) for way in study.ways]
     asked += [(arm, seed) for arm in ARMS for seed in study.seeds]
     for arm, seed in asked:

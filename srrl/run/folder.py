@@ -30,7 +30,7 @@ def stages(run: Path) -> list[Path]:
 
 def newest(run: Path) -> Path | None:
     """The newest checkpoint with what resuming needs, as far as names tell; whether it can be
-    trusted checkpoint.choose finds out."""
+    trusted recovery.choose finds out."""
     return next((folder for folder in stages(run) if (folder / STATE_FILE).exists()), None)
 
 
@@ -62,14 +62,13 @@ def try_file(file: Path, named: str) -> None:
 
 
 def check_space(folder: Path, needed: float) -> None:
-    """Raise UserError where a folder cannot grow to so many bytes, on the disk that it is on."""
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Raise UserError where the disk that a folder is on has less than so many bytes."""
     free = shutil.disk_usage(folder).free
-    if free < needed - there:
+    if free < needed:
         raise UserError(
-            f"{folder}: the run needs about {size(needed - there)} more, and {size(free)} are "
-            f"free: free some, keep fewer checkpoints (checkpoint.keep_every) or images "
-            f"(pictures.images), or choose another --config.output_dir"
+            f"{folder}: the run needs about {size(needed)} more, and {size(free)} are free: free "
+            f"some, keep fewer checkpoints (checkpoint.keep_every) or images (pictures.images), or "
+            f"choose another --config.output_dir"
         )
 
 

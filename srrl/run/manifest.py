@@ -1,9 +1,10 @@
 """What a checkpoint is: manifest.json beside its files, written last, with their checksums.
 
 Without torch. A checkpoint whose files are not what the manifest says is never resumed from
-(checkpoint.choose); what only draws with its weights does not ask.
+(srrl.run.recovery); what only draws with its weights does not ask.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# How file systems say that folders are not theirs to put on the disk.
+NO_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
 def seal(folder: Path, config: Mapping[str, Any]) -> None:
@@ -43,12 +46,16 @@ def flush(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in NO_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(opened)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest; raises ValueError, with what is wrong, where it is none that can be trusted."""
+    """The manifest; raises ValueError, with what is wrong, where it is none that can be trusted,
+    and OSError where it cannot be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found = content.pop("sha256")
@@ -56,8 +63,6 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"no {MANIFEST}: incomplete, or of an older version") from None
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{MANIFEST} is damaged") from None
-    except OSError as error:
-        raise ValueError(f"{MANIFEST}: {(error.strerror or str(error)).lower()}") from None
     if found != digest(content):
         raise ValueError(f"{MANIFEST} is damaged")
     if content["format"] != FORMAT:
@@ -66,18 +71,16 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The manifest, if all files are what it says; raises ValueError with the first that is not."""
+    """The manifest, if all files are what it says; raises ValueError with the first that is not,
+    and OSError where one cannot be read."""
     content = read(folder)
     for name, told in content["files"].items():
         file = folder / name
         if not file.is_file():
             raise ValueError(f"{name} is missing")
-        try:
-            size = file.stat().st_size
-            if size != told["bytes"]:
-                raise ValueError(f"{name} has {size:,} bytes, not {told['bytes']:,}")
-            if described(file) != told:
-                raise ValueError(f"{name} is not what was written")
-        except OSError as error:
-            raise ValueError(f"{name}: {(error.strerror or str(error)).lower()}") from None
+        size = file.stat().st_size
+        if size != told["bytes"]:
+            raise ValueError(f"{name} has {size:,} bytes, not {told['bytes']:,}")
+        if described(file) != told:
+            raise ValueError(f"{name} is not what was written")
     return content

@@ -1,9 +1,10 @@
 """Which checkpoint a run goes on from: the newest that can be trusted."""
 
+import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from srrl.errors import UserError
 from srrl.run import manifest
 from srrl.run.checkpoint import changed_keys
-from srrl.run.folder import read_lines, stages
+from srrl.run.folder import stages
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,24 @@ def choose(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) -> Chosen:
     )
     if faults:
         raise UserError(f"{run}: no checkpoint to go on from ({named(faults)}): {remedy}")
-    done = [line.get("stage", 0) for line in read_lines(run / "metrics.jsonl")]
-    if done:
-        raise UserError(f"{run} has logs of {max(done)} stages, and no checkpoint: {remedy}")
+    told = [name for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl") if tells(run / name)]
+    if told:
+        raise UserError(f"{run}: {told[0]} tells of stages, and there is no checkpoint: {remedy}")
     return Chosen(None, {})
+
+
+def tells(log: Path) -> bool:
+    """Whether a log has a line of anything but the evaluation of a start, which may be there before
+    the first checkpoint. What has no end yet is no line."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return not all(map(of_start, text.split("\n")[:-1]))
+
+
+def of_start(line: str) -> bool:
+    try:
+        return json.loads(line)["stage"] == 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def named(faults: dict[Path, str], most: int = 3) -> str:
@@ -60,8 +75,8 @@ def named(faults: dict[Path, str], most: int = 3) -> str:
 
 def set_aside(folder: Path) -> Path:
     """Rename a checkpoint that cannot be trusted, so that nothing takes it for the newest."""
-    aside = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
+    names = (f"{folder.name}.damaged{number or ''}" for number in count())
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
     os.replace(folder, aside)
     return aside
 

@@ -276,7 +276,7 @@ class StagedRun(ABC):
         planned = checkpoint.saved_config(self.folder).get("stages.total")
         self.tracker.start(self.config, done if newest else -1)
         if self.accelerator.is_main_process and done < self.config.stages.total:
-            check_space(self.folder, self.space())
+            check_space(self.folder, self.space(done if newest else -1))
         self.clock = Clock(self.work_left(done, evaluate_now=newest is None))
         if newest:
             self.tracker.say(f"resuming {self.folder} after {done} stages")
@@ -292,13 +292,16 @@ class StagedRun(ABC):
             self.evaluate()
             self.save()
 
-    def space(self) -> float:
-        """Bytes that the folder will have, about: the two checkpoints to go on from and the one
-        that is being written, each with float32 weights twice and two moments of theirs, and the
-        weights that are kept."""
-        c, total = self.config.checkpoint, self.config.stages.total
-        weights = 4 * sum(parameter.numel() for parameter in self.trainee.trainable())
-        return weights * (3 * 4 + (1 + total // c.keep_every if c.keep_every else 0))
+    def space(self, done: int) -> float:
+        """Bytes by which the folder will grow after `done` stages (-1: before the start), about:
+        three checkpoints to go on from, one of them being written, and the weights kept."""
+        c, parameters = self.config, list(self.trainee.trainable())
+        every, total = c.checkpoint.keep_every, c.stages.total
+        weights = 4 * sum(parameter.numel() for parameter in parameters)
+        twice = len(parameters) < len(list(self.trainee.network.parameters()))  # a LoRA also exact
+        whole = weights * (1 + twice + (0.5 if c.train.use_8bit_adam else 2))
+        kept = total // every - done // every if every else 0
+        return whole * (3 if done < 0 else 2 if done == 0 else 1) + weights * kept
 
     def work_left(self, done: int, evaluate_now: bool) -> float:
         """The work after `done` stages, evaluations included."""

@@ -91,7 +91,7 @@ def one_stage(folder: Path, preset: str, device: str) -> dict:
         device,
         folder,
         f"--config=config/stage_process.py:{preset}",
-        "--config.sample.batch_size=12",
+        f"--config.sample.batch_size={12 if DEVICE == 'cuda' else 5}",
         "--config.select.pos_threshold=0.1",
         "--config.select.neg_threshold=-0.1",
         "--config.train.adam_epsilon=0.01",
@@ -185,8 +185,10 @@ def begin(folder: Path, name: str) -> subprocess.Popen:
 
 
 def test_a_run_killed_and_resumed_ends_like_one_left_alone(tmp_path):
-    """Bit for bit, as two runs of a command are where config.deterministic says so."""
-    runs = {name: begin(tmp_path, name) for name in ("whole", "again", "killed")}
+    """Bit for bit, as two runs of a command are where config.deterministic says so (on a CPU they
+    always are: tests/slow/test_end_to_end.py)."""
+    names = ["whole", *(["again"] if DEVICE == "cuda" else []), "killed"]
+    runs = {name: begin(tmp_path, name) for name in names}
     try:
         for line in runs["killed"].stdout:
             if line.startswith("stage 2/"):
@@ -199,8 +201,8 @@ def test_a_run_killed_and_resumed_ends_like_one_left_alone(tmp_path):
     finally:
         for process in runs.values():
             process.kill()
-    whole, again, killed = (flat(lora(tmp_path / name, 3)) for name in runs)
-    assert torch.equal(whole, again) and torch.equal(whole, killed)
+    whole, *others = (flat(lora(tmp_path / name, 3)) for name in names)
+    assert all(torch.equal(whole, other) for other in others)
     logs = [logged(tmp_path / name, "metrics.jsonl") for name in ("whole", "killed")]
     assert logs[0] == logs[1]
 

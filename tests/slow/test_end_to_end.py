@@ -171,7 +171,7 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
     )
     theirs = pipe(
         PROMPTS[0],
-        num_inference_steps=10,
+        num_inference_steps=5,
         guidance_scale=5.0,
         generator=torch.Generator().manual_seed(3),
     ).images[0]
@@ -217,6 +217,8 @@ def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):
         "0-2",
         "--negative-prompt",
         "",
+        "--num-steps",  # the run's
+        5,
         "--no-score",
     )
     again = {p.name for p in (tmp_path / "out").iterdir()}
@@ -349,7 +351,7 @@ def test_pretraining_runs_from_nothing_and_writes_a_loadable_pipeline(model, tmp
         "--unet-steps",
         4,
         "--latents",
-        100,
+        500,
     ]
     for name in ("one", "two"):
         run(*command, "--out", tmp_path / name)
