@@ -3,6 +3,8 @@
 # processes of one thread each (which on small networks do more than one process of many).
 #   bash scripts/test.sh                    everything
 #   bash scripts/test.sh -m "not slow"      the fast ones
+#   bash scripts/test.sh -m attack          the whole of what "everything" has a slice of: kills,
+#                                           damage, signals, faults and full disks, for hours
 #   bash scripts/test.sh -n 0 -s FILE       in this process, with what the tests print
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 show_help "$@"
