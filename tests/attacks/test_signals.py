@@ -67,6 +67,12 @@ class Running:
         return found
 
 
+def on_terminal() -> None:
+    """In the child: its output is its controlling terminal, also where tests run below nohup."""
+    os.close(os.open(os.ttyname(1), os.O_RDWR))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begun(tmp_path) -> Iterator:
     runs = []
@@ -82,7 +88,7 @@ def begun(tmp_path) -> Iterator:
             stdout=slave,
             stderr=open(errors, "w"),  # noqa: SIM115
             start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(1), os.O_RDWR)),  # controls it
+            preexec_fn=on_terminal,
         )
         os.close(slave)
         runs.append(Running(process, master, mark, errors))

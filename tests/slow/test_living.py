@@ -65,14 +65,6 @@ def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
     assert complained == "stopped\n"
 
 
-def test_a_terminated_run_resumes_too(tmp_path):
-    ended = stopped(tmp_path, signal.SIGTERM)
-    assert ended.returncode == 143
-    assert ended.stderr.strip() == f"stopped: the same command resumes {tmp_path / 'run'}"
-    run(sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 4), CONSTANT)
-    assert [x["stage"] for x in logged(tmp_path / "run", "metrics.jsonl")] == [1, 2, 3, 4]
-
-
 def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run(tmp_path):
     command = [sys.executable, "scripts/train.py", PRESET]
     run(*command, *small_run(tmp_path / "long", 3), CONSTANT)
@@ -96,15 +88,16 @@ def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run
 
 
 def test_a_second_run_in_the_folder_is_refused_with_the_firsts_pid(tmp_path):
+    again = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 40), CONSTANT]
     first = subprocess.Popen(
-        [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 40), CONSTANT],
+        again,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         next(line for line in first.stdout if line.startswith("stage 1/"))
-        second = run("bash", "train.sh", *small_run(tmp_path, 40), CONSTANT, check=2)
+        second = run(*again, check=2)
     finally:
         first.kill()
         first.communicate()

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from srrl.config import REPOSITORY
+from tests.conftest import small_run
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
@@ -76,10 +77,8 @@ def test_a_runs_start_says_it_in_one_line(tmp_path):
         sys.executable,
         "scripts/train.py",
         config("tiny"),
-        "--config.stages.total=1",
-        "--config.eval.num_prompts=2",
-        "--config.eval.seeds=1",
-        f"--config.output_dir={tmp_path}",
+        *small_run(tmp_path, 1),
+        "--config.plan=true",
     )
     line = next(x for x in result.stdout.splitlines() if x.startswith("plan:"))
     assert re.match(r"plan: [\d,]+ evaluations, [\d.]+ TFLOP \(.*\), peak memory 0\.\d+ GiB", line)

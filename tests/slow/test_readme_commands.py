@@ -40,6 +40,7 @@ LEFT_OUT = {
     "gpu_report.py": "tests/slow/test_report.py runs it",
     "multi_node.yaml": "several hosts with GPUs",
     "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",
+    "sdxl --card all": "minutes; tests/slow/test_plan.py asks for one card",
     "random:sd14": "full size; tests/slow/test_full_size.py runs the architectures",
 }
 REFUSED = {

@@ -120,7 +120,7 @@ def test_training_changes_only_the_lora(tmp_path):
     trainer.run()
     saved = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints").rglob("*.*"))
     newest = sum(f.stat().st_size for f in (tmp_path / "run").rglob("stage_0002/*.*"))
-    assert 0.8 * newest < trainer.space(2) < 1.2 * newest  # one more, while it is being written
+    assert 0.7 * newest < trainer.space(2) < 1.2 * newest  # one more, while it is being written
     assert saved < trainer.space(-1) < 1.6 * saved
     changed = {
         f"{m}.{n}"
