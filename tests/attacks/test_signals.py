@@ -143,7 +143,8 @@ def test_a_closed_terminal_ends_it(launcher, begun):
 @pytest.mark.parametrize("launcher", [(), TWO], ids=["one", "two"])
 def test_ctrl_z_and_then_a_closed_terminal_ends_it(launcher, begun):
     """The shell, which has jobs, ends with the stopped one."""
-    run = begun(*launcher, shell=("bash", "-c", 'set -m; "$@"; sleep 3', "shell"))
+    shell = ("bash", "--norc", "-i", "-c", '"$@"; sleep 3', "shell")
+    run = begun(*launcher, shell=shell)
     run.wait_for(r"stage 1/")
     pids = run.trainers()
     os.write(run.terminal, b"\x1a")
