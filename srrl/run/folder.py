@@ -10,6 +10,7 @@ from pathlib import Path
 from srrl.errors import UserError
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+LOGS = ("metrics.jsonl", "samples.jsonl", "eval.jsonl")  # each line says its stage
 STATE_FILE = "trainer_state.json"
 
 

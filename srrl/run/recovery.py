@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from srrl.errors import UserError
 from srrl.run import manifest
 from srrl.run.checkpoint import changed_keys
-from srrl.run.folder import stages
+from srrl.run.folder import LOGS, stages
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def choose(run: Path, config: ConfigDict, free: tuple[str, ...] = ()) -> Chosen:
     )
     if faults:
         raise UserError(f"{run}: no checkpoint to go on from ({named(faults)}): {remedy}")
-    told = [name for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl") if tells(run / name)]
+    told = [name for name in LOGS if tells(run / name)]
     if told:
         raise UserError(f"{run}: {told[0]} tells of stages, and there is no checkpoint: {remedy}")
     return Chosen(None, {})

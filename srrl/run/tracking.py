@@ -18,6 +18,7 @@ from srrl.errors import UserError, writing
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
+from srrl.run.folder import LOGS
 from srrl.run.statistics import by_prompt, format_difference
 
 
@@ -38,7 +39,7 @@ class Tracker:
         if self.active:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / "config.json", json.dumps(flatten(config), indent=1) + "\n")
-            for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
+            for name in LOGS:
                 bad = cut_log(self.folder / name, "stage", below=stage + 1)
                 if bad:
                     self.say(f"warning: {self.folder / name}: {bad} unreadable lines are left out")

@@ -104,14 +104,19 @@ def begun(tmp_path) -> Iterator:
                 continue
 
 
-def ends(run: Running, codes: int | set[int], said: str | None) -> None:
-    """With this exit code and, if given, this one line; and nothing of it lives."""
-    codes = codes if isinstance(codes, set) else {codes}
-    run.process.wait(timeout=60)
+def nothing_lives(run: Running) -> None:
+    """Five seconds later."""
     end = time.monotonic() + 5
     while run.alive() and time.monotonic() < end:
         time.sleep(0.1)
     assert run.alive() == []
+
+
+def ends(run: Running, codes: int | set[int], said: str | None) -> None:
+    """With this exit code and, if given, this one line; and nothing of it lives."""
+    codes = codes if isinstance(codes, set) else {codes}
+    run.process.wait(timeout=60)
+    nothing_lives(run)
     assert run.process.returncode in codes, run.errors.read_text()
     if said is not None:
         assert re.fullmatch(said, run.errors.read_text().strip()), run.errors.read_text()
@@ -154,10 +159,7 @@ def test_ctrl_z_and_then_a_closed_terminal_ends_it(launcher, begun):
         time.sleep(0.05)
     os.close(run.terminal)
     run.process.wait(timeout=60)
-    end = time.monotonic() + 5
-    while run.alive() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert run.alive() == []
+    nothing_lives(run)
 
 
 @pytest.mark.parametrize("launcher", [pytest.param((), marks=whole), TWO], ids=["one", "two"])
