@@ -59,7 +59,8 @@ def base() -> ConfigDict:
     # text-to-image model (the paper's Inverse Diffuser): the picture goes back to noise and is
     # drawn again under the edit prompt.
     e.kind = "instruct"
-    # Of "instruct": a diffusers folder or hub name. "inversion" has the Diffuser's own model.
+    # Of "instruct": a diffusers folder or hub name, or "random:sd14". "inversion" has the
+    # Diffuser's own model.
     e.model = "timbrooks/instruct-pix2pix"
     # Its LoRA: a run, a checkpoint or a .safetensors file. Phase 2 starts from it.
     e.lora = placeholder(str)
@@ -98,7 +99,7 @@ def base() -> ConfigDict:
     # what phase 1 has trained, if that is trained, too.
     a.lora = placeholder(str)
     a.side = placeholder(int)
-    a.batch_size = 8
+    a.batch_size = 32
     # Of its sampling. And the most tokens of a completion.
     a.temperature = 1.0
     a.max_tokens = 256

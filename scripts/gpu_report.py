@@ -1,16 +1,17 @@
 """Measure and check everything that needs a GPU, in one command and without a network.
 
-    python scripts/gpu_report.py                          everything, in about 6 minutes
+    python scripts/gpu_report.py                          everything, in about 8 minutes
     python scripts/gpu_report.py --only sd14 rewards      some parts; OUT keeps its others
     python scripts/gpu_report.py --no-plan                without the planned figures
     python scripts/gpu_report.py --only                   nothing but those, on any machine
     python scripts/gpu_report.py --device cpu --model tiny --minutes 60    a trial run
 
 Full-size architectures with random weights: SD v1.4 and SDXL by phase (time, memory beside what
-scripts/plan.py says, ratio before the first update), the rewards; then tests/gpu. Every part runs
-in a process of its own and has its share of the time: one that dies or takes longer is reported,
-keeps what it has measured, and the rest goes on. After every part it writes OUT/report.json and
-OUT/GPU.md, ready to be docs/GPU.md; OUT/PART.log has the tracebacks.
+scripts/plan.py says, ratio before the first update), the rewards, RL-RIG's
+phases; then tests/gpu. Every part runs in a process of its own and has its share of the time: one
+that dies or takes longer is reported, keeps what it has measured, and the rest goes on. After every
+part it writes OUT/report.json and OUT/GPU.md, ready to be docs/GPU.md; OUT/PART.log has the
+tracebacks.
 
 It needs Python 3.11 or newer with torch, pytest and what pyproject.toml lists but wandb; versions
 may differ from the pins, and the page says which do.
@@ -26,9 +27,9 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# In the order of their worth, with the seconds that they may take of the 330 or so in all; what
+# In the order of their worth, with the seconds that they may take of the 450 or so in all; what
 # one leaves, the later ones share.
-PARTS = {"machine": 8, "sd14": 80, "sdxl": 120, "rewards": 25, "checks": 97}
+PARTS = {"machine": 8, "sd14": 80, "sdxl": 120, "rewards": 25, "rig": 120, "checks": 97}
 
 
 def arguments() -> argparse.Namespace:
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
     )
-    parser.add_argument("--minutes", type=float, default=5.5, help="of measuring (5.5)")
+    parser.add_argument("--minutes", type=float, default=7.5, help="of measuring (7.5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=("full", "tiny"), default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_report"))
@@ -68,9 +69,10 @@ def work(args: argparse.Namespace, part: str) -> None:
     log = os.open(args.out / f"{part}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    from srrl.measure import parts
+    from srrl.measure import parts, rig_stages
 
-    getattr(parts, part)(parts.Job(part, args.device, args.model == "tiny", args.out))
+    function = rig_stages.rig if part == "rig" else getattr(parts, part)
+    function(parts.Job(part, args.device, args.model == "tiny", args.out))
 
 
 def run_part(args: argparse.Namespace, part: str, seconds: float) -> None:
@@ -102,7 +104,7 @@ def measure(args: argparse.Namespace, chosen: list[str]) -> None:
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asks for the GPU and leaves CUDA to the parts
     }
     check(args)
-    from srrl.measure import parts  # noqa: F401
+    from srrl.measure import parts, rig_stages  # noqa: F401
 
     args.out.mkdir(parents=True, exist_ok=True)
     for n, part in enumerate(chosen):

@@ -43,7 +43,8 @@ def randomise_lora(policy: Policy, scale: float = 0.05) -> None:
     """Give the LoRA an effect, as training would."""
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.trainable():
-        parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data += scale * noise.to(parameter.device)
 
 
 @pytest.fixture(scope="session", params=MODELS)

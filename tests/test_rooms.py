@@ -18,7 +18,7 @@ LEVELS = [
     ["srrl.models"],
     ["rewards"],
     ["srrl.rig.actor", "srrl.rig.seeing"],
-    ["srrl.models.vlm"],
+    ["srrl.models.vlm", "srrl.models.random_vlm"],
     ["srrl.models.conversations", "srrl.models.language_lora"],
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
     ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.run.folder", "srrl.shapes"],

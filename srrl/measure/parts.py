@@ -28,6 +28,7 @@ from srrl.curriculum import StagePlan
 from srrl.measure.bill import GIB
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
+from srrl.run.stages import StagedRun
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer
 
@@ -161,17 +162,20 @@ def stage_flags(job: Job, preset: str, *overrides: str) -> list[str]:
     return [*flags, *overrides]
 
 
-class Metered(Trainer):
-    """A trainer that keeps each phase's highest memory, and scores where it can be seen."""
+class Metered(StagedRun):
+    """A run that keeps each phase's highest memory; before its method among a class's bases."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.scorer = Scorer(self.rewards, background=False)
-        self.memory = dict.fromkeys(Trainer.phases, 0)
+        self.start_metering()
+
+    def start_metering(self) -> None:
+        self.seconds = dict.fromkeys(self.phases, 0.0)
+        self.memory = dict.fromkeys(self.phases, 0)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        on_gpu = self.policy.device.type == "cuda"
+        on_gpu = self.trainee.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         with super().timed(phase):
@@ -180,7 +184,17 @@ class Metered(Trainer):
             self.memory[phase] = max(self.memory[phase], torch.cuda.max_memory_allocated())
 
 
-def trainer_of(flags: list[str], accelerator: Accelerator, rewards: dict[str, Reward]) -> Metered:
+class MeteredTrainer(Metered, Trainer):
+    """Which scores where it can be seen."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.scorer = Scorer(self.rewards, background=False)
+
+
+def trainer_of(
+    flags: list[str], accelerator: Accelerator, rewards: dict[str, Reward]
+) -> MeteredTrainer:
     """rewards: the config's, made here into an empty dictionary and used again from a full one."""
     config = load_config(flags)
     policy = Policy.from_config(config, device=accelerator.device)
@@ -188,7 +202,7 @@ def trainer_of(flags: list[str], accelerator: Accelerator, rewards: dict[str, Re
     if not rewards:
         rewards.update(rewards_of(config, accelerator.device))
     tracker = Tracker(Path(config.output_dir) / "run", accelerator)
-    return Metered(config, policy, rewards, accelerator, tracker)
+    return MeteredTrainer(config, policy, rewards, accelerator, tracker)
 
 
 def measure_stage(job: Job, flags: list[str], rewards: dict[str, Reward]) -> Iterator[Row]:
@@ -200,8 +214,7 @@ def measure_stage(job: Job, flags: list[str], rewards: dict[str, Reward]) -> Ite
     loaded = time.monotonic()
     ratio = trainer.train(WARM_UP).metrics["ratio/first_max_dev"]
     warm = time.monotonic()
-    trainer.seconds = dict.fromkeys(Trainer.phases, 0.0)
-    trainer.memory = dict.fromkeys(Trainer.phases, 0)
+    trainer.start_metering()
     config, images = trainer.config, stage_cost(trainer.config, MEASURED).images
     calls = dict.fromkeys(Trainer.phases, 0)
     for x in stage_calls(config, MEASURED):

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from ml_collections import ConfigDict
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from srrl.budget import nfe_per_step
 from srrl.checks import WAYS
@@ -29,40 +29,12 @@ from srrl.models.architectures import blank_editor, blank_pipeline
 from srrl.models.conditioning import Conditioning
 from srrl.models.instruct import Instruction, InstructPolicy, evaluations_a_step
 from srrl.models.policy import DTYPES, Policy
+from srrl.models.random_vlm import LANGUAGE, NAMED, known_vlm, vlm_config
 from srrl.rig.seeing import EMBEDDED, TINY_VLM
 from srrl.rig.ways import first_evaluations
 
 TOKENS = 120  # of a request's text and a short answer, about
 SMALLER = "a smaller sample.micro_batch, or Qwen/Qwen2.5-VL-3B-Instruct"
-VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-}
-
-
-def qwen(hidden: int, intermediate: int, layers: int, heads: int, kv: int, words: int, tied: bool):
-    """A Qwen2.5-VL's configuration."""
-    text = {
-        "vocab_size": words,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "tie_word_embeddings": tied,
-    }
-    vision = {**VISION, "out_hidden_size": hidden}
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-
-
-VLMS = {
-    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
-    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
-}
 
 
 @dataclass(frozen=True)
@@ -140,11 +112,12 @@ def vlm_part(model: str, dtype: torch.dtype) -> tuple[Part, int]:
     """A VLM's weights, and the side in pixels of what is one token; raises UserError for a hub name
     whose configuration is not known here."""
     folder = TINY_VLM if model == EMBEDDED else Path(resolve(model))
-    if model not in VLMS and not folder.is_dir():
-        known = ", ".join(VLMS)
+    published = known_vlm(model)
+    if not published and not folder.is_dir():
+        known = ", ".join(NAMED.format(name) for name in LANGUAGE)
         raise UserError(f"the VLM {model!r}: not known here: known are {known} and folders")
     try:
-        config = qwen(*VLMS[model]) if model in VLMS else AutoConfig.from_pretrained(folder)
+        config = vlm_config(published) if published else AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             network = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError) as error:

@@ -108,11 +108,12 @@ HUB_NAMES = {
     "runwayml/stable-diffusion-v1-5": "sd14",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
-# Editors: the architecture, and where their UNets differ.
+# Editors: of these architectures, but for their UNets' inputs and the side of their pictures.
 EDITORS = {
-    "timbrooks/instruct-pix2pix": ("sd14", {"in_channels": 8}),
-    "diffusers/sdxl-instructpix2pix-768": ("sdxl", {"in_channels": 8, "sample_size": 96}),
+    "timbrooks/instruct-pix2pix": "sd14",
+    "diffusers/sdxl-instructpix2pix-768": "sdxl",
 }
+EDITING = {"sd14": {"in_channels": 8}, "sdxl": {"in_channels": 8, "sample_size": 96}}
 
 
 def blank_pipeline(model: str) -> DiffusionPipeline:
@@ -135,19 +136,13 @@ def blank_pipeline(model: str) -> DiffusionPipeline:
 
 
 def blank_editor(model: str) -> DiffusionPipeline:
-    """As blank_pipeline, of an InstructPix2Pix model: a name of EDITORS, or a diffusers folder."""
-    named = f"config.editor.model={model!r}"
+    """As blank_pipeline, of an InstructPix2Pix model: a name of EDITORS, "random:" with one of
+    ARCHITECTURES, or a diffusers folder."""
     if Path(model).is_dir():
+        named = f"config.editor.model={model!r}"
         with quiet(), faults("editor.model", model):
             return blank_of(describe(Path(model), named, edits=True))
-    if model not in EDITORS:
-        known = ", ".join(EDITORS)
-        raise UserError(
-            f"{named}: its architecture is not known here: known are {known} and diffusers folders"
-        )
-    name, changes = EDITORS[model]
-    a = ARCHITECTURES[name]
-    return _of(replace(a, unet={**a.unet, **changes}))
+    return _of(architecture(model, edits=True))
 
 
 def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -159,28 +154,30 @@ def blank_like(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def random_pipeline(
-    model: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+    model: str, dtype: torch.dtype, device: torch.device | str = "cpu", edits: bool = False
 ) -> DiffusionPipeline:
     """A "random:" model with random weights of `dtype`, the same ones every time."""
-    pipe = _of(architecture(model))
+    pipe = _of(architecture(model, edits))
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             fill_random(part, dtype, device)
     return pipe
 
 
-def architecture(model: str) -> Architecture:
+def architecture(model: str, edits: bool = False) -> Architecture:
     """Raises UserError, which says what is known."""
-    name = (
-        model.removeprefix(RANDOM_MODEL) if model.startswith(RANDOM_MODEL) else HUB_NAMES.get(model)
-    )
+    names = EDITORS if edits else HUB_NAMES
+    random = model.startswith(RANDOM_MODEL)
+    name = model.removeprefix(RANDOM_MODEL) if random else names.get(model)
     if name not in ARCHITECTURES:
-        known = ", ".join((*HUB_NAMES, *(RANDOM_MODEL + n for n in ARCHITECTURES)))
+        key = "editor.model" if edits else "pretrained.model"
+        known = ", ".join((*names, *(RANDOM_MODEL + n for n in ARCHITECTURES)))
         raise UserError(
-            f"config.pretrained.model={model!r}: its architecture is not known here: known are "
-            f"{known} and diffusers folders"
+            f"config.{key}={model!r}: its architecture is not known here: known are {known} and "
+            f"diffusers folders"
         )
-    return ARCHITECTURES[name]
+    found = ARCHITECTURES[name]
+    return replace(found, unet={**found.unet, **EDITING[name]}) if edits else found
 
 
 def _of(a: Architecture) -> DiffusionPipeline:

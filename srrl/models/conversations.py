@@ -145,7 +145,8 @@ class Conversations:
 class Draw(LogitsProcessor):
     """Draws each row's token by the row's own generator, or takes the likeliest.
 
-    chances: log-probs of logits under a temperature.
+    chances: log-probs of logits under a temperature. log_probs: of the tokens drawn so far, [B] for
+    each step.
     """
 
     def __init__(
@@ -157,12 +158,17 @@ class Draw(LogitsProcessor):
         if temperature <= 0:
             raise ValueError(f"temperature {temperature}: above 0")
         self.chances, self.generators, self.temperature = chances, generators, temperature
+        self.log_probs: list[Tensor] = []
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         chances = self.chances(scores, self.temperature)
-        if self.generators is None:
-            return chances
-        width = scores.shape[1]
+        drawn = chances if self.generators is None else self.perturbed(chances)
+        self.log_probs.append(chances.gather(1, drawn.argmax(1, keepdim=True))[:, 0])
+        return drawn
+
+    def perturbed(self, chances: Tensor) -> Tensor:
+        """With Gumbel's noise: the largest is a draw."""
+        width = chances.shape[1]
         uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators])
         waiting = -uniform.clamp(min=1e-20).log()  # exponential; its negative logarithm is Gumbel's
-        return chances - waiting.clamp(min=1e-30).log().to(scores.device)
+        return chances - waiting.clamp(min=1e-30).log().to(chances.device)

@@ -63,16 +63,16 @@ def load_pipeline(
     "random:sdxl" (that architecture, random weights, made on `device`), or a .safetensors file,
     whose configs and tokenizers come from `single_file_config` (a folder or hub name; the original
     model's on the hub if None). `vae` replaces the pipeline's own (srrl.models.parts).
-    edits: an InstructPix2Pix folder or hub name instead, as the pipeline that has the same parts.
+    edits: an InstructPix2Pix model instead, no file, as the pipeline that has the same parts.
     Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
     cannot serve, or if a tensor is missing, of another shape or not finite.
     """
     key = "editor.model" if edits else "pretrained.model"
     named = f"config.{key}={model!r}"
-    if edits and (model.startswith(RANDOM_MODEL) or Path(model).is_file()):
+    if edits and Path(model).is_file():
         raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
     if model.startswith(RANDOM_MODEL):
-        pipe = random_pipeline(model, dtype, device)
+        pipe = random_pipeline(model, dtype, device, edits)
         if vae:
             with quiet():
                 pipe.vae = load_vae(vae, vae_config(vae) or pipe.vae.config, dtype)

@@ -25,6 +25,8 @@ from srrl.errors import UserError
 from srrl.models.conversations import Completions, Conversations, Draw, Packed
 from srrl.models.hub import hub_folder
 from srrl.models.language_lora import LanguageLora
+from srrl.models.random_vlm import random_vlm
+from srrl.models.random_weights import RANDOM
 
 FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]  # of a model on the hub
 ANSWERS = (("yes", "Yes"), ("no", "No"))
@@ -70,8 +72,10 @@ class VLM(LanguageLora):
         device: torch.device | str = "cpu",
         **settings: int | None,
     ) -> "VLM":
-        """Load a folder's or the hub's model. Raises UserError if it cannot be had or is no Qwen
-        vision-language model."""
+        """Load a folder's or the hub's model, or "random:Qwen2.5-VL-7B": that architecture, random
+        weights. Raises UserError if it cannot be had or is no Qwen vision-language model."""
+        if str(model).startswith(RANDOM + ":"):
+            return cls(*random_vlm(str(model), dtype, device), device=device, **settings)
         try:
             folder = hub_folder(str(model), FILES)
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
@@ -225,8 +229,6 @@ class VLM(LanguageLora):
             repetition_penalty=1.0,
             eos_token_id=self.talk.end,
             pad_token_id=self.talk.pad,
-            return_dict_in_generate=True,
-            output_logits=True,
         )
         drawn = Draw(self.chances, generators, temperature)
         with self.bare(not self.adapted):
@@ -238,11 +240,10 @@ class VLM(LanguageLora):
                 logits_processor=LogitsProcessorList([drawn]),
                 **vision,
             )
-        tokens = made.sequences[:, ids.shape[1] :]
+        tokens = made[:, ids.shape[1] :]
         ended = (tokens == self.talk.end).long().cumsum(1)
         counts = (ended == 0) | ((ended == 1) & (tokens == self.talk.end))
-        chances = self.chances(torch.stack(made.logits, 1), temperature)
-        log_probs = chances.gather(2, tokens[..., None])[..., 0]
+        log_probs = torch.stack(drawn.log_probs, 1)
         self.nfe += len(ids)
         self.tokens += int(mask.sum()) + int(counts.sum())
         texts = [

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import ClassVar
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -41,6 +42,8 @@ def free_of(phase: str) -> tuple[str, ...]:
 class Phases:
     """The config's phases, one after the other; each resumes by itself."""
 
+    kinds: ClassVar[dict[str, type[PhaseRun]]] = {"actor": ActorRun, "editor": EditorRun}
+
     def __init__(
         self, config: ConfigDict, accelerator: Accelerator, parts: Parts, rewards: dict[str, Reward]
     ):
@@ -61,8 +64,7 @@ class Phases:
     def of(self, phase: str, before: int = 0) -> PhaseRun:
         own = phase_config(self.config, phase)
         tracker = Tracker(Path(own.output_dir) / own.run_name, self.accelerator, phase, before)
-        kind = {"actor": ActorRun, "editor": EditorRun}[phase]
-        run = kind(own, self.parts, self.rewards, self.accelerator, tracker)
+        run = self.kinds[phase](own, self.parts, self.rewards, self.accelerator, tracker)
         run.free = free_of(phase)
         return run
 

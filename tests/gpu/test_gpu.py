@@ -18,7 +18,7 @@ from srrl.config import REPOSITORY, load_config
 from srrl.curriculum import StagePlan
 from srrl.learner import ratio_limit
 from srrl.measure.biller import Biller
-from srrl.measure.parts import Metered
+from srrl.measure.parts import MeteredTrainer
 from srrl.models.policy import DTYPES, Policy
 from srrl.models.weights import make_trainable
 from srrl.run.tracking import Tracker
@@ -31,16 +31,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 PLAN = StagePlan(0, 2, 6)
 
 
-def trainer_on(device: str, folder: Path, *flags: str) -> Metered:
+def trainer_on(device: str, folder: Path, *flags: str) -> MeteredTrainer:
     config = load_config([*flags, f"--config.output_dir={folder}"])
     policy = Policy.from_config(config, device=device)
     make_trainable(policy.network, config)
     accelerator = Accelerator(cpu=DEVICE == "cpu")
     tracker = Tracker(folder / "run", accelerator)
-    return Metered(config, policy, rewards_of(config, device), accelerator, tracker)
+    return MeteredTrainer(config, policy, rewards_of(config, device), accelerator, tracker)
 
 
-def small_trainer(folder: Path, preset: str, precision: str = "no") -> Metered:
+def small_trainer(folder: Path, preset: str, precision: str = "no") -> MeteredTrainer:
     trainer = trainer_on(
         DEVICE,
         folder,
@@ -161,6 +161,16 @@ def test_scoring_beside_sampling_gives_the_scores_of_scoring_in_turn(tmp_path):
     assert torch.equal(*scores)
 
 
+@needs_gpu
+@pytest.mark.parametrize("preset", ["tiny", "tiny_xl"])
+def test_the_plans_peak_is_the_gpus(preset, tmp_path):
+    """At full size scripts/gpu_report.py compares them; here the small tensors' rounding counts."""
+    trainer = small_trainer(tmp_path, preset, "bf16")
+    trainer.train(PLAN)
+    planned = Biller(trainer.config, cuda=True).bill().phases["update"].peak
+    assert trainer.memory["update"] == pytest.approx(planned, rel=0.35)
+
+
 def begin(folder: Path, name: str) -> subprocess.Popen:
     """Start, or resume, a deterministic run of the real command."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
@@ -205,13 +215,3 @@ def test_a_run_killed_and_resumed_ends_like_one_left_alone(tmp_path):
     assert all(torch.equal(whole, other) for other in others)
     logs = [logged(tmp_path / name, "metrics.jsonl") for name in ("whole", "killed")]
     assert logs[0] == logs[1]
-
-
-@needs_gpu
-@pytest.mark.parametrize("preset", ["tiny", "tiny_xl"])
-def test_the_plans_peak_is_the_gpus(preset, tmp_path):
-    """At full size scripts/gpu_report.py compares them; here the small tensors' rounding counts."""
-    trainer = small_trainer(tmp_path, preset, "bf16")
-    trainer.train(PLAN)
-    planned = Biller(trainer.config, cuda=True).bill().phases["update"].peak
-    assert trainer.memory["update"] == pytest.approx(planned, rel=0.35)

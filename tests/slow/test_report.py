@@ -11,15 +11,22 @@ from pathlib import Path
 import psutil
 import pytest
 
+from srrl.checks import PHASES
 from srrl.config import REPOSITORY, load_config
 from srrl.measure.biller import Biller
 from srrl.measure.parts import Job, stage_flags
+from srrl.rig.trainer import PhaseRun
 from srrl.trainer import Trainer
 from tests.slow.commands import run
 
 pytestmark = pytest.mark.slow
 TRIAL = ["scripts/gpu_report.py", "--device", "cpu", "--model", "tiny", "--minutes", "60"]
 NO_GPU = "Skipped: there is no GPU"
+
+
+def json_rows(out: Path, part: str) -> list[dict]:
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    return [row for row in rows if row["part"] == part]
 
 
 def rows_of(out: Path) -> dict[tuple[str, str, str | None], dict]:
@@ -42,11 +49,16 @@ def test_every_part_runs_and_the_page_is_right(tmp_path):
             assert row["images_per_second"] > 0 and row["planned_gib"] > 0
         fewer = rows[part, "float32, gradient checkpointing", "update"]["planned_gib"]
         assert fewer < rows[part, "float32, a batch of prompts", "update"]["planned_gib"]
+    for phase in PHASES:
+        steps = [r for r in json_rows(tmp_path, "rig") if r["name"] == f"no, the {phase}"]
+        assert {r["step"] for r in steps[:-1]} == set(PhaseRun.phases)
+        assert all(r["per_second"] > 0 for r in steps[:-1])
+        assert steps[-1]["ratio_first_max_dev"] <= 1e-4 and steps[-1]["selected"] > 0
     row = rows["checks", "test_a_stage_is_the_cpus[tiny_xl]", None]
     assert row["passed"] and row["figures"]["pixels' largest difference in levels"] == 0
     page = (tmp_path / "GPU.md").read_text()
     assert page.startswith("# A trial of the report") and "0 failed, 2 left out" in page
-    assert [f"## {part}" for part in ("machine", "sd14", "sdxl", "rewards", "checks")] == [
+    assert [f"## {part}" for part in ("machine", "sd14", "sdxl", "rewards", "rig", "checks")] == [
         line for line in page.splitlines() if line.startswith("## ")
     ]
 

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from srrl.errors import UserError
+from srrl.models import random_vlm
 from srrl.models.vlm import VLM
 from srrl.shapes.scenes import SIZE, all_scenes, render
 from srrl.shapes.vlm import ENDS, SPECIAL, TEMPLATE, build_vlm
@@ -270,3 +271,28 @@ def test_what_is_no_qwen_model_is_refused(tmp_path):
     ).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="cannot load the VLM"):
         VLM.load(tmp_path)
+
+
+def test_a_random_vlm_of_a_published_architecture_looks_writes_and_trains(monkeypatch):
+    """The same code at a size that fits a test."""
+    monkeypatch.setitem(random_vlm.LANGUAGE, "Qwen2.5-VL-7B", (128, 64, 2, 1, 1, 512, False))
+    small = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    monkeypatch.setattr(random_vlm, "VISION", {**random_vlm.VISION, **small})
+    vlm, again = (VLM.load("random:Qwen2.5-VL-7B", batch_size=2) for _ in range(2))
+    for one, other in zip(vlm.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    images = torch.randint(0, 256, (3, 3, 56, 84), dtype=torch.uint8)
+    assert vlm.visual_tokens(vlm.look(images)) == 2 * 3
+    assert all(0 < p < 1 for p in torch.cat(vlm.p_yes(images, [["Is there a cat?"]] * 3)).tolist())
+    requests = ["What is missing?"] * 3
+    vlm.add_lora(rank=2, alpha=2, seed=0)
+    written = vlm.write(images, requests, max_tokens=4)
+    again = vlm.log_probs(images, requests, written.tokens, written.mask)
+    assert torch.allclose(again, written.log_probs, atol=1e-4)
+    again.sum().backward()
+    assert any(p.grad.abs().max() > 0 for p in vlm.trainable())
+
+
+def test_a_random_vlm_of_no_known_architecture_is_refused():
+    with pytest.raises(UserError, match=r"random:Qwen9.*random:Qwen2\.5-VL-7B"):
+        VLM.load("random:Qwen9")
