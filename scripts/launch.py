@@ -26,6 +26,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, load_config
+from srrl.elastic import death_of
 from srrl.errors import (
     UserError,
     ask_to_stop,
@@ -48,12 +49,11 @@ from srrl.run.folder import newest
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 LOCAL = REPOSITORY / "config" / "accelerate" / "local.yaml"
+LAUNCH, TORCHRUN = [sys.executable, "-m", "srrl.elastic"], "torch.distributed.run"
 # What tells accelerate and torch's launcher how to run, left over from another job.
 LEFT_OVER = re.compile(
     r"(ACCELERATE|FSDP|PET|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|(LOCAL_)?(RANK|WORLD_SIZE)"
 )
-# What torch's launcher logs first when a process has ended badly; its own report follows.
-DIED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 # What NVIDIA's and AMD's drivers have in /dev, on a board and below Windows, too.
 DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 # Between the signal to end and the one that nobody can ignore.
@@ -86,9 +86,8 @@ def asked_processes(launcher: list[str]) -> int | None:
 def launch_command(launcher: list[str], gpus: int, processes: int | None) -> list[str]:
     """The command that starts the processes, up to the script's name."""
     if not gpus and (processes or 1) > 1:  # accelerate's own launcher would start one
-        run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*run, f"--nproc_per_node={processes}"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+        return [*LAUNCH, TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
+    command = [*LAUNCH, "accelerate.commands.launch", "--quiet"]
     if names_config(launcher):
         return [*command, *launcher]
     processes = processes or max(gpus, 1)
@@ -125,7 +124,7 @@ def run(
     """Run to the end; several: whether processes are started that meet. Returns (exit code, what
     to say: "" or how a process died)."""
     status = Path(environment["SRRL_STATUS_FILE"])
-    if processes and "torch.distributed.run" in command:
+    if processes and TORCHRUN in command:
         threads = max(1, (os.cpu_count() or 1) // processes)
         environment |= {
             "ACCELERATE_USE_CPU": "true",
@@ -142,7 +141,6 @@ def run(
         process_group=0,  # accelerate's launcher does not pass signals on to the trainer
         preexec_fn=partial(begin, several),
     )
-    died: list[tuple[int, str]] = []
     stopped: list[int] = []
 
     def kill(*_: object) -> None:
@@ -173,25 +171,21 @@ def run(
     handle(end)
 
     def forward() -> None:
-        """Pass the trainer's stderr on, up to the launcher's report of a dead process. Tracebacks
-        of processes that miss one which has said its error, or which a signal has ended, are left
-        out."""
-        tracebacks = []
+        """Pass the trainers' stderr on, until one has ended badly. Tracebacks of those that miss
+        one which has said its error, or which a signal has ended, are left out."""
+        tracebacks, ended = [], False
         for line in process.stderr:
-            found = DIED.search(line)
-            if found and not died:
-                code = int(found[1])
-                died.append((code if code - 128 in ENDING else 1, death(code, int(found[2]))))
-            if CLOSING.search(line):  # one has ended; the others may be waiting for it
+            if CLOSING.search(line) and not ended:  # the others may be waiting for it
+                ended = True
                 late = threading.Timer(GRACE_S, send_all, [signal.SIGKILL, process.pid])
                 late.daemon = True
                 late.start()
             if TRACEBACK.match(line):
                 tracebacks.append(line)
-            elif not (died or stopped or LAUNCHER_NOISE.search(line)):
+            elif not (ended or stopped or LAUNCHER_NOISE.search(line)):
                 show(line)
-        told = stopped or status.exists()
-        if died and died[0][0] == 1 and "killed by" not in died[0][1] and not told:
+        died = death_of(status)
+        if died and died[1] == 1 and not (stopped or status.exists()):
             show(b"".join(tracebacks))
 
     def show(text: bytes) -> None:
@@ -211,7 +205,9 @@ def run(
     number = stopped_by(status)
     if number:
         return 128 + number, "stopped"
-    return died[0] if died else (code, "")
+    if died := death_of(status):
+        return died[1] if died[1] - 128 in ENDING else 1, death(*died)
+    return code, ""
 
 
 def begin(several: bool) -> None:
@@ -226,7 +222,7 @@ def send_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def death(code: int, rank: int) -> str:
+def death(rank: int, code: int) -> str:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"process {rank} {how} and the others were stopped"
 
@@ -249,7 +245,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
         command = launch_command(launcher, gpus, processes)
-        several = bool({"torch.distributed.run", "--multi_gpu"} & set(command))
+        several = bool({TORCHRUN, "--multi_gpu"} & set(command))
         code, how = run(
             [*command, str(TRAIN), *arguments],
             surroundings(launcher) | {"SRRL_STATUS_FILE": str(status)},

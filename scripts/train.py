@@ -9,20 +9,73 @@ run that was stopped. Every knob is explained in the config's file.
 """
 
 import os
+import re
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from srrl.config import flatten, load_config
-from srrl.errors import UserError, one_line_errors, show_help, stop_if_asked
-from srrl.life import end_on_signals, follow_launcher
+from srrl.errors import UserError, one_line_errors, report, show_help, stop_if_asked
+from srrl.life import end_in_calls, end_on_signals, follow_launcher
 from srrl.methods import METHODS
 
+# What tells a process of others, as accelerate reads it; beside torch's launcher MPI's.
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+# Seconds that the processes of a run have to meet.
+MEET_S = "SRRL_MEET_S", 300
 # Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
 SERVER_S, START_S, END_S = 5, 15, 25
+
+
+def started() -> int:
+    """How many processes the environment tells of."""
+    return max(int(os.environ.get(name, 1)) for name in SIZES)
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """While this process meets the others that its environment tells of: it says what it waits for,
+    and ends where they do not come. Raises UserError for an environment that cannot be."""
+    told = {name: os.environ[name] for name in (*SIZES, *RANKS) if name in os.environ}
+    odd = [f"{name}={value}" for name, value in told.items() if not re.fullmatch(r"\d+", value)]
+    if odd:
+        raise UserError(f"{odd[0]} in the environment: a number, or unset it")
+    if started() == 1:
+        yield
+        return
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    about = ", ".join([*(f"{name}={value}" for name, value in told.items()), f"at {where}"])
+    remedy = f"start all of them (bash train.sh does), or unset {', '.join(told)}"
+    patience = float(os.environ.get(*map(str, MEET_S)))
+
+    def give_up() -> None:
+        report(f"not all processes of {about} came within {patience:.0f} s ({MEET_S[0]}): {remedy}")
+        os._exit(2)
+
+    late = [
+        Timer(
+            min(10, patience / 2), print, [f"waiting for the processes of {about}"], {"flush": True}
+        ),
+        Timer(patience, give_up),
+    ]
+    for timer in late:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the processes of {about} cannot meet ({reason}): {remedy}") from error
+    finally:
+        for timer in late:
+            timer.cancel()
 
 
 def start_tracker(config: ConfigDict, accelerator: Any, folder: Path) -> None:
@@ -109,12 +162,12 @@ def main(argv: list[str]) -> None:
         start_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker
-    accelerator = Accelerator(log_with=log_with, project_dir=folder)
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != started:
+    with meeting():
+        accelerator = Accelerator(log_with=log_with, project_dir=folder)
+    if accelerator.num_processes != started():
         raise UserError(
-            f"{started} processes were started, but they found no GPUs to meet on: on a CPU "
-            f"launch with `-- --num_processes {started}` alone, or set ACCELERATE_USE_CPU=true"
+            f"{started()} processes were started, but they found no GPUs to meet on: on a CPU "
+            f"launch with `-- --num_processes {started()}` alone, or set ACCELERATE_USE_CPU=true"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise UserError(
@@ -147,6 +200,7 @@ if __name__ == "__main__":
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
         end_on_signals()
+        end_in_calls()
         follow_launcher()
         stop_if_asked()
         main(sys.argv[1:])

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 # What each system error of a file that could not grow is, and what helps.
 FULL = {
@@ -129,8 +130,8 @@ def _system_error(error: BaseException | None, anywhere: bool = False) -> OSErro
     return _system_error(error.__cause__ or error.__context__, anywhere)
 
 
-def _stop(message: str) -> None:
-    """Say it and exit with 2; below scripts/launch.py, leave it to be said there, once."""
+def report(message: str) -> None:
+    """Say what is wrong in a line; below scripts/launch.py, leave it to be said there, once."""
     line = f"error: {' '.join(message.split())}"
     try:
         with open(os.environ["SRRL_STATUS_FILE"], "xb") as file:
@@ -139,6 +140,10 @@ def _stop(message: str) -> None:
         pass
     except (KeyError, OSError):  # nobody reads it, or the disk is full there, too
         print(line, file=sys.stderr, flush=True)
+
+
+def _stop(message: str) -> NoReturn:
+    report(message)
     sys.exit(2)
 
 

@@ -7,8 +7,10 @@ reach one.
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,27 @@ def end_on_signals() -> None:
         raise Stopped(number)
 
     handle(once)
+
+
+def end_in_calls() -> None:
+    """Have ENDING end this process also where its main thread is inside a library's call, such as a
+    wait for other processes, and hears nothing: a second one at once."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def watch() -> None:
+        first = 0
+        while True:
+            heard = select.select([read], [], [], GRACE_S if first else None)[0]
+            number = os.read(read, 1)[0] if heard else first
+            if number in ENDING and signal.getsignal(number) != signal.SIG_IGN:
+                if first:
+                    os._exit(128 + first)
+                first = number
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prctl(option: int, value: int) -> None:

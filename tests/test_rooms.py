@@ -23,7 +23,7 @@ LEVELS = [
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
     ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.run.folder", "srrl.shapes"],
     ["srrl.methods"],
-    ["srrl.checks", "srrl.life"],
+    ["srrl.checks", "srrl.elastic", "srrl.life"],
     ["srrl.errors"],
 ]
 # What may be asked for from below: facts about machines and numbers, which know of nothing.

@@ -20,7 +20,7 @@ the plan's operations over the card's data-sheet rate. What failed or was left o
 """
 TRIAL = """# A trial of the report
 
-On the embedded models (32 px, T = 10, the exact verifier as reward): it shows that every part runs,
+On the embedded models (32 px, T = 5, the exact verifier as reward): it shows that every part runs,
 and says nothing about full size.
 """
 

@@ -1,5 +1,6 @@
 """The run's folder and logs, trackers, and progress with the time left."""
 
+import gc
 import json
 import math
 import os
@@ -114,6 +115,7 @@ class Tracker:
         if self.active:
             with writing(self.folder / "curves.png"):
                 curves(self.folder, panels)
+            gc.collect()  # a figure's parts hold each other: 4 MB each time, until someone looks
 
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""

@@ -14,7 +14,7 @@ from tests.slow.commands import logged, lora, run
 
 pytestmark = pytest.mark.slow
 QUICK = ["--config.eval.every=0", "--config.pictures.every=1"]
-ERRORS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT]
+ERRORS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT, errno.ENOTDIR]
 
 
 def flags(folder: Path) -> list[str]:
@@ -87,8 +87,9 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(fill, whole, tmp_pa
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_folder_that_vanishes_is_one_line(tmp_path):
-    """In the second stage."""
+@pytest.mark.parametrize("instead", ["nothing", "a file"])
+def test_a_folder_that_vanishes_is_one_line(instead, tmp_path):
+    """In the second stage; something else may stand there."""
     command = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 40), *QUICK]
     process = subprocess.Popen(
         command,
@@ -100,6 +101,8 @@ def test_a_folder_that_vanishes_is_one_line(tmp_path):
     for line in process.stdout:
         if line.startswith("stage 1/"):
             (tmp_path / "run").rename(tmp_path / "elsewhere")
+            if instead == "a file":
+                (tmp_path / "run").touch()
             break
     out, errors = process.communicate(timeout=600)
     assert process.returncode == 2, out + errors

@@ -52,7 +52,9 @@ def run(
 STARTED_IN = dict(os.environ)
 WARM = re.compile(rf"({re.escape(str(REPOSITORY))}/)?scripts/|tests/slow/kill_at|tests/attacks/f")
 # Variables that nothing reads while torch, diffusers, transformers and peft are imported.
-LATE = re.compile(r"WANDB_\w+|HOME|PYTHONPATH|SRRL_ERROR_FOLDER|PYTEST_\w+")
+LATE = re.compile(
+    r"(WANDB|PYTEST|SRRL|SLURM|MASTER|PMI|WORLD|LOCAL)_\w+|HOME|PYTHONPATH|RANK|ACCELERATE_USE_CPU"
+)
 
 
 def changed(environment: dict[str, str]) -> set[str]:

@@ -3,6 +3,8 @@ files, folders that are none."""
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -205,3 +207,52 @@ def test_where_nothing_can_be_written_is_one_line_before_a_model_is_loaded(tmp_p
         assert len(refused.stderr.splitlines()) == 1 and said in refused.stderr, refused.stderr
         assert "plan:" not in refused.stdout
     assert os.listdir(foreign) == ["config.json"]
+
+
+MET = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "SRRL_MEET_S": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "came within 4 s (SRRL_MEET_S): sta"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "RANK=1, LOCAL_RANK=1, at 127.0.0.1"),
+        ({"WORLD_SIZE": "2", "RANK": "7", "LOCAL_RANK": "0"}, "RANK=7, LOCAL_RANK=0, at 127.0.0.1"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment: a number, or unset it"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE= in the environment: a number, or unset it"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE=2, PMI_RANK=1, at 127.0.0.1"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2"}, None),
+    ],
+)
+def test_a_process_that_waits_for_others_says_so_and_ends(environment, said, tmp_path):
+    """As from a cluster's script that sets what belongs to another launcher."""
+    command = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, 1)]
+    given = {**MET, "MASTER_PORT": str(free_port()), **environment}
+    ended = run(*command, check=2 if said else 0, **given)
+    if said:
+        assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
+        assert said in ended.stderr
+
+
+def test_a_process_that_waits_for_others_hears_a_signal(tmp_path):
+    """Inside a library's call, in which Python's handlers are not."""
+    command = [sys.executable, "-u", "scripts/train.py", PRESET, *small_run(tmp_path, 1)]
+    given = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "SRRL_MEET_S": "600"}
+    waiting = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **MET, "MASTER_PORT": str(free_port()), **given},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in waiting.stdout:
+        if line.startswith("waiting for the processes of WORLD_SIZE=2, RANK=0"):
+            waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait() == 128 + signal.SIGTERM
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
