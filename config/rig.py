@@ -239,6 +239,9 @@ def base() -> ConfigDict:
     r.worker = w = ConfigDict()
     w.python = placeholder(str)
     w.address = placeholder(str)
+    # Seconds that it has to load its models, and to score a batch. Then it is started again, twice.
+    w.load_s = 1800.0
+    w.batch_s = 600.0
     return c
 
 

@@ -135,10 +135,13 @@ def base() -> ConfigDict:
     r.device = placeholder(str)
     r.dtype = "fp16"
     r.worker = w = ConfigDict()
-    # The worker's interpreter (unset: this one), or the HOST:PORT of one that is running (see
-    # rewards/worker.py), which then is not started here.
+    # The worker's interpreter (unset: this one), or the address of one that is running (HOST:PORT,
+    # or a socket's path; see rewards/worker.py), which then is not started here.
     w.python = placeholder(str)
     w.address = placeholder(str)
+    # Seconds that it has to load its models, and to score a batch. Then it is started again, twice.
+    w.load_s = 1800.0
+    w.batch_s = 600.0
     # With reflect.train_rounds "all": "all" scores every round's own image (process rewards),
     # "last" gives every round the advantage of the last round's image.
     r.rounds = "all"

@@ -2,13 +2,13 @@
 
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,14 +20,16 @@ from srrl.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this package
 ATTEMPTS, PAUSES_S = 3, (5, 30)
-LOADING_S = 1800  # xxl checkpoints take minutes from a slow disk
+CHECKED = 2**18  # bytes of prompts that are checked at once
 
 
 class Worker:
-    """A connection to a worker process, of our own or at an address.
+    """A connection to a worker process, of our own or at an address (HOST:PORT, or a socket).
 
-    A request that the worker does not survive is sent again, to a new process of our own or to
-    the same address, ATTEMPTS times in all; then UserError ends the run, which can be resumed.
+    load_s, batch_s: seconds that it has to load its models, and to answer a request. A request that
+    the worker does not survive, or does not answer in time, is sent again, to a new process of our
+    own or to the same address, ATTEMPTS times in all; then UserError ends the run, which can be
+    resumed.
     """
 
     def __init__(
@@ -39,9 +41,12 @@ class Worker:
         device: str = "cpu",
         dtype: str = "fp32",
         original: bool = False,
+        load_s: float = 1800,
+        batch_s: float = 600,
     ):
-        self.address, self.process, self.connection = address, None, None
-        self.token = os.environ.get(TOKEN, "") if address else secrets.token_hex(16)
+        self.address, self.process, self.line = address, None, None
+        self.load_s, self.batch_s = load_s, batch_s
+        self.token = os.environ.get(TOKEN, "")
         if address and not self.token:
             raise UserError(f"reward.worker.address={address!r}: set {TOKEN} to the worker's token")
         self.command = [
@@ -54,7 +59,6 @@ class Worker:
             device,
             "--dtype",
             dtype,
-            "--child",
             *(["--original"] * original),
         ]
         self.names = list(models)
@@ -62,82 +66,121 @@ class Worker:
             self.connect()
         except OSError as error:
             raise UserError(
-                f"no reward worker at {address or 'its port'} ({error}): start it with "
+                f"no reward worker at {address or 'the other end'} ({error}): start it with "
                 f"`python -m rewards.worker`, or unset reward.worker.address"
             ) from error
 
-    def request(self, header: dict[str, Any], payload: bytes = b"") -> tuple[dict, bytes]:
-        """The worker's answer. Raises UserError if it reports an error or stays dead."""
+    def request(
+        self, header: dict[str, Any], payload: bytes = b"", expected: int = 0
+    ) -> tuple[dict, bytes]:
+        """The worker's answer, with so many bytes of payload. Raises UserError if it reports an
+        error, stays dead or silent, or answers what is none."""
         for attempt in range(ATTEMPTS):
             try:
-                if self.connection is None:
+                if self.line is None:
                     self.connect()
-                protocol.send(self.connection, header, payload)
-                answer, data = protocol.receive(self.connection)
+                with self.line.within(self.batch_s, "reward.worker.batch_s"):
+                    self.line.send(header, payload)
+                    answer, data = self.line.receive(lambda _: expected)
+                if "error" not in answer and len(data) != expected:
+                    raise ConnectionError(f"{len(data)} bytes of scores, not {expected}")
                 break
-            except OSError as error:  # ConnectionError among them
+            except ValueError as error:
+                raise UserError(f"too much for a reward worker: {error}") from error
+            except OSError as error:  # ConnectionError and TimeoutError among them
                 self.close()
                 reason = str(error)
                 if attempt + 1 < ATTEMPTS:
-                    print(f"the reward worker died ({reason}): starting again", flush=True)
+                    print(f"the reward worker failed ({reason}): starting again", flush=True)
                     if self.address:  # whoever runs it may start it again
                         time.sleep(PAUSES_S[attempt])
         else:
             raise UserError(
-                f"the reward worker {self.address or 'process'} died {ATTEMPTS} times ({reason}): "
-                f"see its messages above and run the same command again"
+                f"the reward worker {self.address or 'process'} failed {ATTEMPTS} times "
+                f"({reason}): see its messages above and run the same command again"
             )
         if "error" in answer:
-            raise UserError(f"reward worker: {answer['error']}")
+            raise UserError(f"reward worker: {str(answer['error'])[:2000]}")
         return answer, data
 
     def connect(self) -> None:
-        if self.address:
-            host, _, port = self.address.rpartition(":")
-            if not port.isdigit():
-                raise UserError(f"reward.worker.address={self.address!r}: expected HOST:PORT")
-        else:
-            host, port = "127.0.0.1", self.start()
-        self.connection = socket.create_connection((host, int(port)), timeout=LOADING_S)
-        protocol.send(self.connection, {"token": self.token})
-        answer, _ = protocol.receive(self.connection)
-        if "error" in answer:
-            raise UserError(f"reward worker at {self.address}: {answer['error']}")
-        missing = set(self.names) - set(answer["rewards"])
+        """Raises OSError where nobody is there, and UserError where it is not the worker."""
+        self.line = protocol.Line(self.reach() if self.address else self.start())
+        try:
+            with self.line.within(self.load_s, "reward.worker.load_s"):
+                if self.address:
+                    self.line.prove(self.token, asks=False)
+                answer, _ = self.line.receive(lambda _: 0)
+        except AuthenticationError:
+            raise UserError(
+                f"reward worker at {self.address}: the token is not this worker's"
+            ) from None
+        except TimeoutError as error:
+            self.close()
+            names = ", ".join(self.names)
+            raise UserError(f"the reward worker is still loading {names}: {error}") from None
+        except ConnectionError:
+            if self.process is None:
+                raise
+            raise UserError(
+                f"the reward worker ended with exit code {self.ended()} while loading "
+                f"{', '.join(self.names)}: see its message above"
+            ) from None
+        there = answer.get("rewards")
+        missing = set(self.names) - set(there if isinstance(there, list) else ())
         if missing:
             raise UserError(f"reward worker at {self.address} has no {', '.join(sorted(missing))}")
 
-    def start(self) -> int:
-        """Start a worker process of our own; returns its port."""
+    def reach(self) -> socket.socket:
+        """A connection to the address."""
+        if "/" in self.address:
+            opened = socket.socket(socket.AF_UNIX)
+            opened.connect(self.address)
+            return opened
+        host, _, port = self.address.rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) < 2**16):
+            expected = "expected HOST:PORT, or a socket's path"
+            raise UserError(f"reward.worker.address={self.address!r}: {expected}")
+        opened = socket.create_connection((host.strip("[]"), int(port)), timeout=self.load_s)
+        opened.settimeout(None)
+        return opened
+
+    def start(self) -> socket.socket:
+        """Start a worker process of our own; returns our end of the line."""
         paths = [str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, TOKEN: self.token, "PYTHONPATH": ":".join(filter(None, paths))}
+        environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
         environment.pop("SRRL_STATUS_FILE", None)
+        ours, theirs = socket.socketpair()
         try:
-            self.process = subprocess.Popen(
-                self.command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                process_group=0,  # Ctrl-C is for the trainer; we end with it
-            )
+            with theirs:
+                self.process = subprocess.Popen(
+                    [*self.command, f"--line={theirs.fileno()}"],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # Ctrl-C is for the trainer; we end with it
+                )
         except OSError as error:
+            ours.close()
             raise UserError(f"reward.worker.python={self.command[0]!r}: {error}") from error
-        for line in self.process.stdout:
-            if line.startswith("listening "):
-                threading.Thread(target=drain, args=[self.process.stdout], daemon=True).start()
-                return int(line.split()[1])
-        code = self.process.wait()
-        raise UserError(
-            f"the reward worker ended with exit code {code} while loading {', '.join(self.names)}: "
-            f"see its message above"
-        )
+        threading.Thread(target=drain, args=[self.process.stdout], daemon=True).start()
+        return ours
+
+    def ended(self) -> int:
+        """The exit code of a process of our own that has closed the line."""
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
     def close(self) -> None:
         """Close the connection and end a process of our own."""
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
+        if self.line is not None:
+            self.line.close()
+            self.line = None
         if self.process is not None:
             self.process.stdin.close()
             self.process.kill()
@@ -160,22 +203,27 @@ class WorkerReward:
         self.details: list | None = None
 
     def check_prompts(self, prompts: list[str]) -> None:
-        try:
-            self.worker.request({"do": "check", "reward": self.name, "prompts": prompts})
-        except UserError as error:
-            raise ValueError(str(error).removeprefix("reward worker: ValueError: ")) from error
+        part, size = [], 0
+        for i, prompt in enumerate(prompts):
+            part.append(prompt)
+            size += len(json.dumps(prompt))
+            if size < CHECKED and i + 1 < len(prompts):
+                continue
+            try:
+                self.worker.request({"do": "check", "reward": self.name, "prompts": part})
+            except UserError as error:
+                text = str(error).removeprefix("reward worker: ValueError: ")
+                raise ValueError(text) from error
+            part, size = [], 0
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
-        header = {
-            "do": "score",
-            "reward": self.name,
-            "prompts": prompts,
-            "shape": list(images.shape),
-        }
-        answer, data = self.worker.request(header, protocol.images_to_bytes(images))
+        asked = {"do": "score", "reward": self.name, "prompts": prompts}
+        header = {**asked, "shape": list(images.shape)}
+        pixels = protocol.images_to_bytes(images)
+        answer, data = self.worker.request(header, pixels, expected=4 * len(prompts))
         self.details = answer.get("details")
-        return protocol.scores_from_bytes(data).reshape(answer["shape"])
+        return protocol.scores_from_bytes(data)
 
 
 def worker_rewards(worker: Worker) -> dict[str, WorkerReward]:

@@ -58,6 +58,8 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
         device=str(device),
         dtype=dtype,
         original=original,
+        load_s=r.worker.load_s,
+        batch_s=r.worker.batch_s,
     )
     return worker_rewards(worker)
 

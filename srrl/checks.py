@@ -76,6 +76,9 @@ def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) ->
         unused = c.reward.worker[key] is None or c.reward.backend != "local"
         expected = 'it is used with reward.backend "worker" or "original"'
         require(unused, f"reward.worker.{key}", expected)
+    for key in ("load_s", "batch_s"):
+        seconds = c.reward.worker[key]
+        require(0 < seconds <= 1e6, f"reward.worker.{key}", "above 0, at most a million seconds")
 
 
 def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:

@@ -3,10 +3,14 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +93,7 @@ def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
 def test_a_worker_that_stays_dead_ends_the_run_in_one_line():
     worker = Worker({f"{HERE}:Mean": {}})
     (reward,) = worker_rewards(worker).values()
-    with pytest.raises(UserError, match=r"died 3 times.*run the same command again"):
+    with pytest.raises(UserError, match=r"failed 3 times.*run the same command again"):
         reward.score(pictures(1), ["die"])
     worker.close()
 
@@ -105,15 +109,21 @@ def test_a_worker_that_cannot_load_is_one_line(capfd):
 @pytest.fixture
 def listening():
     """A worker started by hand; its port."""
+    with by_hand("--host", "127.0.0.1") as address:
+        yield int(address.rpartition(":")[2])
+
+
+@contextmanager
+def by_hand(*flags: str) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "rewards.worker", "--models", '{"shapes": {}}'],
+        [sys.executable, "-m", "rewards.worker", "--models", '{"shapes": {}}', *flags],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, TOKEN: "secret"},
     )
-    yield int(process.stdout.readline().split()[1])
-    process.kill()
+    yield process.stdout.readline().split()[1]
+    process.terminate()
     process.wait()
 
 
@@ -172,21 +182,137 @@ def test_a_worker_ends_with_its_trainer():
     raise AssertionError("the worker still runs")
 
 
-def test_frames_are_json_and_numbers():
-    one, two = socket.socketpair()
+def test_messages_are_json_and_numbers():
+    one, two = map(protocol.Line, socket.socketpair())
     images = pictures(2)
-    protocol.send(one, {"do": "score", "prompts": ["é\n\0"]}, protocol.images_to_bytes(images))
-    header, payload = protocol.receive(two)
-    assert header["prompts"] == ["é\n\0"]
+    header = {"prompts": ["\u00e9\n\0", "b"], "shape": [2, 3, 32, 32]}
+    one.send(header, protocol.images_to_bytes(images))
+    received, payload = two.receive(protocol.images_size)
+    assert received == {**header, "payload": len(payload)}
     assert torch.equal(protocol.images_from_bytes(payload, [2, 3, 32, 32]), images)
-    with pytest.raises(ValueError):
-        protocol.images_from_bytes(payload, [3, 3, 32, 32])
     scores = torch.tensor([1.5, float("nan"), -0.0])
     back = protocol.scores_from_bytes(protocol.scores_to_bytes(scores))
     assert torch.equal(back.nan_to_num(7), scores.nan_to_num(7))
+    with pytest.raises(ValueError, match="1048576 at most"):
+        one.send({"prompts": ["a" * 2**20]})
     one.close()
     with pytest.raises(ConnectionError):
-        protocol.receive(two)
+        two.receive(protocol.images_size)
+    two.close()
+
+
+LIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"7",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"{}",
+    b'{"payload": null}',
+    b'{"payload": true}',
+    b'{"payload": -1}',
+    b'{"payload": 1e3}',
+    b'{"payload": 1}',
+    b'{"payload": 99999999999999999999}',
+    b'{"payload": 12, "prompts": ["a"], "shape": [1, 3, 2, 2, 1]}',
+    b'{"payload": 12, "prompts": ["a"], "shape": [1, 3, -2, -2]}',
+    b'{"payload": 12, "prompts": ["a"], "shape": [1, 3, 2.0, 2]}',
+    b'{"payload": 12, "prompts": ["a"], "shape": [2, 3, 2, 1]}',
+    b'{"payload": 12, "prompts": null, "shape": [1, 3, 2, 2]}',
+    b'{"payload": 99, "prompts": ["a"], "shape": [1, 3, 2, 2]}',
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=range(len(LIES)))
+def test_what_is_no_message_is_a_connection_error(lie):
+    one, two = map(protocol.Line, socket.socketpair())
+    one.frames.send_bytes(lie)
+    one.close()
+    with pytest.raises(ConnectionError):
+        two.receive(protocol.images_size)
+    two.close()
+
+
+@contextmanager
+def false_worker(answer: Callable[[protocol.Line], None]) -> Iterator[str]:
+    """Three times somebody at an address who knows the token and answers a request in this way."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def lying() -> None:
+            for _ in range(3):
+                line = protocol.Line(listener.accept()[0])
+                line.prove("secret", asks=True)
+                line.send({"rewards": ["shapes"]})
+                line.receive(protocol.images_size)
+                with suppress(OSError):
+                    answer(line)
+                line.close()
+
+        thread = threading.Thread(target=lying)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setattr("rewards.client.PAUSES_S", (0, 0))
+
+
+@pytest.mark.parametrize("lie", [*LIES, b"a" * (2**20 + 1), b'{"payload": 8}', b'{"payload": 0}'])
+def test_an_answer_that_is_none_is_one_line(lie, impatient):
+    with false_worker(lambda line: line.frames.send_bytes(lie)) as address:
+        reward = worker_rewards(Worker({"shapes": {}}, address=address))["shapes"]
+        with pytest.raises(UserError, match=r"reward worker 127.* failed 3 times \("):
+            reward.score(pictures(1), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+def test_a_worker_that_is_silent_or_trickles_ends_with_its_reason(trickles, impatient):
+    def answer(line: protocol.Line) -> None:
+        if not trickles:
+            line.socket.recv(1)
+        line.socket.sendall(b"\0\0\1\0")  # a frame of 256 bytes, which come one by one
+        for _ in range(200):
+            line.socket.sendall(b" ")
+            time.sleep(0.05)
+
+    with false_worker(answer) as address:
+        worker = Worker({"shapes": {}}, address=address, batch_s=0.5)
+        with pytest.raises(UserError, match=r"no answer within 0.5 s \(reward.worker.batch_s\)"):
+            worker_rewards(worker)["shapes"].score(pictures(1), PROMPTS[:1])
+
+
+class Slow(Mean):
+    def __init__(self):
+        time.sleep(3600)
+
+
+def test_a_worker_that_loads_for_too_long_is_one_line():
+    with pytest.raises(UserError, match=r"still loading .*Slow.* 0.2 s \(reward.worker.load_s\)"):
+        Worker({f"{HERE}:Slow": {}}, load_s=0.2)
+
+
+def test_many_prompts_are_checked_in_parts(worker):
+    rewards = worker_rewards(worker)
+    rewards["shapes"].check_prompts(PROMPTS * 10_000)
+    with pytest.raises(ValueError, match="a walrus"):
+        rewards["shapes"].check_prompts([*PROMPTS * 10_000, "a walrus"])
+    with pytest.raises(UserError, match="too much for a reward worker"):
+        rewards["shapes"].score(pictures(1), ["a" * 2**20])
+
+
+def test_a_worker_by_hand_listens_where_only_its_user_can_enter(monkeypatch):
+    monkeypatch.setenv(TOKEN, "secret")
+    with by_hand() as path:
+        folder = Path(path).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        worker = Worker({"shapes": {}}, address=path)
+        assert len(worker_rewards(worker)["shapes"].score(pictures(), PROMPTS)) == 4
+    assert not folder.exists()
 
 
 class Held:
