@@ -41,6 +41,9 @@ class APIScore:
     key        environment variable that holds the API key, if the server wants one
     concurrent requests at once; timeout: seconds for one; attempts: for each, with pauses of 1, 2,
                4, ... seconds between them, after which the run stops and can be resumed
+
+    counts: requests so far, and those of them that failed. Raises UserError where the server is not
+    there.
     """
 
     def __init__(
@@ -66,9 +69,14 @@ class APIScore:
         secret = os.environ.get(key, "")
         self.headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.last_said = -SAID_S
+        self.counts, self.counting = {"calls": 0, "failures": 0}, threading.Lock()
         self.pool = ThreadPoolExecutor(concurrent, "api")
         self.sessions = threading.local()  # one connection for each thread
-        self.model = model or self.first_model()
+        listed = self.insist("models", None, lambda answer: answer, probe=model is not None)
+        try:
+            self.model = model or listed["data"][0]["id"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"reward 'api': {self.url} lists no model: set its model") from error
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
@@ -102,24 +110,26 @@ class APIScore:
         }
         return self.insist("chat/completions", body, yes_probability)
 
-    def first_model(self) -> str:
-        return self.insist("models", None, lambda answer: answer["data"][0]["id"])
-
-    def insist(self, path: str, body: dict | None, read: Any) -> Any:
-        """read(answer) of a request that is repeated while the server fails."""
+    def insist(self, path: str, body: dict | None, read: Any, probe: bool = False) -> Any:
+        """read(answer) of a request that is repeated while the server fails; probe: whether it is
+        there is enough."""
         pause = FIRST_PAUSE_S
         for attempt in range(self.attempts):
             try:
-                return self.once(path, body, read)
+                with self.counting:
+                    self.counts["calls"] += 1
+                return self.once(path, body, read, probe)
             except _Again as error:
+                with self.counting:
+                    self.counts["failures"] += 1
                 if attempt + 1 == self.attempts:
                     raise UserError(
                         f"reward 'api': {self.url} failed {self.attempts} times, at last: {error}: "
                         f"look at the server and run the same command again"
                     ) from error
                 self.tell(
-                    f"reward 'api': {self.url}: {error}: attempt {attempt + 2} of "
-                    f"{self.attempts} in {pause:.0f} s"
+                    f"reward 'api': attempt {attempt + 2} of {self.attempts} in {pause:.0f} s: "
+                    f"{self.url}: {error}"
                 )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -130,7 +140,7 @@ class APIScore:
             self.last_said = time.monotonic()
             print(" ".join(text.split())[:300], file=sys.stderr, flush=True)
 
-    def once(self, path: str, body: dict | None, read: Any) -> Any:
+    def once(self, path: str, body: dict | None, read: Any, probe: bool) -> Any:
         if not hasattr(self.sessions, "session"):
             self.sessions.session = requests.Session()
         try:
@@ -146,6 +156,8 @@ class APIScore:
         text = " ".join(answer.text.split())[:200]
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             raise _Again(f"status {answer.status_code}: {text}")
+        if probe:
+            return None
         if answer.status_code >= 400:
             raise UserError(
                 f"reward 'api': {self.url}/{path} says {answer.status_code}: {text}: see "

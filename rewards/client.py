@@ -130,6 +130,8 @@ class Worker:
         missing = set(self.names) - set(there if isinstance(there, list) else ())
         if missing:
             raise UserError(f"reward worker at {self.address} has no {', '.join(sorted(missing))}")
+        told = answer.get("counts")
+        self.counts = {n: counts(told.get(n)) if isinstance(told, dict) else {} for n in self.names}
 
     def reach(self) -> socket.socket:
         """A connection to the address."""
@@ -195,11 +197,16 @@ def drain(output: IO[str]) -> None:
     output.close()
 
 
+def counts(told: object) -> dict[str, int]:
+    """What a reward counts, as a worker tells it."""
+    return {k: n for k, n in told.items() if type(n) is int} if isinstance(told, dict) else {}
+
+
 class WorkerReward:
     """One of a worker's rewards, as a reward."""
 
     def __init__(self, worker: Worker, name: str):
-        self.worker, self.name = worker, name
+        self.worker, self.name, self.counts = worker, name, worker.counts[name]
         self.details: list | None = None
 
     def check_prompts(self, prompts: list[str]) -> None:
@@ -223,6 +230,7 @@ class WorkerReward:
         pixels = protocol.images_to_bytes(images)
         answer, data = self.worker.request(header, pixels, expected=4 * len(prompts))
         self.details = answer.get("details")
+        self.counts = {k: counts(answer.get("counts")).get(k, 0) for k in self.counts}
         return protocol.scores_from_bytes(data)
 
 

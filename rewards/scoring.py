@@ -64,6 +64,12 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     return worker_rewards(worker)
 
 
+def counts_of(rewards: Mapping[str, Reward]) -> dict[str, int]:
+    """What rewards count, as reward/NAME/WHAT."""
+    counted = {name: getattr(reward, "counts", None) or {} for name, reward in rewards.items()}
+    return {f"reward/{name}/{what}": n for name, own in counted.items() for what, n in own.items()}
+
+
 class Scorer:
     """Scores a stage's batches in the order in which they come.
 

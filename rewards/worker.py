@@ -41,8 +41,9 @@ class Server:
     def talk(self, line: Line) -> None:
         """Answer a trainer's requests until it ends, or says what is none."""
         with contextlib.suppress(OSError):
+            counts = {name: getattr(r, "counts", None) for name, r in self.rewards.items()}
             with line.within(MESSAGE_S):
-                line.send({"rewards": list(self.rewards)})
+                line.send({"rewards": list(self.rewards), "counts": counts})
             while True:
                 line.wait()
                 with line.within(MESSAGE_S):
@@ -64,7 +65,7 @@ class Server:
             with self.busy:
                 scores = score_all({name: reward}, images, prompts)[name]
                 details = details_of({name: reward}, len(prompts)).get(name)
-            answer = {"details": details}
+            answer = {"details": details, "counts": getattr(reward, "counts", None)}
             if len(json.dumps(answer)) > protocol.HEADER // 2:
                 raise UserError(f"reward {name!r} has details of more than half a megabyte")
             return answer, protocol.scores_to_bytes(scores)

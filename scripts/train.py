@@ -191,7 +191,6 @@ def main(argv: list[str]) -> None:
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
     run.run()
     tracker.finish()
-    accelerator.end_training()
     if locked:
         locked.close()
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from rewards import Reward, check_prompts
+from rewards.scoring import counts_of
 from srrl.budget import evaluation_cost, stage_cost, stage_work
 from srrl.curriculum import StagePlan, plan_for
 from srrl.evaluation import evaluate
@@ -52,6 +53,9 @@ class ImageRun(StagedRun):
 
     def prompts_of(self, stage: int) -> list[str]:
         return self.draw_prompts(plan_for(self.config, stage))
+
+    def counts(self) -> dict[str, int]:
+        return counts_of(self.rewards)
 
     def space(self, done: int) -> float:
         """With the images that are saved, which PNG makes smaller by a third, about."""

@@ -10,7 +10,7 @@ from srrl.assess.cells import Result, finished
 from srrl.budget import expected_selected, stage_cost, trained_passes
 from srrl.config import REPOSITORY, load_config
 from srrl.curriculum import plan_for
-from srrl.run.pictures import read_jsonl
+from srrl.run.folder import read_lines
 
 FLAG = "--config."
 
@@ -172,7 +172,7 @@ def evaluations(study: ConfigDict, run: Run | None) -> list[Evaluation]:
 
 def nfe_of(run: Run) -> int:
     """Network evaluations that a finished run has really taken."""
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]["nfe_total"]
+    return read_lines(run.folder / "metrics.jsonl")[-1]["nfe_total"]
 
 
 def is_trained(run: Run) -> bool:

@@ -18,7 +18,7 @@ from srrl.assess.cells import Result
 from srrl.assess.report import Figure, Line, lines_of
 from srrl.config import REPOSITORY
 from srrl.run.checkpoint import write_atomic
-from srrl.run.pictures import read_jsonl
+from srrl.run.folder import read_lines
 from srrl.run.tracking import to_json
 
 Means = dict[str, dict[str, dict[str, float]]]
@@ -89,7 +89,7 @@ def file_of(study: ConfigDict) -> Path:
 def collect(study: ConfigDict, runs: list[Run]) -> list[Record]:
     """The file's records and those of the runs that are finished, which replace theirs."""
     file = file_of(study)
-    records = {r.key: r for r in map(Record.of, read_jsonl(file))} if file.exists() else {}
+    records = {r.key: r for r in map(Record.of, read_lines(file))} if file.exists() else {}
     for run in (None, *runs):
         evaluation = evaluation_of(study, run)
         if evaluation.done() and (run is None or is_trained(run)):
@@ -158,7 +158,7 @@ def means_of(results: list[Result]) -> Means:
 def signal_of(study: ConfigDict, run: Run) -> Signal:
     """A group is the branches of a prompt in a stage and round; it is mixed where their scores lie
     more than 0.5 apart."""
-    lines = read_jsonl(run.folder / "samples.jsonl")
+    lines = read_lines(run.folder / "samples.jsonl")
     groups: dict[tuple, list[float]] = {}
     for line in lines:
         if line["scores"] is None:  # a round that shares the last one's

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from rewards import Reward, score_all
+from rewards.scoring import counts_of
 from srrl.batch import shuffled_pairs
 from srrl.curriculum import StagePlan
 from srrl.evaluation import over_seeds
@@ -168,6 +169,9 @@ class PhaseRun(StagedRun):
         return made
 
     # ------------------------------------------------------------------ evaluation
+
+    def counts(self) -> dict[str, int]:
+        return counts_of(self.rewards)
 
     def splits(self) -> dict[str, list[Wish]]:
         return self.wishes if self.config.eval.every else {}

@@ -246,6 +246,18 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
+def growth(config: ConfigDict, trainee: Trainee, done: int) -> float:
+    """Bytes by which a run's checkpoints will grow after `done` stages (-1: before the start),
+    about: three to go on from, one of them being written, and the weights kept."""
+    parameters = list(trainee.trainable())
+    every, total = config.checkpoint.keep_every, config.stages.total
+    weights = 4 * sum(parameter.numel() for parameter in parameters)
+    twice = len(parameters) < len(list(trainee.network.parameters()))  # a LoRA also exact
+    whole = weights * (1 + twice + (0.5 if config.train.use_8bit_adam else 2))
+    kept = total // every - done // every if every else 0
+    return whole * (3 if done < 0 else 2 if done == 0 else 1) + weights * kept
+
+
 def cut_log(path: Path, key: str, below: int) -> int:
     """Keep the lines of a JSONL log whose `key` is below a number. Returns how many others could
     not be read, not counting a last one that was being written."""

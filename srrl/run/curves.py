@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from srrl.run.pictures import read_jsonl, short_name
+from srrl.run.folder import read_lines
+from srrl.run.pictures import short_name
 from srrl.run.statistics import by_prompt, half_width
 
 # A colour for each reward, a marker for each split and a line for each K, in every panel.
@@ -31,7 +32,7 @@ class Panel:
 def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
     """Draw curves.png from a run's metrics.jsonl and eval.jsonl: two panels for each reward, which
     have scales of their own, the ratio, and the method's own panels."""
-    metrics, evals = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "eval.jsonl")
+    metrics, evals = read_lines(run / "metrics.jsonl"), read_lines(run / "eval.jsonl")
     rewards = [
         key.removeprefix("reward/").removesuffix("/mean")
         for key in (metrics[0] if metrics else {})

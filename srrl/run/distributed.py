@@ -61,3 +61,8 @@ def differing(accelerator: Accelerator, tensors: dict[str, Tensor]) -> list[str]
     everybodys = accelerator.gather(sums)
     apart = (everybodys != everybodys[:1]).any(0).tolist()
     return [name for name, differs in zip(tensors, apart, strict=True) if differs]
+
+
+def since(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    """How much counters have counted; one that is lower now has begun anew."""
+    return {k: n - before.get(k, 0) if n >= before.get(k, 0) else n for k, n in now.items()}

@@ -80,9 +80,11 @@ def size(number: float) -> str:
 
 
 def read_lines(file: Path) -> list[dict]:
-    """A log's lines of JSON; a torn one is none, nor is a log that is not there."""
+    """A log's lines of JSON objects; a torn or damaged one is none, nor is a log that is not
+    there."""
     found = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(text))
-    return found
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]

@@ -12,8 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from srrl.run.folder import read_lines
+
 CELL, MARGIN, LINE, TITLE, WIDEST_TITLE = 128, 8, 15, 24, 640
 ABREAST, MOST_STAGES = 8, 12  # pictures in a row of single ones; columns of progress
+MOST_TEXT = 1000  # characters of a title or caption
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
@@ -61,8 +64,8 @@ def clear(folder: Path, *patterns: str) -> None:
 
 def fitted(text: str, font: Any, width: int) -> list[str]:
     """The text's lines, broken after spaces and commas to be at most so many pixels wide; what
-    cannot be broken is cut."""
-    lines = []
+    cannot be broken is cut, and what is longer than anybody reads."""
+    lines, text = [], text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
     for line in text.split("\n"):
         lines.append("")
         for piece in re.split(r"(?<=[ ,])", line):
@@ -199,7 +202,7 @@ def progress(run: Path, rounds: int, prompts: dict[str, dict[int, str]]) -> Imag
     prompts: those that are shown of each split, by their place among the judged ones.
     """
     rows = []
-    evals = [e for e in read_jsonl(run / "eval.jsonl") if e["rounds"] == rounds]
+    evals = [e for e in read_lines(run / "eval.jsonl") if e["rounds"] == rounds]
     for split, shown in prompts.items():
         folder = run / "samples" / "fixed" / f"{split}_K{rounds}"
         scores: dict[int, dict[str, list[float]]] = {}
@@ -218,10 +221,3 @@ def progress(run: Path, rounds: int, prompts: dict[str, dict[int, str]]) -> Imag
             rows.append(Row(f"{prompt} ({split})", [drawn[n][i] for n in stages], captions))
     heading = f"{run.name}: the same seed through training, K = {rounds}"
     return sheet(rows, heading) if rows else None
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The lines of a JSONL file, none if it does not exist."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

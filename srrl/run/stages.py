@@ -21,7 +21,7 @@ from srrl.models.trainee import Trainee
 from srrl.prompts import evenly, evenly_spaced
 from srrl.run import checkpoint
 from srrl.run.curves import Panel
-from srrl.run.distributed import all_sum, differing
+from srrl.run.distributed import all_sum, differing, since
 from srrl.run.folder import check_space
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, Row, sample_rows
@@ -75,6 +75,7 @@ class StagedRun(ABC):
         self.progress = checkpoint.Progress()
         self.seconds = dict.fromkeys(self.phases, 0.0)
         self.meter = Meter(tracker.active)
+        self.counted: dict[str, int] = {}
 
     # ------------------------------------------------------------------ what a method says
 
@@ -105,6 +106,10 @@ class StagedRun(ABC):
     def prompts_of(self, stage: int) -> list[str]:
         """The prompts that a stage needs."""
         return []
+
+    def counts(self) -> dict[str, int]:
+        """What has been counted on this process since it began, the same keys on each."""
+        return {}
 
     def splits(self) -> dict[str, list[str]]:
         """The prompts that the trainee is evaluated on, by split."""
@@ -157,15 +162,17 @@ class StagedRun(ABC):
         self.progress.stage = stage + 1
         self.progress.samples_total += len(outcome.records)
         self.progress.nfe_total += all_sum(self.accelerator, self.trainee.nfe)
+        counts = self.counts()
         line = {
             "stage": stage + 1,
             **outcome.plan,
             "samples_total": self.progress.samples_total,
             "nfe_total": self.progress.nfe_total,
             **outcome.metrics,
+            **{k: all_sum(self.accelerator, n) for k, n in since(self.counted, counts).items()},
             **{f"seconds/{phase}": round(s, 3) for phase, s in self.seconds.items()},
         }
-        self.trainee.nfe, self.seconds = 0, dict.fromkeys(self.phases, 0.0)
+        self.trainee.nfe, self.seconds, self.counted = 0, dict.fromkeys(self.phases, 0.0), counts
         self.tracker.metrics(line)
         self.show(stage, outcome)
 
@@ -187,10 +194,9 @@ class StagedRun(ABC):
         c, done, records = self.config.pictures, stage + 1, outcome.records
         if outcome.images is None:
             self.tracker.samples(done, records)
-            if outcome.rows and shows_pictures(self.config, stage):
-                rows = outcome.rows(c.prompts)
-                if rows:
-                    self.tracker.page(done, rows, f"stage {done}")
+            shown = outcome.rows if shows_pictures(self.config, stage) else None
+            if shown and (rows := shown(c.prompts)):
+                self.tracker.page(done, rows, f"stage {done}")
             return
         prompts = records[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
@@ -293,15 +299,8 @@ class StagedRun(ABC):
             self.save()
 
     def space(self, done: int) -> float:
-        """Bytes by which the folder will grow after `done` stages (-1: before the start), about:
-        three checkpoints to go on from, one of them being written, and the weights kept."""
-        c, parameters = self.config, list(self.trainee.trainable())
-        every, total = c.checkpoint.keep_every, c.stages.total
-        weights = 4 * sum(parameter.numel() for parameter in parameters)
-        twice = len(parameters) < len(list(self.trainee.network.parameters()))  # a LoRA also exact
-        whole = weights * (1 + twice + (0.5 if c.train.use_8bit_adam else 2))
-        kept = total // every - done // every if every else 0
-        return whole * (3 if done < 0 else 2 if done == 0 else 1) + weights * kept
+        """Bytes by which the folder will grow after `done` stages (-1: before the start), about."""
+        return checkpoint.growth(self.config, self.trainee, done)
 
     def work_left(self, done: int, evaluate_now: bool) -> float:
         """The work after `done` stages, evaluations included."""

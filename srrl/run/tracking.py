@@ -5,7 +5,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from srrl.errors import UserError, writing
 from srrl.run import pictures
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
-from srrl.run.folder import LOGS
+from srrl.run.folder import LOGS, read_lines
 from srrl.run.statistics import by_prompt, format_difference
 
 
@@ -33,6 +34,7 @@ class Tracker:
     def __init__(self, folder: Path, accelerator: Accelerator, part: str = "", before: int = 0):
         self.folder, self.accelerator = folder, accelerator
         self.prefix, self.before = f"{part}/" if part else "", before
+        self.undrawn: set[str] = set()
         self.active = accelerator.is_main_process
 
     def start(self, config: Any, stage: int) -> None:
@@ -79,11 +81,13 @@ class Tracker:
 
     def page(self, stage: int, rows: list[pictures.Row], heading: str) -> None:
         """Write samples/stage_NNNN.png and send it to the trackers."""
-        if self.active:
-            page, folder = pictures.sheet(rows, heading), self.folder / "samples"
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                page.save(folder / f"stage_{stage:04d}.png")
+        if not self.active:
+            return
+        file = self.folder / "samples" / f"stage_{stage:04d}.png"
+        with self.drawn(file, "a stage's page"):
+            page = pictures.sheet(rows, heading)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            page.save(file)
 
             def show(tracker: GeneralTracker) -> None:
                 name, step = f"{self.prefix}samples", stage + self.before
@@ -98,30 +102,51 @@ class Tracker:
     def fixed(self, stage: int, split: str, rounds: int, images: Tensor) -> None:
         """Keep an evaluation's pictures uint8 [n, 3, H, W], in samples/fixed/."""
         if self.active:
-            folder = self.folder / "samples" / "fixed" / f"{split}_K{rounds}"
-            with writing(folder):
-                pictures.save_fixed(images, folder / f"stage_{stage:04d}.png")
+            file = self.folder / "samples/fixed" / f"{split}_K{rounds}" / f"stage_{stage:04d}.png"
+            with self.drawn(file, "an evaluation's pictures"):
+                pictures.save_fixed(images, file)
 
     def progress(self, rounds: int, shown: dict[str, dict[int, str]]) -> None:
         """Draw progress_KN.png: prompts (place among the judged ones, and text) by stages."""
-        page = pictures.progress(self.folder, rounds, shown) if self.active else None
-        if page:
+        if self.active:
             file = self.folder / f"progress_K{rounds}.png"
-            with writing(file):
-                page.save(file)
+            with self.drawn(file, file.name):
+                page = pictures.progress(self.folder, rounds, shown)
+                if page:
+                    page.save(file)
 
     def curves(self, panels: Sequence[Panel] = ()) -> None:
         """Draw curves.png, with a method's own panels."""
         if self.active:
-            with writing(self.folder / "curves.png"):
+            file = self.folder / "curves.png"
+            with self.drawn(file, file.name):
                 curves(self.folder, panels)
             gc.collect()  # a figure's parts hold each other: 4 MB each time, until someone looks
 
+    @contextmanager
+    def drawn(self, file: Path, what: str) -> Iterator[None]:
+        """What cannot be drawn is said once, and the run goes on without it; a disk's error ends it
+        with the file's name."""
+        try:
+            with writing(file):
+                yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            if what not in self.undrawn:
+                self.undrawn.add(what)
+                reason = " ".join(str(error).split())[:160]
+                named = f"{type(error).__name__}: {reason}"
+                self.say(f"warning: {what} cannot be drawn ({named}): the run goes on without")
+
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
-        if not self.active:
-            return
-        evaluations = pictures.read_jsonl(self.folder / "eval.jsonl")
+        if self.active:
+            with self.drawn(self.folder, "the summary"):
+                self._summary()
+
+    def _summary(self) -> None:
+        evaluations = read_lines(self.folder / "eval.jsonl")
         kinds: dict[tuple, list[dict]] = {}
         for e in evaluations:
             kinds.setdefault((e["split"], e["reward"], e["rounds"]), []).append(e)
@@ -143,9 +168,14 @@ class Tracker:
             print(text, flush=True)
 
     def finish(self) -> None:
-        """Let the trackers end."""
+        """Let the trackers end, and accelerate. What fails now fails a run that has succeeded: it
+        is said, and the run has succeeded."""
         self._send(lambda tracker: tracker.finish())
         self.accelerator.trackers.clear()
+        try:
+            self.accelerator.end_training()
+        except Exception as error:
+            self.say(f"warning: after the last stage: {type(error).__name__}: {error}")
 
     def _send(self, send: Callable[[GeneralTracker], None]) -> None:
         """Do it with every tracker. The run goes on without one that fails."""

@@ -7,6 +7,7 @@ import torch
 
 from rewards import api
 from rewards.api import APIScore, yes_probability
+from rewards.scoring import counts_of
 from srrl.errors import UserError
 from tests.rewards.server import serving
 
@@ -45,6 +46,27 @@ def test_after_its_attempts_it_stops_in_one_line_that_says_what_came():
             judge.score(IMAGES, PROMPTS)
     with pytest.raises(UserError, match="failed 2 times, at last: ConnectionError"):
         APIScore(server.url, attempts=2)  # it is gone
+
+
+def test_a_server_that_is_down_at_the_start_is_found_then_also_if_its_model_is_named(capfd):
+    with serving() as server:
+        url = server.url
+    with pytest.raises(UserError, match="failed 2 times, at last: ConnectionError"):
+        APIScore(url, model="m", attempts=2)
+    said = capfd.readouterr().err  # behind which a long error may be cut
+    assert said.startswith("reward 'api': attempt 2 of 2 in 0 s: http://")
+
+
+def test_its_calls_and_failures_are_counted():
+    with serving(["503", "garbage"]) as server:
+        judge = APIScore(server.url, model="m", concurrent=1)
+        assert judge.counts == {"calls": 1, "failures": 0}  # whether it is there
+        judge.score(IMAGES, PROMPTS)
+    assert judge.counts == {"calls": 7, "failures": 2}
+    assert counts_of({"api": judge, "x": object()}) == {
+        "reward/api/calls": 7,
+        "reward/api/failures": 2,
+    }
 
 
 def test_what_no_attempt_can_better_stops_at_once():

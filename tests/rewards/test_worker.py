@@ -30,9 +30,10 @@ class Mean:
     """Mean brightness; ends the process for the prompt "die", once if a file is named."""
 
     def __init__(self, once: str = ""):
-        self.once = once
+        self.once, self.counts = once, {"calls": 0}
 
     def score(self, images, prompts):
+        self.counts["calls"] += 1
         if "die" in prompts and not (self.once and os.path.exists(self.once)):
             if self.once:
                 open(self.once, "w").close()
@@ -58,6 +59,18 @@ def test_a_workers_scores_are_those_of_this_process(worker):
     local = load_rewards(["shapes", f"{HERE}:Mean"])
     ours, theirs = (score_all(r, pictures(), PROMPTS) for r in (local, worker_rewards(worker)))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_what_a_reward_counts_is_known_here(worker):
+    counting, plain = worker_rewards(worker)[f"{HERE}:Mean"], worker_rewards(worker)["shapes"]
+    assert plain.counts == {} and counting.counts["calls"] >= 0
+    before = worker.request(
+        {"do": "score", "reward": f"{HERE}:Mean", "prompts": ["a"], "shape": [1, 3, 8, 8]},
+        bytes(192),
+        4,
+    )[0]
+    counting.score(pictures(1), ["a"])
+    assert counting.counts["calls"] == before["counts"]["calls"] + 1
 
 
 def test_prompts_are_checked_there_and_errors_come_back_without_harm(worker):

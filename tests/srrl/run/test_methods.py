@@ -140,3 +140,13 @@ def test_a_runs_config_says_its_method(tmp_path):
     with pytest.raises(UserError, match="unknown method 'magic'"):
         load_saved(file)
     assert METHODS["srrl"].load().__module__ == "srrl.trainer"
+
+
+def test_what_is_counted_is_logged_by_stage_also_where_it_begins_again(tmp_path):
+    """As a reward's calls do when its worker is started anew."""
+    run = bandit(tmp_path, "counting")
+    told = iter([{"calls": 3}, {"calls": 5}, {"calls": 2}, {"calls": 2}])
+    run.counts = lambda: next(told)
+    run.config.stages.total = 4
+    run.run()
+    assert [line["calls"] for line in metrics(tmp_path / "counting")] == [3, 2, 2, 0]

@@ -1,15 +1,19 @@
 """Logs are JSON whatever the numbers, and a run's last lines are over prompts."""
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
 from scripts.train import start_tracker
 from srrl.config import load_config
+from srrl.run.folder import LOGS, read_lines
 from srrl.run.pictures import Row
 from srrl.run.tracking import Tracker, to_json
 from tests.conftest import PRESET
@@ -103,3 +107,72 @@ def test_a_tracker_that_fails_is_left_and_the_folder_has_everything(takes, tmp_p
     assert read(tmp_path / "eval.jsonl") and (tmp_path / "samples" / "stage_0001.png").exists()
     tracker.finish()
     assert not accelerator.trackers
+
+
+@pytest.mark.parametrize("fault", [ValueError("no\nfont"), MemoryError(), OSError("cut short")])
+def test_a_picture_that_cannot_be_drawn_is_said_once(fault, tmp_path, capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise fault
+
+    for name in ("sheet", "progress", "save_fixed"):
+        monkeypatch.setattr(f"srrl.run.pictures.{name}", fail)
+    monkeypatch.setattr("srrl.run.tracking.curves", fail)
+    monkeypatch.setattr("srrl.run.tracking.by_prompt", fail)
+    tracker = Tracker(tmp_path, Accelerator())
+    line = {"stage": 1, "split": "train", "rounds": 1, "reward": "x", "mean": 1.0, "n": 1}
+    tracker.evaluation(line | {"seeds": 1, "first_seed": 0, "scores": [1.0]})
+    for _ in range(2):
+        tracker.page(1, [Row("a", [torch.zeros(3, 8, 8, dtype=torch.uint8)], ["b"])], "c")
+        tracker.fixed(1, "train", 1, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        tracker.progress(1, {})
+        tracker.curves()
+        tracker.summary()
+    said = capsys.readouterr().out.splitlines()
+    named = f"cannot be drawn ({type(fault).__name__}: "
+    assert len(said) == 5 and all(named in x and x.startswith("warning: ") for x in said)
+
+
+def test_a_disk_that_is_full_still_ends_the_run(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("srrl.run.tracking.curves", fail)
+    with pytest.raises(OSError, match=r"curves\.png"):
+        Tracker(tmp_path, Accelerator()).curves()
+
+
+def test_logs_with_lines_that_are_none_are_read(tmp_path, capsys):
+    """And drawn as far as they go; nothing that stands in them ends a run."""
+    text = '{"stage": 1, "loss": 2.0}\n7\n[\n\xff\n' + "[" * 100_000 + '\n{"stage": 2'
+    for name in LOGS:
+        (tmp_path / name).write_bytes(text.encode("latin1"))
+    assert read_lines(tmp_path / LOGS[0]) == [{"stage": 1, "loss": 2.0}]
+    tracker = Tracker(tmp_path, Accelerator())
+    tracker.curves()
+    tracker.progress(1, {"train": {0: "a"}})
+    tracker.summary()
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_caption_of_a_megabyte_is_cut(tmp_path):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = [
+        Row("word " * 200_000, [image], ["x" * 10**6]),
+        Row("b" * 10**6, [image], ["y, " * 10**6]),
+    ]
+    tracker = Tracker(tmp_path, Accelerator())
+    tracker.page(1, rows, "c" * 10**6)
+    with Image.open(tmp_path / "samples" / "stage_0001.png") as page:
+        assert page.width < 4000 and page.height < 8000
+
+
+def test_an_error_at_the_very_end_is_said_and_no_failure(tmp_path, capsys, monkeypatch):
+    accelerator = Accelerator()
+    tracker = Tracker(tmp_path, accelerator)
+
+    def fail() -> None:
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(accelerator, "end_training", fail)
+    tracker.finish()
+    assert capsys.readouterr().out == "warning: after the last stage: RuntimeError: too late\n"
