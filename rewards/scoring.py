@@ -21,6 +21,7 @@ from rewards import (
     score_all,
 )
 from rewards.faults import FOLDER
+from srrl.checks import DEVICE
 from srrl.errors import UserError
 
 
@@ -30,9 +31,12 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     device: the trainer's, where reward.device does not say otherwise. Raises UserError.
     """
     r, named = c.reward, str(c.reward.device or device)
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", named):
+    if not re.fullmatch(DEVICE, named):
         raise UserError(f"reward device {named!r}: expected cpu, cuda or cuda:NUMBER")
     device = torch.device(named)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise UserError(f"reward device {named!r}: there are {there} GPUs here, from cuda:0 on")
     run = Path(c.output_dir) / c.run_name
     os.environ[FOLDER] = str(run if run.exists() else Path.cwd())
     names, options = list(r.models), r.options.to_dict()

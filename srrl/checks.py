@@ -4,6 +4,7 @@ Nothing here imports torch. `values` are the config's leaves by dotted key; `req
 refuses a key's value, saying what is expected.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +13,20 @@ from ml_collections import ConfigDict
 Require = Callable[[bool, str, str], None]
 BACKENDS = ("local", "worker", "original")
 PRECISIONS = ("no", "fp16", "bf16")
+SEEDS, MOST_SEED = ("seed", "first_seed"), 2**63 - 1
+# What a number is at most, by the last word of its key.
+MOST = 1_000_000
+LARGEST = {"rank": 10_000, "resolution": 20_000, "count": 10_000, "max_rounds": 1000}
+DEVICE = r"(cpu|cuda|mps|xpu)(:\d{1,3})?"
 # Of drawing for scripts/rig.py evaluate.
 WAYS = ("once", "again", "best", "plain", "actor", "expert", "inversion", "inversion_actor")
 
 
 def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
     """What any method's run has: stages, optimizer, evaluation, checkpoints, pictures, rewards."""
+    check_numbers(values, require)
+    seeds = c.eval.first_seed + c.eval.seeds
+    require(seeds <= MOST_SEED, "eval.first_seed", f"with eval.seeds up to {MOST_SEED}")
     for key in (
         "stages.total",
         "train.micro_batch",
@@ -30,7 +39,7 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         "pictures.prompts",
     ):
         require(values[key] >= 1, key, "at least 1")
-    for key in ("seed", "checkpoint.keep_every", "eval.every", "train.max_bad_steps"):
+    for key in ("checkpoint.keep_every", "eval.every", "train.max_bad_steps"):
         require(values[key] >= 0, key, "at least 0")
     for key in ("learning_rate", "adam_epsilon", "max_grad_norm"):
         require(values[f"train.{key}"] > 0, f"train.{key}", "above 0")
@@ -41,10 +50,12 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
     deviation = c.train.max_first_ratio_dev
     require(deviation is None or deviation > 0, "train.max_first_ratio_dev", "above 0")
     for key, kind in (("eval.rounds", int), ("lora.target_modules", str)):
-        once = len(values[key]) == len(set(values[key])) > 0
-        right = once and all(type(v) is kind for v in values[key])
+        right = all(type(v) is kind for v in values[key])
+        right = right and len(values[key]) == len(set(values[key])) > 0
         require(right, key, f"at least one {kind.__name__}, each once")
-    require(min(c.eval.rounds) >= 1, "eval.rounds", "at least 1")
+    require(1 <= min(c.eval.rounds) <= max(c.eval.rounds) <= 1000, "eval.rounds", "1 to 1000")
+    for key in ("pretrained.model", "output_dir"):
+        require(is_name(values[key]), key, "a name, in one line")
     check_name(c, require)
     check_rewards(c, values, require)
     for key, allowed in {
@@ -55,8 +66,27 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
 
 
+def check_numbers(values: Mapping[str, Any], require: Require) -> None:
+    """None is past what anything here can be: not a number, infinite, or a slip of the hand."""
+    for key, value in values.items():
+        if type(value) not in (int, float):
+            continue
+        if key.rpartition(".")[2] in SEEDS:
+            require(0 <= value <= MOST_SEED, key, f"0 to {MOST_SEED}")
+            continue
+        most = LARGEST.get(key.rpartition(".")[2], MOST)
+        require(abs(value) <= most, key, f"at most {most:,}")
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a line of text that a file or a model can be called."""
+    return bool(text.strip()) and text.isprintable() and len(text.encode()) <= 1000
+
+
 def check_name(c: ConfigDict, require: Require) -> None:
-    require(bool(c.run_name) and "/" not in c.run_name, "run_name", "a folder name")
+    name, expected = c.run_name, "a folder's name, of 200 bytes at most"
+    right = is_name(name) and "/" not in name and name not in (".", "..")
+    require(right and len(name.encode()) <= 200, "run_name", expected)
 
 
 def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
@@ -67,8 +97,11 @@ def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) ->
     }.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
     models = c.reward.models.to_dict()
-    numbers = all(isinstance(w, int | float) and w == w for w in models.values())
+    numbers = all(type(w) in (int, float) and abs(w) <= MOST for w in models.values())
     require(bool(models) and numbers, "reward.models", 'at least one, as {"name": weight}')
+    device = c.reward.device
+    right = device is None or re.fullmatch(DEVICE, device)
+    require(bool(right), "reward.device", "cpu, cuda or cuda:NUMBER")
     require(0 not in models.values(), "reward.models", "a weight of 0 is a reward left out")
     given = all(isinstance(o, ConfigDict) for o in c.reward.options.values())
     require(given, "reward.options", 'keywords by reward, as {"name": {"keyword": value}}')
@@ -102,7 +135,7 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
         require(values[key] >= 0, key, "at least 0")
     for key in ("sample.guidance_scale", "reflect.denoise_guidance", "reflect.inversion_guidance"):
         require(0 <= values[key] <= 100, key, "0 to 100")
-    require(c.sample.num_steps <= 1000, "sample.num_steps", "1 to 1000")
+    require(c.sample.num_steps <= 999, "sample.num_steps", "1 to 999")
     require(0 < c.sample.eta <= 1, "sample.eta", "above 0, up to 1")
     require(0 <= c.reflect.eta <= 1, "reflect.eta", "0 to 1")
     for key in ("train.clip_range", "train.adv_clip_max"):
@@ -208,11 +241,10 @@ def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         "evaluate.batch_size",
     ):
         require(values[key] >= 1, key, "at least 1")
-    for key in ("seed", "evaluate.first_seed"):
-        require(values[key] >= 0, key, "at least 0")
+    check_numbers(values, require)
     for part in (c.sample, c.editor):
         name = "sample" if part is c.sample else "editor"
-        require(part.num_steps <= 1000, f"{name}.num_steps", "1 to 1000")
+        require(part.num_steps <= 999, f"{name}.num_steps", "1 to 999")
         require(0 < part.eta <= 1, f"{name}.eta", "above 0, up to 1")
         require(0 <= part.guidance_scale <= 100, f"{name}.guidance_scale", "0 to 100")
     require(0 <= c.editor.inversion_guidance <= 100, "editor.inversion_guidance", "0 to 100")

@@ -92,6 +92,8 @@ def _preset(source: str) -> ConfigDict:
     if file is None:
         raise UserError(f"--config: no file {path!r}: try config/stage_process.py:PRESET")
     spec = importlib.util.spec_from_file_location("srrl_config", file)
+    if spec is None:
+        raise UserError(f"--config: {path!r} is no Python file: try config/stage_process.py:PRESET")
     module = importlib.util.module_from_spec(spec)
     with _faults_of(file):
         spec.loader.exec_module(module)
@@ -167,11 +169,15 @@ def load_saved(path: Path) -> ConfigDict:
                 owner[leaf] = value
         except (TypeError, ValueError, AttributeError):
             kind = owner.get_type(leaf).__name__
-            raise UserError(f"{path}: {key}={value!r}: expected {kind}, as a run writes") from None
+            raise UserError(
+                f"{path}: {key}={cut(repr(value))}: expected {kind}, as a run writes"
+            ) from None
     try:
         check_config(config)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: a value is of the wrong type: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return config
 
 
@@ -211,11 +217,11 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     kind = owner.get_type(leaf)
     try:
         value = _parse(text, kind)
-    except ValueError:
+    except (ValueError, RecursionError):
         name = {ConfigDict: 'JSON like {"name": 1.0}', tuple: "JSON list like [1, 2]"}.get(
             kind, kind.__name__
         )
-        raise UserError(f"--config.{key}={text}: expected {name}") from None
+        raise UserError(f"--config.{key}={cut(text)}: expected {name}") from None
     if kind is ConfigDict:
         replace_dict(config, owner, leaf, value)
     else:
@@ -249,9 +255,14 @@ def check_config(c: ConfigDict) -> None:
 
     def require(ok: bool, key: str, expected: str) -> None:
         if not ok:
-            raise UserError(f"config.{key}={values[key]!r} is out of range: {expected}")
+            raise UserError(f"config.{key}={cut(repr(values[key]))} is out of range: {expected}")
 
     METHODS[c.method].check(c, values, require)
+
+
+def cut(text: str, most: int = 300) -> str:
+    """A value as it is shown."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def resolve(path: str) -> str:

@@ -76,8 +76,8 @@ def test_no_arrow_runs_up(module):
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("rewards")])
-def test_rewards_know_errors_signals_shapes_and_who_sees_and_nothing_above(module):
-    known = LEAVES | SEEING | {"srrl.errors", "srrl.life"}
+def test_rewards_know_values_errors_signals_shapes_and_who_sees_and_nothing_above(module):
+    known = LEAVES | SEEING | {"srrl.checks", "srrl.errors", "srrl.life"}
     others = imports(MODULES[module]) - known
     assert not [m for m in others if not m.startswith(("rewards", "srrl.shapes"))]
 
