@@ -34,8 +34,8 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     if not re.fullmatch(DEVICE, named):
         raise UserError(f"reward device {named!r}: expected cpu, cuda or cuda:NUMBER")
     device = torch.device(named)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
+    there = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= there and not r.worker.address:
         raise UserError(f"reward device {named!r}: there are {there} GPUs here, from cuda:0 on")
     run = Path(c.output_dir) / c.run_name
     os.environ[FOLDER] = str(run if run.exists() else Path.cwd())

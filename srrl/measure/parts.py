@@ -154,6 +154,7 @@ def stage_flags(job: Job, preset: str, *overrides: str) -> list[str]:
     if job.tiny:
         flags += ["--config.sample.batch_size=4", "--config.train.micro_batch=8"]
         flags += ["--config.sample.num_steps=5", "--config.interval.skip_last=1"]
+        flags += [f"--config.interval.{end}={MEASURED.trained_steps}" for end in ("left", "right")]
     else:
         options = '{"vqascore": {"model": "random"}, "imagereward": {"model": "random"}}'
         flags += [

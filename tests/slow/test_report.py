@@ -77,6 +77,7 @@ def test_a_part_that_dies_is_reported_and_other_calls_fill_the_page(tmp_path):
         if line.startswith("[1/2] sd14"):
             file = tmp_path / "sd14.jsonl"
             while not (file.exists() and '"flags"' in file.read_text()):
+                assert '"error"' not in (file.read_text() if file.exists() else "")
                 time.sleep(0.05)
             os.kill(psutil.Process(report.pid).children()[0].pid, signal.SIGKILL)
     assert report.wait() == 0
