@@ -28,8 +28,7 @@ from srrl.methods import METHODS
 # What tells a process of others, as accelerate reads it; beside torch's launcher MPI's.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-# Seconds that the processes of a run have to meet.
-MEET_S = "SRRL_MEET_S", 300
+MEET_S = "SRRL_MEET_S"  # seconds that the processes of a run have to meet: 300 where it is not set
 # Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
 SERVER_S, START_S, END_S = 5, 15, 25
 
@@ -43,20 +42,21 @@ def started() -> int:
 def meeting() -> Iterator[None]:
     """While this process meets the others that its environment tells of: it says what it waits for,
     and ends where they do not come. Raises UserError for an environment that cannot be."""
-    told = {name: os.environ[name] for name in (*SIZES, *RANKS) if name in os.environ}
-    odd = [f"{name}={value}" for name, value in told.items() if not re.fullmatch(r"\d+", value)]
+    named = (*SIZES, *RANKS, MEET_S)
+    told = {name: os.environ[name] for name in named if name in os.environ}
+    odd = [f"{name}={value}" for name, value in told.items() if not re.fullmatch(r"-?\d+", value)]
     if odd:
         raise UserError(f"{odd[0]} in the environment: a number, or unset it")
+    patience = int(told.pop(MEET_S, 300))
     if started() == 1:
         yield
         return
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     about = ", ".join([*(f"{name}={value}" for name, value in told.items()), f"at {where}"])
     remedy = f"start all of them (bash train.sh does), or unset {', '.join(told)}"
-    patience = float(os.environ.get(*map(str, MEET_S)))
 
     def give_up() -> None:
-        report(f"not all processes of {about} came within {patience:.0f} s ({MEET_S[0]}): {remedy}")
+        report(f"not all processes of {about} came within {patience} s ({MEET_S}): {remedy}")
         os._exit(2)
 
     late = [

@@ -220,6 +220,7 @@ MET = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "SRRL_MEET_S": 
         ({"WORLD_SIZE": "2", "RANK": "7", "LOCAL_RANK": "0"}, "RANK=7, LOCAL_RANK=0, at 127.0.0.1"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment: a number, or unset it"),
+        ({"SRRL_MEET_S": "soon"}, "SRRL_MEET_S=soon in the environment: a number, or unset it"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE= in the environment: a number, or unset it"),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE=2, PMI_RANK=1, at 127.0.0.1"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2"}, None),
