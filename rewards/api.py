@@ -72,11 +72,8 @@ class APIScore:
         self.counts, self.counting = {"calls": 0, "failures": 0}, threading.Lock()
         self.pool = ThreadPoolExecutor(concurrent, "api")
         self.sessions = threading.local()  # one connection for each thread
-        listed = self.insist("models", None, lambda answer: answer, probe=model is not None)
-        try:
-            self.model = model or listed["data"][0]["id"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"reward 'api': {self.url} lists no model: set its model") from error
+        listed = self.insist("models", None, None if model else first_model)
+        self.model = model or listed
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """float32 [B] of images uint8 [B, 3, H, W] and B prompts."""
@@ -110,15 +107,15 @@ class APIScore:
         }
         return self.insist("chat/completions", body, yes_probability)
 
-    def insist(self, path: str, body: dict | None, read: Any, probe: bool = False) -> Any:
-        """read(answer) of a request that is repeated while the server fails; probe: whether it is
-        there is enough."""
+    def insist(self, path: str, body: dict | None, read: Any) -> Any:
+        """read(answer) of a request that is repeated while the server fails; read is None where
+        only the server has to be there."""
         pause = FIRST_PAUSE_S
         for attempt in range(self.attempts):
             try:
                 with self.counting:
                     self.counts["calls"] += 1
-                return self.once(path, body, read, probe)
+                return self.once(path, body, read)
             except _Again as error:
                 with self.counting:
                     self.counts["failures"] += 1
@@ -140,7 +137,7 @@ class APIScore:
             self.last_said = time.monotonic()
             print(" ".join(text.split())[:300], file=sys.stderr, flush=True)
 
-    def once(self, path: str, body: dict | None, read: Any, probe: bool) -> Any:
+    def once(self, path: str, body: dict | None, read: Any) -> Any:
         if not hasattr(self.sessions, "session"):
             self.sessions.session = requests.Session()
         try:
@@ -156,7 +153,7 @@ class APIScore:
         text = " ".join(answer.text.split())[:200]
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             raise _Again(f"status {answer.status_code}: {text}")
-        if probe:
+        if read is None:
             return None
         if answer.status_code >= 400:
             raise UserError(
@@ -167,6 +164,10 @@ class APIScore:
             return read(answer.json())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise _Again(f"an answer that cannot be read ({text!r})") from error
+
+
+def first_model(answer: dict) -> str:
+    return answer["data"][0]["id"]
 
 
 def yes_probability(answer: dict) -> float:

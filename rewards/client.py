@@ -230,7 +230,8 @@ class WorkerReward:
         pixels = protocol.images_to_bytes(images)
         answer, data = self.worker.request(header, pixels, expected=4 * len(prompts))
         self.details = answer.get("details")
-        self.counts = {k: counts(answer.get("counts")).get(k, 0) for k in self.counts}
+        told = counts(answer.get("counts"))
+        self.counts = {k: told.get(k, 0) for k in self.counts}
         return protocol.scores_from_bytes(data)
 
 

@@ -110,8 +110,7 @@ def check_rewards(c: ConfigDict, values: Mapping[str, Any], require: Require) ->
         expected = 'it is used with reward.backend "worker" or "original"'
         require(unused, f"reward.worker.{key}", expected)
     for key in ("load_s", "batch_s"):
-        seconds = c.reward.worker[key]
-        require(0 < seconds <= 1e6, f"reward.worker.{key}", "above 0, at most a million seconds")
+        require(c.reward.worker[key] > 0, f"reward.worker.{key}", "above 0")
 
 
 def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
@@ -241,7 +240,6 @@ def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         "evaluate.batch_size",
     ):
         require(values[key] >= 1, key, "at least 1")
-    check_numbers(values, require)
     for part in (c.sample, c.editor):
         name = "sample" if part is c.sample else "editor"
         require(part.num_steps <= 999, f"{name}.num_steps", "1 to 999")

@@ -2,8 +2,8 @@
 
 import json
 import os
-import resource
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,9 +69,10 @@ def examples(function: Callable) -> Callable:
     common = {"deadline": None, "database": None, "suppress_health_check": quiet}
 
     def chosen(count: int, tmp_path: Path) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tracemalloc.start()  # resident memory also has the pages of libraries, touched at any time
         settings(max_examples=count, derandomize=True, **common)(function)(tmp_path)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        grown = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
         print(f"{function.__name__}: {count} cases, grew by {grown / 2**20:.0f} MiB")
         assert grown < SHARED
 
