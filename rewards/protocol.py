@@ -101,6 +101,13 @@ class Line:
                 raise TimeoutError(self.late) from error
             raise ConnectionError(str(error) or "the connection was closed") from error
 
+    def hung_up(self) -> bool:
+        """Whether the other end has closed it, and nothing is left to read."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError as error:
+            return not isinstance(error, BlockingIOError)
+
     def cut(self) -> None:
         """End it, also from another thread, which then is where `broken` is."""
         with contextlib.suppress(OSError):

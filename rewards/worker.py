@@ -76,8 +76,8 @@ class Server:
 
 
 class Gate:
-    """Lets those through to a server who prove to know the token. Where there are too many, the one
-    who has been there longest without proving it has to go."""
+    """Lets those through to a server who prove to know the token. Where there are too many, one who
+    has hung up has to go, or the one who has been there longest without proving it."""
 
     def __init__(self, server: Server, token: str):
         self.server, self.token, self.lock = server, token, threading.Lock()
@@ -101,11 +101,12 @@ class Gate:
     def admitted(self, line: Line) -> bool:
         with self.lock:
             if len(self.lines) >= CONNECTIONS:
-                strangers = [other for other in self.lines if other not in self.known]
-                if not strangers:
+                idle = [other for other in self.lines if other.hung_up()]
+                idle += [other for other in self.lines if other not in self.known]
+                if not idle:
                     return False
-                strangers[0].cut()
-                self.lines.remove(strangers[0])
+                idle[0].cut()
+                self.lines.remove(idle[0])
             self.lines.append(line)
             return True
 
