@@ -28,6 +28,8 @@ def base() -> ConfigDict:
     c.allow_tf32 = True
     # [speed] Let GPUs use only algorithms that give the same sums every time.
     c.deterministic = False
+    # Of training by several processes, as in config/stage_process.py.
+    c.process_timeout = 1800.0
     # Experiment tracker of training, as in config/stage_process.py.
     c.tracker = "wandb"
 

@@ -31,6 +31,9 @@ def base() -> ConfigDict:
     # [speed] Let GPUs use only algorithms that give the same sums every time: two runs of a command
     # are then the same bit for bit, as they always are on a CPU, and slower.
     c.deterministic = False
+    # The longest, in seconds, that one of several processes waits for the others: the run then
+    # ends in a line, and can go on. Above what one may take alone, as reward.worker.load_s.
+    c.process_timeout = 1800.0
     # Experiment tracker through accelerate: "none", "wandb" or "tensorboard". The JSONL logs,
     # curves and pictures in the run's folder are written in any case.
     c.tracker = "wandb"

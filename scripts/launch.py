@@ -85,11 +85,11 @@ def asked_processes(launcher: list[str]) -> int | None:
 
 def launch_command(launcher: list[str], gpus: int, processes: int | None) -> list[str]:
     """The command that starts the processes, up to the script's name."""
-    if not gpus and (processes or 1) > 1:  # accelerate's own launcher would start one
-        return [*LAUNCH, TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
     command = [*LAUNCH, "accelerate.commands.launch", "--quiet"]
     if names_config(launcher):
         return [*command, *launcher]
+    if not gpus and (processes or 1) > 1:  # accelerate's own launcher would start one
+        return [*LAUNCH, TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
     processes = processes or max(gpus, 1)
     command += [f"--config_file={LOCAL}", "--num_machines=1", "--dynamo_backend=no"]
     if processes > 1:

@@ -153,8 +153,8 @@ def main(argv: list[str]) -> None:
 
     from rewards import check_names
     from srrl.models.start import start_file
-    from srrl.run.checkpoint import check_same_run, lock, newest
-    from srrl.run.tracking import Tracker
+    from srrl.run.checkpoint import check_same_run, newest
+    from srrl.run.distributed import together, waiting_at_most
 
     folder = Path(config.output_dir) / config.run_name
     check_same_run(folder, config)
@@ -163,7 +163,8 @@ def main(argv: list[str]) -> None:
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker
     with meeting():
-        accelerator = Accelerator(log_with=log_with, project_dir=folder)
+        waiting = waiting_at_most(config.process_timeout)
+        accelerator = Accelerator(log_with=log_with, project_dir=folder, kwargs_handlers=[waiting])
     if accelerator.num_processes != started():
         raise UserError(
             f"{started()} processes were started, but they found no GPUs to meet on: on a CPU "
@@ -178,6 +179,15 @@ def main(argv: list[str]) -> None:
             f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
             f"add --config.mixed_precision=no (slow for a full-size model)"
         )
+    with together(accelerator, config.process_timeout):
+        train(config, accelerator, folder)
+
+
+def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
+    """The run, from the lock on its folder to its last line."""
+    from srrl.run.checkpoint import lock
+    from srrl.run.tracking import Tracker
+
     locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
     tracker = Tracker(folder, accelerator)
     run = METHODS[config.method].load()(config, accelerator, tracker)

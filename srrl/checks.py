@@ -43,6 +43,7 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         require(values[key] >= 0, key, "at least 0")
     for key in ("learning_rate", "adam_epsilon", "max_grad_norm"):
         require(values[f"train.{key}"] > 0, f"train.{key}", "above 0")
+    require(c.process_timeout >= 1, "process_timeout", "at least 1")
     for key in ("train.adam_beta1", "train.adam_beta2"):
         require(0 <= values[key] < 1, key, "0 up to 1")
     require(0 <= c.train.final_lr_fraction <= 1, "train.final_lr_fraction", "0 to 1")

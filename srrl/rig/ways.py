@@ -43,6 +43,7 @@ FREE = (
     "seed",
     "allow_tf32",
     "deterministic",
+    "process_timeout",
     "evaluate",
     "sample.micro_batch",
     "sample.decode_batch",

@@ -38,6 +38,7 @@ FREE = (
     "output_dir",
     "tracker",
     "plan",
+    "process_timeout",
     "deterministic",
     "checkpoint.",
     "pictures.",

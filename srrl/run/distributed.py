@@ -4,10 +4,64 @@ Every process works on its own part and then knows everybody's results, so that 
 is computed alike on each of them, and no process waits for one that has nothing to do.
 """
 
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
+
+from srrl.errors import UserError
+
+# Errors of torch's collectives: others are gone, or let wait for longer than the group's timeout.
+LOST = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection (closed|reset) by peer")
+TIMED_OUT = re.compile(r"[Tt]imed? ?out")
+# Seconds that those who miss others wait for each other, and for a launcher that knows of a death.
+FOUND_S = 5
+
+
+def waiting_at_most(seconds: float) -> InitProcessGroupKwargs:
+    """For Accelerator: the longest that a process waits for the others in a collective."""
+    return InitProcessGroupKwargs(timeout=timedelta(seconds=seconds))
+
+
+@contextmanager
+def together(accelerator: Accelerator, patience: float) -> Iterator[None]:
+    """Raise UserError, which names them, where other processes of the run are gone or have not
+    come to a collective within so many seconds. One that dies on this machine ends this process
+    first: its launcher tells of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not LOST.search(str(error)):
+            raise
+        named = " and ".join(map(str, missed(accelerator))) or "another"
+        what = "has ended: its own launcher says why"
+        if TIMED_OUT.search(str(error)):
+            what = f"did not answer within {patience:g} s (config.process_timeout): it may be "
+            what += "stopped, stuck or slow"
+        raise UserError(
+            f"process {named} of {accelerator.num_processes} {what}; the same command goes on from "
+            f"the newest checkpoint"
+        ) from error
+
+
+def missed(accelerator: Accelerator) -> list[int]:
+    """The processes that do not miss any other, FOUND_S after this one has; none where whoever
+    counts them is gone, too."""
+    try:
+        store = _get_default_store()
+        store.set(f"missing others: {accelerator.process_index}", "")
+        time.sleep(FOUND_S)
+        ranks = range(accelerator.num_processes)
+        return [rank for rank in ranks if not store.check([f"missing others: {rank}"])]
+    except RuntimeError:
+        return []
 
 
 def local_range(accelerator: Accelerator, n: int) -> range:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -160,8 +161,8 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
     assert (tmp_path / "images" / "grid.png").exists()
 
 
-def process_of_rank(rank: int, run_folder: Path) -> int:
-    """The pid of a training process of the run."""
+def process_of_rank(rank: int, run_folder: Path) -> int | None:
+    """The pid of a training process of the run, of all its machines; None where there is none."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0")
@@ -170,37 +171,113 @@ def process_of_rank(rank: int, run_folder: Path) -> int:
             continue
         here = f"--config.output_dir={run_folder}".encode() in command
         script = len(command) > 2 and b"train.py" in b" ".join(command[1:3])
-        if here and script and f"LOCAL_RANK={rank}".encode() in environment:
+        if here and script and f"RANK={rank}".encode() in environment:
             return int(folder.name)
-    raise AssertionError("no such process")
+    return None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def start(folder: Path, stages: int, *launcher: str, **given: str) -> subprocess.Popen:
+    """`bash train.sh` of small_run in a folder, running."""
+    return subprocess.Popen(
+        ["bash", "train.sh", *small_run(folder, stages), "--config.tracker=none", *launcher],
+        cwd=REPOSITORY,
+        env={**os.environ, **ONE_THREAD, **given},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """(exit code, the last line on stderr), which says the same command's way on and is no
+    traceback's."""
+    _, errors = process.communicate(timeout=1800)
+    assert "Traceback" not in errors
+    return process.returncode, errors.strip().splitlines()[-1]
+
+
+def signalled(process: subprocess.Popen, folder: Path, number: int, rank: int = 1) -> None:
+    """Send a training process a signal in the third stage."""
+    for line in process.stdout:
+        if line.startswith("stage 2/"):
+            return os.kill(process_of_rank(rank, folder), number)
+    raise AssertionError(process.stderr.read())
 
 
 def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_resumes(
     two, tmp_path
 ):
-    flags = [*small_run(tmp_path / "killed", STAGES), "--config.tracker=none"]
-    command = ["bash", "train.sh", *flags, *TWO]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("stage 2/"):
-            os.kill(process_of_rank(1, tmp_path / "killed"), signal.SIGKILL)
-            break
-    _, errors = process.communicate(timeout=1800)  # it does not wait for the dead one
-    assert process.returncode != 0
-    last = errors.strip().splitlines()[-1]
+    process = start(tmp_path, STAGES, *TWO)
+    signalled(process, tmp_path, signal.SIGKILL)
+    code, last = ended(process)  # it does not wait for the dead one
+    assert code == 1
     assert "process 1 was killed by signal 9" in last and "the same command resumes" in last
-    assert "Traceback" not in errors
-    assert "resuming" in run(*command, **ONE_THREAD).stdout
-    whole, killed = two / "two" / "run", tmp_path / "killed" / "run"
+    again = start(tmp_path, STAGES, *TWO)
+    said, _ = again.communicate(timeout=1800)
+    assert again.returncode == 0 and "resuming" in said
+    whole, killed = two / "two" / "run", tmp_path / "run"
     assert logged(killed, "metrics.jsonl") == logged(whole, "metrics.jsonl")
     assert (flat(lora(whole, STAGES)) == flat(lora(killed, STAGES))).all()
+
+
+def test_a_process_that_is_stopped_is_named_and_one_alone_goes_on(two, tmp_path):
+    process = start(tmp_path, STAGES, "--config.process_timeout=20", *TWO)
+    signalled(process, tmp_path, signal.SIGSTOP)
+    code, last = ended(process)
+    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 20 s (config")
+    assert process_of_rank(1, tmp_path) is None
+    alone = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, STAGES)]
+    assert "resuming" in run(*alone, "--config.tracker=none", **ONE_THREAD).stdout
+    assert_same_run(two / "one" / "run", tmp_path / "run", STAGES)
+
+
+def test_a_process_that_is_slow_is_named_and_the_same_command_resumes(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "class Slow:\n"
+        "    def score(self, images, prompts):\n"
+        f"        go = {str(tmp_path / 'go')!r}\n"
+        "        while os.environ['RANK'] == '1' and not os.path.exists(go):\n"
+        "            time.sleep(0.1)\n"
+        "        return images.float().mean((1, 2, 3)) / 255\n"
+    )
+    given = ['--config.reward.models={"slow:Slow": 1.0}', "--config.eval.every=0"]
+    given += ["--config.process_timeout=20", *TWO]
+    code, last = ended(start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path)))
+    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 20 s (config")
+    (tmp_path / "go").touch()
+    again = start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path))
+    again.communicate(timeout=1800)
+    assert again.returncode == 0 and len(logged(tmp_path / "run", "metrics.jsonl")) == 1
+
+
+def test_two_nodes_give_what_one_process_gives_and_say_where_one_has_died(two, tmp_path):
+    """Two launchers on this machine, by config/accelerate/multi_node.yaml."""
+
+    def nodes() -> list[subprocess.Popen]:
+        port = free_port()
+        flags = ["--", "--config_file", "config/accelerate/multi_node.yaml", "--num_processes=2"]
+        flags += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+        return [
+            start(tmp_path, STAGES, *flags, f"--machine_rank={n}", ACCELERATE_USE_CPU="true")
+            for n in range(2)
+        ]
+
+    first, second = nodes()
+    signalled(first, tmp_path, signal.SIGKILL)
+    code, last = ended(second)
+    assert code == 1 and "process 1 was killed by signal 9" in last
+    code, last = ended(first)
+    assert code == 2 and last.startswith("error: process 1 of 2 has ended: its own launcher says")
+    for node in nodes():
+        node.stdout.read()
+        assert node.wait(timeout=1800) == 0, node.stderr.read()
+    assert_same_run(two / "one" / "run", tmp_path / "run", STAGES)
 
 
 def test_a_config_file_for_gpus_without_them_is_one_line(tmp_path):
