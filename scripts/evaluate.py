@@ -167,8 +167,12 @@ def main() -> None:
     for number, (cell, sampler) in enumerate(left, 1):
         c, weights = models[cell.checkpoint]
         if loaded != cell.checkpoint:
+            known = policy is not None
             del policy
             policy, loaded = Policy.from_config(c, device=accelerator.device), cell.checkpoint
+            cut = policy.encoder.cut([p for texts in prompts.values() for p in texts])
+            if cut and not known:
+                say(cut)
             lora = load_trained(policy.pipe, c, weights)
             if lora:
                 say(f"{weights}: {lora}")

@@ -98,6 +98,8 @@ def draw(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
     parts.check(wishes, [args.way], args.prompts_file or "--prompt")
     clear(out, "image_*.png", "strip*.png")
+    if cut := parts.cut(wishes):
+        print(cut, flush=True)
     way = way_of(parts, args.way)
     clock, rows, records = Clock(len(jobs)), [], []
     for first in range(0, len(jobs), config.evaluate.batch_size):
@@ -140,6 +142,8 @@ def evaluate(args: argparse.Namespace, config: ConfigDict, out: Path) -> None:
     wishes = evenly(wishes, args.num_prompts or len(wishes))
     parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
     parts.check(wishes, e.ways, config.prompts.heldout)
+    if cut := parts.cut(wishes):
+        print(cut, flush=True)
     for name in judged_by(config, config.checker.model):
         print(f"warning: judge {name!r} is the checker's own model: it likes what the loop made")
     seer, ways = parts.seer, {name: way_of(parts, name) for name in e.ways}

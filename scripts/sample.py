@@ -176,6 +176,8 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
     from srrl.run.tracking import Clock
 
     clear(args.out, "image_*.png", "strip_*.png", "grid*.png")
+    if cut := policy.encoder.cut(prompts):
+        print(cut, flush=True)
     jobs = [(prompt, seed) for prompt in prompts for seed in args.seeds]
     clock = Clock(len(jobs))
     records, small = [], []

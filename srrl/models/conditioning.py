@@ -8,7 +8,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from srrl.models.parts import quiet
+
 ENCODERS = ("text_encoder", "text_encoder_2")  # SDXL has both
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,42 @@ class PromptEncoder:
         """((hidden [L, D], pooled [P]) of the prompt, and of the empty one), as the pipeline's."""
         if not self.modules:
             raise RuntimeError(f"the text encoders were released before {prompt!r} was encoded")
-        result = self.pipe.encode_prompt(
-            [prompt],
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
-            negative_prompt=[self.negative_prompt] if self.negative_prompt else None,
-        )
+        with quiet():  # what it says of each prompt that is cut, `cut` says once
+            result = self.pipe.encode_prompt(
+                [prompt],
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+                negative_prompt=[self.negative_prompt] if self.negative_prompt else None,
+            )
         text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
         pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
         return (text, pooled), (empty, pooled_empty)
+
+    def only(self, prompts: Iterable[str]) -> str:
+        """Remember these prompts, release the encoders, and say what is cut."""
+        prompts = [*prompts]
+        self.remember(prompts)
+        self.release()
+        return self.cut(prompts)
+
+    def cut(self, prompts: Iterable[str]) -> str:
+        """A line about those of the prompts whose end no text encoder reads, "" for none."""
+        words = filter(None, (getattr(self.pipe, name, None) for name in TOKENIZERS))
+        prompts, long = [*dict.fromkeys(prompts)], {}
+        with quiet():
+            for tokenizer in words:
+                for prompt in prompts:
+                    tokens = len(tokenizer(prompt).input_ids)
+                    if tokens > tokenizer.model_max_length:
+                        long[prompt] = tokens, tokenizer.model_max_length
+        if not long:
+            return ""
+        prompt, (tokens, most) = max(long.items(), key=lambda item: item[1])
+        return (
+            f"  {len(long)} of {len(prompts)} prompts are longer than the {most} tokens that the "
+            f"text encoder reads, up to {tokens}: their end is not seen, as of {prompt[:60]!r}..."
+        )
 
     def forget(self, prompts: Iterable[str]) -> None:
         """Free what is kept of prompts that are not likely to come again."""

@@ -68,8 +68,9 @@ class LanguageLora:
         finally:
             self.network.enable_adapters()
 
-    def prepare(self, prompts: Iterable[str]) -> None:
+    def prepare(self, prompts: Iterable[str]) -> str:
         """Nothing is made ready: requests are read when they come."""
+        return ""
 
     def trainable(self) -> Iterator[nn.Parameter]:
         return (p for p in self.network.parameters() if p.requires_grad)

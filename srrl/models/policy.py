@@ -315,10 +315,9 @@ class Policy:
     def network(self) -> nn.Module:
         return self.pipe.unet
 
-    def prepare(self, prompts: Iterable[str]) -> None:
+    def prepare(self, prompts: Iterable[str]) -> str:
         """Encode every prompt that is still to come and free the text encoders' memory."""
-        self.encoder.remember(prompts)
-        self.encoder.release()
+        return self.encoder.only(prompts)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         return weights.trainable(self.network)

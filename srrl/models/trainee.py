@@ -27,8 +27,9 @@ class Trainee(Protocol):
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that are trained, always in the same order."""
 
-    def prepare(self, prompts: Iterable[str]) -> None:
-        """Make ready for these prompts, in their order, the only ones that will follow."""
+    def prepare(self, prompts: Iterable[str]) -> str:
+        """Make ready for these prompts, in their order, the only ones that will follow. Returns
+        what should be known of them, "" if nothing."""
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights, whole. Every process takes part."""

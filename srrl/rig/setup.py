@@ -1,6 +1,6 @@
 """The parts of RL-RIG as a config names them: diffuser, editors, checker, actor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,10 @@ class Parts:
     def diffuser(self) -> Policy:
         set_arithmetic(self.config.allow_tf32, self.config.deterministic, self.device)
         return self._diffuser(self.config.sample)
+
+    def cut(self, wishes: Iterable[Wish]) -> str:
+        """A line about prompts whose end the Diffuser does not read, "" for none."""
+        return self.diffuser.encoder.cut([wish.prompt for wish in wishes])
 
     def _diffuser(self, steps: ConfigDict) -> Policy:
         """The Diffuser's model, to take these steps."""

@@ -177,7 +177,9 @@ class PhaseRun(StagedRun):
         return self.wishes if self.config.eval.every else {}
 
     def prepare(self, done: int) -> None:
-        """Nothing: what is written is not known beforehand."""
+        """Of what will be written nothing is known beforehand."""
+        if cut := self.parts.cut([w for some in self.splits().values() for w in some]):
+            self.tracker.say(cut)
 
     @torch.no_grad()
     def evaluate_split(

@@ -315,7 +315,8 @@ class StagedRun(ABC):
         drawn = chain.from_iterable(map(self.prompts_of, stages))
         splits = self.splits().values()
         evaluated = chain.from_iterable(evenly(s, self.config.eval.num_prompts) for s in splits)
-        self.trainee.prepare(chain(drawn, evaluated))
+        if said := self.trainee.prepare(chain(drawn, evaluated)):
+            self.tracker.say(said)
 
     # ------------------------------------------------------------------ stopwatch and progress
 

@@ -41,6 +41,14 @@ def batch_of(trainer, plan):
     return trainer.batch(samples, scored, trainer.select(plan, scored, prompts), prompts)
 
 
+def test_prompts_that_are_cut_are_said_at_the_start(tmp_path, capsys):
+    (tmp_path / "long.json").write_text(json.dumps([*PROMPTS, "a red circle and " * 40]))
+    flags = [f"--config.prompts.train={tmp_path / 'long.json'}", "--config.stages.total=3"]
+    bright = SimpleNamespace(score=lambda images, prompts: images.float().mean((1, 2, 3)))
+    make_trainer(tmp_path, *flags, rewards={"bright": bright}).prepare(0)
+    assert capsys.readouterr().out.count("1 of 8 prompts are longer than the 16 tokens") == 1
+
+
 def test_the_first_ratio_is_one(tmp_path):
     trainer = make_trainer(
         tmp_path, "--config.train.micro_batch=7", "--config.sample.micro_batch=5"

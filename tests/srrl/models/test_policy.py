@@ -56,6 +56,22 @@ def test_each_prompt_is_encoded_once_and_the_encoders_can_go(model, monkeypatch)
         policy.encode(["a new prompt"])
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_prompts_that_no_encoder_reads_whole_are_said_once_with_their_number(model, capfd):
+    policy = load_policy(model)
+    most = policy.pipe.tokenizer.model_max_length
+    longer = [" ".join([PROMPTS[0]] * n) for n in (20, 30)]
+    tokens = len(policy.pipe.tokenizer(longer[1]).input_ids)
+    read = policy.pipe.tokenizer(longer[1], truncation=True).input_ids
+    said = policy.prepare([PROMPTS[0], *longer, longer[1]])
+    assert f"2 of 3 prompts are longer than the {most} tokens" in said
+    assert f"up to {tokens}:" in said and tokens > most == len(read)
+    assert said.count(PROMPTS[0]) == 1 and len(said) < 250
+    assert torch.equal(*policy.encode(longer).text)  # their beginnings are the same
+    assert load_policy(model).prepare(PROMPTS) == ""
+    assert capfd.readouterr().err == ""  # the libraries', one for each
+
+
 def test_a_fresh_lora_changes_nothing(lora_policy):
     assert torch.equal(noise_at(like(lora_policy), 5.0), noise_at(lora_policy, 5.0))
 

@@ -32,6 +32,12 @@ def wishes():
     return [wish_of(prompt, i, "here") for i, prompt in enumerate(EVERY)]
 
 
+def test_prompts_that_the_diffuser_does_not_read_whole_are_named(parts, wishes):
+    long = replace(wishes[0], prompt=" ".join(PROMPTS))
+    assert parts.cut(wishes) == ""
+    assert "1 of 5 prompts are longer than the 16 tokens" in parts.cut([*wishes, long])
+
+
 @pytest.fixture(scope="module")
 def first(parts, wishes):
     return first_pictures(parts, wishes, seed=5)
