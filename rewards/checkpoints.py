@@ -17,6 +17,14 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
+class NotHere(UserError):
+    """A model that can be had neither here nor on the hub."""
+
+    def __init__(self, message: str, model: str):
+        super().__init__(message)
+        self.model = model
+
+
 def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
     """The folder of a local or hub checkpoint, fetching what matches the patterns.
 
@@ -26,10 +34,11 @@ def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
         return hub_folder(model, patterns)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
+        raise NotHere(
             f"reward {reward!r}: cannot get {model!r}: run `hf download {model} --local-dir DIR` "
             f"where there is a network and set reward.options to "
-            f'{{"{reward}": {{"model": "DIR"}}}} ({type(error).__name__}: {reason})'
+            f'{{"{reward}": {{"model": "DIR"}}}} ({type(error).__name__}: {reason})',
+            model,
         ) from error
 
 

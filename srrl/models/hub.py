@@ -15,8 +15,11 @@ from huggingface_hub import constants, snapshot_download
 @functools.cache
 def hub_reachable(seconds: float = 3.0) -> bool:
     """Does the hub's host answer? True behind a proxy, which only a request can tell."""
-    if constants.HF_HUB_OFFLINE:
-        return False
+    return not constants.HF_HUB_OFFLINE and hub_answers(seconds)
+
+
+def hub_answers(seconds: float = 3.0) -> bool:
+    """The same where the environment keeps the libraries from asking (HF_HUB_OFFLINE)."""
     if "https" in getproxies():
         return True
     address = urlparse(constants.ENDPOINT)
