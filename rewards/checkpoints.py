@@ -11,18 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.errors import UserError
-from srrl.models.hub import hub_folder
+from srrl.models.hub import NotHere, hub_folder
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-
-
-class NotHere(UserError):
-    """A model that can be had neither here nor on the hub."""
-
-    def __init__(self, message: str, model: str):
-        super().__init__(message)
-        self.model = model
 
 
 def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from ml_collections import ConfigDict
 
-from srrl.doctor.rows import FAIL, OK, WARN, Row, attempted, brief
+from srrl.doctor.rows import FAIL, OK, WARN, Row, attempted, brief, refused
 from srrl.errors import UserError
 from srrl.image_run import space
 from srrl.measure.imagined import Imagined
@@ -72,7 +72,7 @@ def existing(folder: Path) -> Path:
 def run(config: ConfigDict, _: bool) -> Iterator[Row]:
     """What a run of this name would meet."""
     folder = Path(config.output_dir) / config.run_name
-    check_unlocked(folder)
+    yield from refused("run", str(folder), lambda: check_unlocked(folder))
     if config.method == "srrl":
         yield from attempted("run", partial(resumed, folder, config, ()))
         return

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 2**30
 SET_UP = "`bash train.sh` sets up .venv with what is pinned: use .venv/bin/python"
+INSTALL = f"`python -m pip install -e {REPOSITORY}`; or {SET_UP}"
 MEET_LIMIT_S, DRIVER_S = 60, 10
 LEAST_SHARED = GIB // 4  # bytes of /dev/shm that several GPUs need to talk
 
@@ -37,18 +38,17 @@ def packages() -> Iterator[Row]:
     wanted, right = pins(), 0
     for name, pin in wanted.items():
         found = installed(name)
-        install = f"`python -m pip install {name}=={pin}`, or {SET_UP}"
         if found is None:
-            yield Row("package", f"{name} is not installed ({pin} is pinned)", FAIL, install)
+            yield Row("package", f"{name} is not installed ({pin} is pinned)", FAIL, INSTALL)
         elif found != pin:
-            yield Row("package", f"{name} {found}, not {pin} as pinned", WARN, install)
+            yield Row("package", f"{name} {found}, not {pin} as pinned", WARN, INSTALL)
         else:
             right += 1
     yield Row("packages", f"{right} of {len(wanted)} packages as pinned")
     paths = os.environ.get("PYTHONPATH", "").split(":")
     if installed("srrl") is None and str(REPOSITORY) not in paths:
-        remedy = f"only train.sh finds it: `python -m pip install -e {REPOSITORY}`"
-        yield Row("package", "srrl itself is not installed", WARN, remedy)
+        found = "srrl itself is not installed: train.sh finds it, other commands do not"
+        yield Row("package", found, WARN, INSTALL)
 
 
 def pins() -> dict[str, str]:

@@ -15,11 +15,11 @@ from srrl.doctor.rows import FAIL, WARN, Row, attempted, refused
 from srrl.errors import UserError
 from srrl.methods import METHODS
 from srrl.models.folders import Incomplete
-from srrl.models.hub import hub_answers, hub_folder
+from srrl.models.hub import NotHere, hub_answers, hub_folder
 from srrl.models.loading import find_pipeline
 from srrl.models.locate import locate
 from srrl.models.lora_file import read_lora_file
-from srrl.models.parts import faults, quiet
+from srrl.models.parts import faults, quiet, vae_config
 from srrl.models.random_vlm import named_vlm
 from srrl.models.random_weights import RANDOM
 from srrl.models.start import start_file
@@ -63,6 +63,8 @@ def models(config: ConfigDict, offline: bool) -> Iterator[Row]:
         for part in ("checker", "actor"):
             named[f"{part}.model"] = config[part].model
             look[f"{part}.model"] = find_vlm
+    if p.vae:
+        named["pretrained.vae"], look["pretrained.vae"] = p.vae, find_vae
     for key, model in named.items():
         yield from attempted(key, partial(placed, key, model, look[key], offline))
     yield from attempted("lora", partial(loras, config))
@@ -79,13 +81,19 @@ def placed(
         with quiet():
             what = look(there)
     except UserError as error:
-        local = Path(there).exists() or model.startswith(RANDOM)
-        if local or not not_fetched(error):
+        lacking = error.model if isinstance(error, NotHere) else there
+        if Path(lacking).exists() or not not_fetched(error):
             yield Row(check, model, FAIL, str(error))
         else:
-            yield absent(check, model, offline)
+            yield absent(check, lacking, offline)
     else:
         yield Row(check, f"{model}: {what}, {place(model)}")
+
+
+def find_vae(model: str) -> str:
+    """The class of a VAE that replaces a model's own. Raises UserError where it cannot serve."""
+    vae_config(model)
+    return "AutoencoderKL"
 
 
 def find_vlm(model: str) -> str:

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from rewards import ORIGINALS, REGISTRY, bound_options, reward_class
+from rewards import (
+    ORIGINALS,
+    REGISTRY,
+    bound_options,
+    check_prompts,
+    load_rewards,
+    reward_class,
+)
 from rewards.api import APIScore
 from rewards.checker import Checker
-from rewards.checkpoints import NotHere
 from rewards.client import Worker, worker_environment
 from rewards.network import NetworkReward
 from rewards.scoring import check_given, reward_device
@@ -21,9 +27,13 @@ from rewards.worker import TOKEN
 from srrl.doctor.models import absent, check_weights, find_vlm, not_fetched, place, placed
 from srrl.doctor.rows import FAIL, Row, Trouble, answer, attempted, brief, refused
 from srrl.errors import UserError
+from srrl.models.hub import NotHere
 from srrl.models.random_weights import RANDOM
+from srrl.prompts import split_prompts
+from srrl.rig.wishes import split_wishes
 
 ANSWER_S, IMPORT_S = 5, 60
+EMBEDDED = ("shapes", "judge", "requirements")  # small, and of one world's prompts
 
 
 def rewards(config: ConfigDict, offline: bool) -> Iterator[Row]:
@@ -41,29 +51,41 @@ def rewards(config: ConfigDict, offline: bool) -> Iterator[Row]:
         return
     for name in r.models:
         options = r.options.to_dict().get(name, {})
-        original = r.backend == "original"
-        look = original_reward if original else reward
-        yield from attempted(f"reward {name}", partial(look, name, options, offline))
+        look = partial(original_reward if r.backend == "original" else reward, name, options)
+        yield from attempted(f"reward {name}", partial(look, config, offline))
 
 
-def original_reward(name: str, options: dict[str, Any], _: bool) -> Iterator[Row]:
+def original_reward(
+    name: str, options: dict[str, Any], config: ConfigDict, offline: bool
+) -> Iterator[Row]:
     model = options.get("model", "its package's own")
     yield Row(f"reward {name}", f"{ORIGINALS[name]}, {model}, which its package looks for")
 
 
-def reward(name: str, options: dict[str, Any], offline: bool) -> Iterator[Row]:
-    """Its class, its options, and the models that a registered one loads."""
+def reward(name: str, options: dict[str, Any], config: ConfigDict, offline: bool) -> Iterator[Row]:
+    """Its class, its options, and the models that a registered one loads; of those that are
+    embedded also whether they can judge the prompts."""
     check, path = f"reward {name}", REGISTRY.get(name, name)
     made = reward_class(name, path)
     given = bound_options(name, made, options)
     if issubclass(made, APIScore):
         yield from api(check, made, given)
     elif issubclass(made, NetworkReward):
+        bound_options(name, NetworkReward, given["settings"])
         yield from network(check, made, given, offline)
     elif issubclass(made, Checker | SGIoU) and given["model"] != EXACT:
         yield from placed(check, given["model"], find_vlm, offline, f"{name}: model")
     else:
+        for split, lines in texts(config).items() if name in EMBEDDED else ():
+            check_prompts(load_rewards([name], {name: options}), lines, config.prompts[split])
         yield Row(check, f"{made.__module__}:{made.__qualname__}")
+
+
+def texts(config: ConfigDict) -> dict[str, list[str]]:
+    """The prompts of each split."""
+    if config.method == "srrl":
+        return split_prompts(config)
+    return {split: [str(wish) for wish in some] for split, some in split_wishes(config).items()}
 
 
 def api(check: str, made: type[APIScore], given: dict[str, Any]) -> Iterator[Row]:

@@ -55,12 +55,12 @@ def attempted(check: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 
 
 def page(rows: list[Row]) -> str:
-    """The table, and below it the remedies in its order."""
+    """The table, and below it the remedies in its order, each once."""
     heading = Row("check", "found", "state")
     first = max(len(row.check) for row in (heading, *rows))
     second = min(WIDEST, max(len(row.found) for row in (heading, *rows)))
     lines = [f"{r.check:{first}}  {r.found:{second}}  {r.state}" for r in (heading, *rows)]
-    remedies = [f"{r.state} {r.check}: {r.remedy}" for r in rows if r.state != OK]
+    remedies = dict.fromkeys(f"{r.state} {r.check}: {r.remedy}" for r in rows if r.state != OK)
     return "\n".join([*lines, *([""] if remedies else []), *remedies])
 
 

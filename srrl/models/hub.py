@@ -11,6 +11,16 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants, snapshot_download
 
+from srrl.errors import UserError
+
+
+class NotHere(UserError):
+    """A model, by its name, that can be had neither here nor on the hub."""
+
+    def __init__(self, message: str, model: str):
+        super().__init__(message)
+        self.model = model
+
 
 @functools.cache
 def hub_reachable(seconds: float = 3.0) -> bool:
