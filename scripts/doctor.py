@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where no
 from srrl.doctor.checkup import CPU_PRESET, checkup
 from srrl.doctor.rows import FAIL, page
 from srrl.errors import one_line_errors, show_help
+from srrl.life import end_on_signals
 
 
 def main(argv: list[str]) -> int:
@@ -36,4 +37,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
+        end_on_signals()
         sys.exit(main(sys.argv[1:]))

@@ -36,8 +36,10 @@ RUN = (
     "folder:run",
     "folder:tracker",
 )
-LIMIT_S = 120  # for a check
+LIMIT_S, END_S = 120, 10  # for a check, and for what libraries do at the end
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# What tells libraries and rewards where to leave things.
+WRITERS = ("SRRL_ERROR_FOLDER", "TORCHINDUCTOR_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_DIR")
 GPU_PRESET, CPU_PRESET = "config/stage_process.py:sd14", "config/stage_process.py:tiny"
 
 
@@ -76,6 +78,7 @@ def visit(
             remedy = "whoever looks at this is stopped or ended by it: try that part by itself"
             yield name, [Row(title(name), found, FAIL, remedy)]
             return
+        process.join(END_S)  # libraries take their temporary files away
     finally:
         process.kill()
         process.join()
@@ -89,8 +92,7 @@ def work(line: Connection, argv: list[str], names: tuple[str, ...], folder: str)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     offline = any(os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE") for n in OFFLINE)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "SRRL_ERROR_FOLDER": folder}
-    os.environ |= dict.fromkeys(("WANDB_CACHE_DIR", "WANDB_DIR"), folder)
+    os.environ |= {"HF_HUB_OFFLINE": "1", **dict.fromkeys(WRITERS, folder)}
     for name in names:
         line.send([*attempted(title(name), partial(looked_at, name, tuple(argv), offline))])
 

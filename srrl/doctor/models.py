@@ -35,14 +35,15 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 def prompts(config: ConfigDict, _: bool) -> Iterator[Row]:
     """The method's own check of its files."""
     found = ", ".join(split_files(config).values())
-    bad = refused("prompts", found, lambda: METHODS[config.method].load("files")(config))
+    bad = refused("files", found, lambda: METHODS[config.method].load("files")(config))
     if bad:
         yield from bad
     elif config.method == "srrl":
         counts = {split: len(lines) for split, lines in split_prompts(config).items()}
-        yield Row("prompts", ", ".join(f"{count} {split}" for split, count in counts.items()))
+        numbers = (f"{count} {split}" for split, count in counts.items())
+        yield Row("files", f"prompts: {', '.join(numbers)}")
     else:
-        yield Row("prompts", found)
+        yield Row("files", found)
 
 
 def models(config: ConfigDict, offline: bool) -> Iterator[Row]:
@@ -74,18 +75,16 @@ def placed(
     check: str, model: str, look: Callable[[str], str], offline: bool, key: str = ""
 ) -> Iterator[Row]:
     """Where a model is, and what `look` says that it is. key: the config's, else as the check."""
-    there = resolve(model)
-    if model != EMBEDDED:
-        check_model(key or f"config.{check}", there)
+    there, key = resolve(model), key or f"config.{check}"
+    bad = refused(check, model, lambda: check_model(key, there)) if model != EMBEDDED else []
+    if bad:
+        yield from bad
+        return
     try:
         with quiet():
             what = look(there)
     except UserError as error:
-        lacking = error.model if isinstance(error, NotHere) else there
-        if Path(lacking).exists() or not not_fetched(error):
-            yield Row(check, model, FAIL, str(error))
-        else:
-            yield absent(check, lacking, offline)
+        yield lacking(check, there, error, offline)
     else:
         yield Row(check, f"{model}: {what}, {place(model)}")
 
@@ -136,6 +135,15 @@ def not_fetched(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def lacking(check: str, model: str, error: UserError, offline: bool) -> Row:
+    """Of a model that an error stands against: it, or what goes with it, has to be fetched, or
+    cannot serve."""
+    wanted = error.model if isinstance(error, NotHere) else model
+    if Path(wanted).exists() or not not_fetched(error):
+        return Row(check, model, FAIL, str(error))
+    return absent(check, wanted, offline)
 
 
 def absent(check: str, model: str, offline: bool) -> Row:

@@ -24,10 +24,9 @@ from rewards.network import NetworkReward
 from rewards.scoring import check_given, reward_device
 from rewards.sgiou import EXACT, SGIoU
 from rewards.worker import TOKEN
-from srrl.doctor.models import absent, check_weights, find_vlm, not_fetched, place, placed
+from srrl.doctor.models import check_weights, find_vlm, lacking, place, placed
 from srrl.doctor.rows import FAIL, Row, Trouble, answer, attempted, brief, refused
 from srrl.errors import UserError
-from srrl.models.hub import NotHere
 from srrl.models.random_weights import RANDOM
 from srrl.prompts import split_prompts
 from srrl.rig.wishes import split_wishes
@@ -107,11 +106,7 @@ def network(
         folders = made.folders(**{key: given[key] for key in takes})
         check_weights(folders[0], f"reward {made.name!r}: {model}")
     except UserError as error:
-        if not not_fetched(error):
-            yield Row(check, model, FAIL, str(error))
-            return
-        lacking = error.model if isinstance(error, NotHere) else model
-        yield absent(check, lacking, offline)
+        yield lacking(check, model, error, offline)
     else:
         yield Row(check, f"{model}: {place(model)}")
 

@@ -51,7 +51,7 @@ def attempted(check: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     except UserError as error:
         yield Row(check, "refused", FAIL, str(error))
     except Exception as error:
-        yield Row(check, brief(error), FAIL, "this cannot be looked at: see the error")
+        yield Row(check, brief(error), FAIL, "see the error: a run would meet it, too")
 
 
 def page(rows: list[Row]) -> str:
