@@ -42,7 +42,7 @@ def output(config: ConfigDict) -> Iterator[Row]:
     free = shutil.disk_usage(there).free
     try:
         needed = growth(config, run)
-    except Exception as error:  # as of a model that is not known here: the run begins by counting
+    except Exception as error:  # as of a model whose architecture is not known here
         needed, why = 0, f"not counted ({brief(error, 80)})"
     else:
         why = f"the run needs about {size(needed)}" if needed else "not counted"
