@@ -94,13 +94,21 @@ def load_rewards(
         for key, value in (("device", device), ("dtype", dtype)):
             if key in takes or shared:
                 given.setdefault(key, value)
-        try:
-            inspect.signature(made).bind(**given)
-        except TypeError as error:
-            raise UserError(f"reward.options of {name!r}: {error}") from error
+        bound_options(name, made, given)
         with named_faults(name, "its constructor"):
             rewards[name] = made(**given)
     return rewards
+
+
+def bound_options(name: str, made: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a reward's constructor, with its defaults where they are not given. Raises
+    UserError for those that it does not take, or lacks."""
+    try:
+        bound = inspect.signature(made).bind(**given)
+    except TypeError as error:
+        raise UserError(f"reward.options of {name!r}: {error}") from error
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def reward_class(name: str, path: str) -> type:

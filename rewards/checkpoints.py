@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srrl.errors import UserError
-from srrl.models.hub import hub_folder
+from srrl.models.hub import NotHere, hub_folder
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -26,10 +26,11 @@ def checkpoint_folder(reward: str, model: str, patterns: list[str]) -> Path:
         return hub_folder(model, patterns)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
+        raise NotHere(
             f"reward {reward!r}: cannot get {model!r}: run `hf download {model} --local-dir DIR` "
             f"where there is a network and set reward.options to "
-            f'{{"{reward}": {{"model": "DIR"}}}} ({type(error).__name__}: {reason})'
+            f'{{"{reward}": {{"model": "DIR"}}}} ({type(error).__name__}: {reason})',
+            model,
         ) from error
 
 

@@ -149,15 +149,12 @@ class Worker:
 
     def start(self) -> socket.socket:
         """Start a worker process of our own; returns our end of the line."""
-        paths = [str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
-        environment.pop("SRRL_STATUS_FILE", None)
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self.process = subprocess.Popen(
                     [*self.command, f"--line={theirs.fileno()}"],
-                    env=environment,
+                    env=worker_environment(),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -188,6 +185,14 @@ class Worker:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment in which a worker's interpreter finds this package."""
+    paths = [str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
+    environment.pop("SRRL_STATUS_FILE", None)
+    return environment
 
 
 def drain(output: IO[str]) -> None:

@@ -3,6 +3,7 @@
 By default with OpenCLIP's ViT-H/14 trained on LAION-2B, the reward of SRRL's released code.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,12 +58,17 @@ class CLIPScore(NetworkReward):
             self.use(fill_random(blank_network(), self.dtype, self.device))
             self.tokenizer = stand_in_tokenizer("<|startoftext|>", "<|endoftext|>")
         else:
-            folder = checkpoint_folder(self.name, model, FILES)
+            (folder,) = self.folders(model)
             with self.loading(model):
                 self.use(CLIPModel.from_pretrained(folder, torch_dtype=self.dtype))
                 self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.image_size = self.network.config.vision_config.image_size
         self.length = self.network.config.text_config.max_position_embeddings
+
+    @classmethod
+    def folders(cls, model: str) -> tuple[Path]:
+        """Of the checkpoint."""
+        return (checkpoint_folder(cls.name, model, FILES),)
 
     def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(

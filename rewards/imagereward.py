@@ -176,14 +176,19 @@ class ImageReward(NetworkReward):
         else:
             self._load(model, tokenizer)
 
+    @classmethod
+    def folders(cls, model: str, tokenizer: str) -> tuple[Path, Path]:
+        """Of the checkpoint and of the tokenizer."""
+        folder = checkpoint_folder(cls.name, model, list(FILES[1:]))
+        return folder, checkpoint_folder(cls.name, tokenizer, ["vocab.txt", "tokenizer*"])
+
     def _load(self, model: str, tokenizer: str) -> None:
-        folder = checkpoint_folder(self.name, model, list(FILES[1:]))
+        folder, words = self.folders(model, tokenizer)
         present = [folder / name for name in FILES if (folder / name).exists()]
         state = read_weights(self.name, present[0] if present else folder / FILES[-1])
         network = blank_network(Sizes.of(state))
         fill(self.name, network, renamed(state), self.dtype)
         self.use(network)
-        words = checkpoint_folder(self.name, tokenizer, ["vocab.txt", "tokenizer*"])
         self.tokenizer = bert_tokenizer(words)
 
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,7 +18,8 @@ class NetworkReward(ABC):
     """A reward that a network computes on its own device, in its own precision and batches.
 
     device: a torch device; dtype: "fp32", "fp16" or "bf16"; batch_size: pictures at once. Every
-    subclass takes these three besides its own keywords.
+    subclass takes these three besides its own keywords, of which `model` and what `folders` takes
+    name what is loaded.
     """
 
     name: str  # in rewards.REGISTRY
@@ -28,6 +30,12 @@ class NetworkReward(ABC):
         self.device, self.dtype = device, DTYPES[dtype]
         if batch_size is not None:
             self.batch_size = batch_size
+
+    @classmethod
+    @abstractmethod
+    def folders(cls, model: str, *others: str | None) -> tuple[Path, ...]:
+        """The checkpoint's folder and those of what goes with it, fetched where they are not here.
+        Raises UserError for one that cannot be had."""
 
     @abstractmethod
     def batch(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:

@@ -4,6 +4,7 @@ The score is the probability of "Yes" as the first word of the answer to 'Does t
 "PROMPT"? Please answer yes or no.' (arXiv 2404.01291, section 3, with a decoder-only model).
 """
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -34,7 +35,7 @@ class QwenVLScore(NetworkReward):
     ):
         super().__init__(**settings)
         self.side = side
-        folder = checkpoint_folder(self.name, model, FILES)
+        (folder,) = self.folders(model)
         with self.loading(model):
             network = AutoModelForImageTextToText.from_pretrained(folder, torch_dtype=self.dtype)
             self.images = AutoImageProcessor.from_pretrained(folder)
@@ -42,6 +43,11 @@ class QwenVLScore(NetworkReward):
         self.use(network)
         first = self.tokenizer(ANSWER, add_special_tokens=False).input_ids
         self.yes = first[0]
+
+    @classmethod
+    def folders(cls, model: str) -> tuple[Path]:
+        """Of the checkpoint."""
+        return (checkpoint_folder(cls.name, model, FILES),)
 
     def text(self, prompt: str, visual_tokens: int) -> str:
         """The conversation up to the answer, with room for the picture's tokens."""

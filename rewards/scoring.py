@@ -30,24 +30,47 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
 
     device: the trainer's, where reward.device does not say otherwise. Raises UserError.
     """
-    r, named = c.reward, str(c.reward.device or device)
-    if not re.fullmatch(DEVICE, named):
-        raise UserError(f"reward device {named!r}: expected cpu, cuda or cuda:NUMBER")
-    device = torch.device(named)
-    there = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= there and not r.worker.address:
-        raise UserError(f"reward device {named!r}: there are {there} GPUs here, from cuda:0 on")
+    r, device = c.reward, reward_device(c, device)
     run = Path(c.output_dir) / c.run_name
     os.environ[FOLDER] = str(run if run.exists() else Path.cwd())
+    check_given(c)
     names, options = list(r.models), r.options.to_dict()
     dtype = r.dtype if device.type == "cuda" else "fp32"
-    unused = set(options) - set(names)
-    if unused:
-        raise UserError(f"options of {min(unused)!r}, which is not among the rewards {names}")
     if r.backend == "local":
         return load_rewards(names, options, device=str(device), dtype=dtype)
     from rewards.client import Worker, worker_rewards
 
+    worker = Worker(
+        {name: options.get(name, {}) for name in names},
+        address=r.worker.address or "",
+        python=r.worker.python or "",
+        device=str(device),
+        dtype=dtype,
+        original=r.backend == "original",
+        load_s=r.worker.load_s,
+        batch_s=r.worker.batch_s,
+    )
+    return worker_rewards(worker)
+
+
+def reward_device(c: ConfigDict, device: torch.device | str) -> torch.device:
+    """Where the rewards of a trainer on `device` compute. Raises UserError where that is not."""
+    named = str(c.reward.device or device)
+    if not re.fullmatch(DEVICE, named):
+        raise UserError(f"reward device {named!r}: expected cpu, cuda or cuda:NUMBER")
+    chosen, there = torch.device(named), torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= there and not c.reward.worker.address:
+        raise UserError(f"reward device {named!r}: there are {there} GPUs here, from cuda:0 on")
+    return chosen
+
+
+def check_given(c: ConfigDict) -> None:
+    """Raise UserError for rewards that are not known, options of others, and a backend that lacks
+    its interpreter."""
+    r, names = c.reward, list(c.reward.models)
+    unused = set(r.options) - set(names)
+    if unused:
+        raise UserError(f"options of {min(unused)!r}, which is not among the rewards {names}")
     original = r.backend == "original"
     check_names(names, ORIGINALS if original else REGISTRY)
     if original and not (r.worker.python or r.worker.address):
@@ -55,17 +78,6 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
             "reward.backend='original' needs the packages' own environment: make it by "
             "`bash scripts/original_rewards.sh DIR` and set reward.worker.python to DIR/bin/python"
         )
-    worker = Worker(
-        {name: options.get(name, {}) for name in names},
-        address=r.worker.address or "",
-        python=r.worker.python or "",
-        device=str(device),
-        dtype=dtype,
-        original=original,
-        load_s=r.worker.load_s,
-        batch_s=r.worker.batch_s,
-    )
-    return worker_rewards(worker)
 
 
 def counts_of(rewards: Mapping[str, Reward]) -> dict[str, int]:

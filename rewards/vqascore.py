@@ -114,6 +114,10 @@ def blank_network(
         return Network(t5 or T5Config(**FLAN_T5["xl"]), vision or CLIPVisionConfig(**CLIP), layer)
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def renamed(tensors: dict[str, Tensor], known: set[str]) -> Iterator[tuple[str, Tensor]]:
     """The published checkpoint's tensors under this network's names."""
     for name, tensor in tensors.items():
@@ -160,28 +164,28 @@ class VQAScore(NetworkReward):
         self.use(self.network)
         self.before, self.answer = self.ids(BEFORE), self.ids(ANSWER)
 
+    @classmethod
+    def folders(
+        cls, model: str, tokenizer: str | None = None, vision: str | None = None
+    ) -> tuple[Path, Path, Path]:
+        """Of the checkpoint, the vision tower and the tokenizer."""
+        folder = checkpoint_folder(cls.name, model, ["*.json", "*.bin", "*.safetensors", "*.model"])
+        vision = vision or read_settings(folder)["mm_vision_tower"]
+        tower = checkpoint_folder(cls.name, vision, ["*.json", "*.bin", "*.safetensors"])
+        if tokenizer is None and not list(folder.glob("spiece.model")):
+            tokenizer = "google/flan-t5-xl"
+        patterns = ["spiece.model", "tokenizer*", "special_tokens_map.json"]
+        words = checkpoint_folder(cls.name, tokenizer, patterns) if tokenizer else folder
+        return folder, tower, words
+
     def _load(self, model: str, tokenizer: str | None, vision: str | None) -> None:
-        folder = checkpoint_folder(
-            self.name, model, ["*.json", "*.bin", "*.safetensors", "*.model"]
-        )
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vision = vision or settings["mm_vision_tower"]
-        tower = checkpoint_folder(self.name, vision, ["*.json", "*.bin", "*.safetensors"])
+        folder, tower, words = self.folders(model, tokenizer, vision)
         self.network = blank_network(
             T5Config.from_pretrained(folder),
             CLIPVisionConfig.from_pretrained(tower),
-            settings.get("mm_vision_select_layer", -2),
+            read_settings(folder).get("mm_vision_select_layer", -2),
         )
         fill(self.name, self.network, self._tensors(folder, tower), self.dtype)
-        if tokenizer is None and not list(folder.glob("spiece.model")):
-            tokenizer = "google/flan-t5-xl"
-        words = (
-            folder
-            if tokenizer is None
-            else checkpoint_folder(
-                self.name, tokenizer, ["spiece.model", "tokenizer*", "special_tokens_map.json"]
-            )
-        )
         self.tokenizer = AutoTokenizer.from_pretrained(words)
 
     def _tensors(self, folder: Path, tower: Path) -> Iterator[tuple[str, Tensor]]:

@@ -46,30 +46,16 @@ from srrl.life import (
 )
 from srrl.methods import METHODS
 from srrl.run.folder import newest
+from srrl.surroundings import LEFT_OVER, gpu_count
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 LOCAL = REPOSITORY / "config" / "accelerate" / "local.yaml"
 LAUNCH, TORCHRUN = [sys.executable, "-m", "srrl.elastic"], "torch.distributed.run"
-# What tells accelerate and torch's launcher how to run, left over from another job.
-LEFT_OVER = re.compile(
-    r"(ACCELERATE|FSDP|PET|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_.*|(LOCAL_)?(RANK|WORLD_SIZE)"
-)
-# What NVIDIA's and AMD's drivers have in /dev, on a board and below Windows, too.
-DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 # Between the signal to end and the one that nobody can ignore.
 GRACE_S = 4
 TRACEBACK = re.compile(rb"\[rank\d+\]:")
 CLOSING = re.compile(rb"closing signal")
 LAUNCHER_NOISE = re.compile(rb"elastic|closing signal")
-
-
-def gpu_count() -> int:
-    """How many GPUs torch can use. It takes seconds to import: not where no driver has a device."""
-    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in DEVICES):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def asked_processes(launcher: list[str]) -> int | None:

@@ -9,7 +9,6 @@ run that was stopped. Every knob is explained in the config's file.
 """
 
 import os
-import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -24,36 +23,24 @@ from srrl.config import flatten, load_config
 from srrl.errors import UserError, one_line_errors, report, show_help, stop_if_asked
 from srrl.life import end_in_calls, end_on_signals, follow_launcher
 from srrl.methods import METHODS
+from srrl.surroundings import MEET_S, check_precision, started, told
 
-# What tells a process of others, as accelerate reads it; beside torch's launcher MPI's.
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-MEET_S = "SRRL_MEET_S"  # seconds that the processes of a run have to meet: 300 where it is not set
-# Seconds that wandb's server has to answer, to begin a run, and to take what is left at its end.
-SERVER_S, START_S, END_S = 5, 15, 25
-
-
-def started() -> int:
-    """How many processes the environment tells of."""
-    return max(int(os.environ.get(name, 1)) for name in SIZES)
+# Seconds that wandb has to begin a run, and to take what is left at its end.
+START_S, END_S = 15, 25
 
 
 @contextmanager
 def meeting() -> Iterator[None]:
     """While this process meets the others that its environment tells of: it says what it waits for,
     and ends where they do not come. Raises UserError for an environment that cannot be."""
-    named = (*SIZES, *RANKS, MEET_S)
-    told = {name: os.environ[name] for name in named if name in os.environ}
-    odd = [f"{name}={value}" for name, value in told.items() if not re.fullmatch(r"-?\d+", value)]
-    if odd:
-        raise UserError(f"{odd[0]} in the environment: a number, or unset it")
-    patience = int(told.pop(MEET_S, 300))
+    others = told()
+    patience = int(others.pop(MEET_S, 300))
     if started() == 1:
         yield
         return
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    about = ", ".join([*(f"{name}={value}" for name, value in told.items()), f"at {where}"])
-    remedy = f"start all of them (bash train.sh does), or unset {', '.join(told)}"
+    about = ", ".join([*(f"{name}={value}" for name, value in others.items()), f"at {where}"])
+    remedy = f"start all of them (bash train.sh does), or unset {', '.join(others)}"
 
     def give_up() -> None:
         report(f"not all processes of {about} came within {patience} s ({MEET_S}): {remedy}")
@@ -99,21 +86,12 @@ def start_tracker(config: ConfigDict, accelerator: Any, folder: Path) -> None:
 def wandb_settings(folder: Path) -> dict[str, Any]:
     """For wandb.init: a run that goes on goes on there, too. Raises UserError where nobody is
     logged in, or the server is away."""
-    import requests
     import wandb
 
     from srrl.run.checkpoint import write_atomic
+    from srrl.run.tracking import check_wandb
 
-    known = wandb.setup().settings
-    if known.mode not in ("offline", "dryrun", "disabled"):
-        if not wandb.login(prompt=False, verify=False):
-            raise UserError("not logged in to wandb")
-        try:
-            requests.head(known.base_url, timeout=SERVER_S)
-        except requests.exceptions.SSLError:
-            pass  # wandb may know certificates of its own
-        except requests.RequestException:
-            raise UserError(f"wandb's server {known.base_url} does not answer") from None
+    check_wandb()
     file = folder / "wandb_id.txt"
     if not file.exists():
         write_atomic(file, f"{secrets.token_hex(8)}\n")
@@ -174,11 +152,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
         )
-    if accelerator.device.type == "cpu" and config.mixed_precision != "no":
-        raise UserError(
-            f"config.mixed_precision={config.mixed_precision!r} needs a GPU, and there is none: "
-            f"add --config.mixed_precision=no (slow for a full-size model)"
-        )
+    check_precision(accelerator.device.type, config.mixed_precision)
     with together(accelerator, config.process_timeout):
         train(config, accelerator, folder)
 

@@ -12,8 +12,18 @@ from srrl.curriculum import StagePlan, plan_for
 from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
 from srrl.prompts import split_prompts, stage_prompts
+from srrl.run.checkpoint import growth
 from srrl.run.stages import StagedRun
 from srrl.run.tracking import Tracker
+
+
+def space(c: ConfigDict, policy: Policy, done: int) -> float:
+    """Bytes by which a run's folder will grow after `done` stages (-1: before the start), about,
+    with the images that are saved, which PNG makes smaller by a third."""
+    height, width = policy.image_size
+    stages = range(max(done, 0), c.stages.total) if c.pictures.images else []
+    images = sum(stage_cost(c, plan_for(c, stage)).images for stage in stages)
+    return growth(c, policy, done) + images * 2 * height * width
 
 
 class ImageRun(StagedRun):
@@ -58,11 +68,7 @@ class ImageRun(StagedRun):
         return counts_of(self.rewards)
 
     def space(self, done: int) -> float:
-        """With the images that are saved, which PNG makes smaller by a third, about."""
-        c, (height, width) = self.config, self.trainee.image_size
-        stages = range(max(done, 0), c.stages.total) if c.pictures.images else []
-        images = sum(stage_cost(c, plan_for(c, stage)).images for stage in stages)
-        return super().space(done) + images * 2 * height * width
+        return space(self.config, self.trainee, done)
 
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}

@@ -11,7 +11,7 @@ from srrl.config import REPOSITORY
 # order is its own business, but no two modules import each other.
 LEVELS = [
     ["scripts"],
-    ["srrl.measure", "srrl.assess"],
+    ["srrl.measure", "srrl.assess", "srrl.doctor"],
     ["srrl.trainer"],
     ["srrl.batch", "srrl.image_run", "srrl.records", "srrl.rig", "srrl.shapes.pretraining"],
     ["srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.run"],
@@ -23,7 +23,7 @@ LEVELS = [
     ["srrl.advantages", "srrl.budget", "srrl.curriculum", "srrl.ddim", "srrl.ppo", "srrl.prompts"],
     ["srrl.config", "srrl.rig.forms", "srrl.rig.graphs", "srrl.run.folder", "srrl.shapes"],
     ["srrl.methods"],
-    ["srrl.checks", "srrl.elastic", "srrl.life"],
+    ["srrl.checks", "srrl.elastic", "srrl.life", "srrl.surroundings"],
     ["srrl.errors"],
 ]
 # What may be asked for from below: facts about machines and numbers, which know of nothing.

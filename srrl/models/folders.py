@@ -22,6 +22,10 @@ from srrl.models.tensor_files import POINTER, check_file, is_pointer
 VOCABULARY = ("tokenizer.json", "vocab.json")
 
 
+class Incomplete(UserError):
+    """Files of a model are not there yet."""
+
+
 @dataclass(frozen=True)
 class Description:
     """A folder, its pipeline class by name, and the configs of its parts by their names."""
@@ -60,7 +64,7 @@ def describe(
     for part in ("tokenizer", "tokenizer_2")[: 1 + (name == SDXL)]:
         found = [f for f in VOCABULARY if (folder / part / f).is_file()]
         if not found:
-            raise UserError(f"{named} has no {part}/{VOCABULARY[0]}: its download is incomplete")
+            raise Incomplete(f"{named} has no {part}/{VOCABULARY[0]}: its download is incomplete")
         for file in (*found, "tokenizer_config.json"):
             read_json(folder / part / file, named)
     own = configs.setdefault("vae", vae)
@@ -84,7 +88,7 @@ def read_json(path: Path, named: str) -> dict[str, Any]:
     """The object of a JSON file below a model's folder. Raises UserError if it is none."""
     where = "/".join(path.parts[-2:])
     if not path.is_file():
-        raise UserError(f"{named} has no {where}: its download is incomplete")
+        raise Incomplete(f"{named} has no {where}: its download is incomplete")
     if is_pointer(path):
         raise UserError(f"{named}: {where} {POINTER}")
     try:
@@ -138,7 +142,7 @@ def variant_of(
         )
     if any(inside.glob("*.bin")):
         raise UserError(f"{named} has only .bin weights of {label}: {conversion(str(folder))}")
-    raise UserError(f"{named} has no .safetensors weights in {label}: its download is incomplete")
+    raise Incomplete(f"{named} has no .safetensors weights in {label}: its download is incomplete")
 
 
 def check_variant(chosen: Mapping[str, str | None], wanted: str | None, named: str) -> None:

@@ -11,12 +11,25 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants, snapshot_download
 
+from srrl.errors import UserError
+
+
+class NotHere(UserError):
+    """A model, by its name, that can be had neither here nor on the hub."""
+
+    def __init__(self, message: str, model: str):
+        super().__init__(message)
+        self.model = model
+
 
 @functools.cache
 def hub_reachable(seconds: float = 3.0) -> bool:
     """Does the hub's host answer? True behind a proxy, which only a request can tell."""
-    if constants.HF_HUB_OFFLINE:
-        return False
+    return not constants.HF_HUB_OFFLINE and hub_answers(seconds)
+
+
+def hub_answers(seconds: float = 3.0) -> bool:
+    """The same where the environment keeps the libraries from asking (HF_HUB_OFFLINE)."""
     if "https" in getproxies():
         return True
     address = urlparse(constants.ENDPOINT)

@@ -9,13 +9,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from torch import nn
 
 from srrl.errors import UserError
-from srrl.models.architectures import RANDOM_MODEL, blank_of, random_pipeline, try_out
-from srrl.models.folders import check_variant, describe, variant_of
+from srrl.models.architectures import RANDOM_MODEL, architecture, blank_of, random_pipeline, try_out
+from srrl.models.folders import Description, check_variant, describe, variant_of
 from srrl.models.hub import local_files_only
 from srrl.models.kinds import PARTS, SD, SDXL
 from srrl.models.parts import faults, json_files, load_vae, loaded, quiet, vae_config
 from srrl.models.single_file import file_kind, marked, markers, parts_of_file
-from srrl.models.tensor_files import check_file
+from srrl.models.tensor_files import Header, check_file
 
 CLASSES = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
 # Where the configs of a single file come from that comes without.
@@ -67,10 +67,7 @@ def load_pipeline(
     Raises UserError if the model cannot be had, is neither of the two classes or of a kind that
     cannot serve, or if a tensor is missing, of another shape or not finite.
     """
-    key = "editor.model" if edits else "pretrained.model"
-    named = f"config.{key}={model!r}"
-    if edits and Path(model).is_file():
-        raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
+    key, named = _said(model, edits)
     if model.startswith(RANDOM_MODEL):
         pipe = random_pipeline(model, dtype, device, edits)
         if vae:
@@ -83,15 +80,44 @@ def load_pipeline(
         return _from_folder_or_hub(model, dtype, revision, variant, vae, named, edits)
 
 
-def _from_folder_or_hub(
+def find_pipeline(
     model: str,
-    dtype: torch.dtype,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    single_file_config: str | None = None,
+    edits: bool = False,
+) -> str:
+    """The class of what load_pipeline would load, without reading weights. Raises UserError as
+    load_pipeline does, but for what only tensors tell."""
+    key, named = _said(model, edits)
+    if model.startswith(RANDOM_MODEL):
+        return SDXL if len(architecture(model, edits).text) == 2 else SD
+    with quiet(), faults(key, model):
+        if Path(model).is_file():
+            return _find_file(model, single_file_config, vae, named)[1].name
+        return _find_folder(model, revision, variant, vae, named, edits)[0].name
+
+
+def _said(model: str, edits: bool) -> tuple[str, str]:
+    """A model's key, and how it is said with its value. Raises UserError for an editor's file."""
+    key = "editor.model" if edits else "pretrained.model"
+    named = f"config.{key}={model!r}"
+    if edits and Path(model).is_file():
+        raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
+    return key, named
+
+
+def _find_folder(
+    model: str,
     revision: str | None,
     variant: str | None,
     vae: str | None,
     named: str,
     edits: bool,
-) -> DiffusionPipeline:
+) -> tuple[Description, Path, dict[str, str | None]]:
+    """What a folder or hub name holds, the folder, and the variant of each part's weights."""
     local = Path(model).is_dir()
     folder = Path(model) if local else json_files(model, revision)
     described = describe(folder, named, vae_config(vae) if vae else None, edits)
@@ -110,17 +136,32 @@ def _from_folder_or_hub(
     needed = [part for part in PARTS[described.name] if part != "vae" or not vae]
     chosen = {part: variant_of(folder, part, variant, named) for part in needed}
     check_variant(chosen, variant, named)
+    return described, folder, chosen
+
+
+def _from_folder_or_hub(
+    model: str,
+    dtype: torch.dtype,
+    revision: str | None,
+    variant: str | None,
+    vae: str | None,
+    named: str,
+    edits: bool,
+) -> DiffusionPipeline:
+    described, folder, chosen = _find_folder(model, revision, variant, vae, named, edits)
     parts = {
-        part: _part(described.name, part, folder, chosen[part], dtype, named) for part in needed
+        part: _part(described.name, part, folder, kind, dtype, named)
+        for part, kind in chosen.items()
     }
     if vae:
         parts["vae"] = load_vae(vae, described.configs["vae"], dtype)
     return _pipeline(described.name, folder, parts)
 
 
-def _from_single_file(
-    model: str, dtype: torch.dtype, config: str | None, vae: str | None, named: str
-) -> DiffusionPipeline:
+def _find_file(
+    model: str, config: str | None, vae: str | None, named: str
+) -> tuple[Header, Description, str]:
+    """A file's header, the folder of its configs, and how that is said."""
     header = check_file(Path(model), named)
     kind = file_kind(header, named, bool(config))
     config = config or CONFIGS[kind]
@@ -131,6 +172,14 @@ def _from_single_file(
         if described.name != kind:
             raise UserError(f"{where} is a {described.name}, and {named} a {kind}: give its own")
         try_out(blank_of(described), where)
+    return header, described, where
+
+
+def _from_single_file(
+    model: str, dtype: torch.dtype, config: str | None, vae: str | None, named: str
+) -> DiffusionPipeline:
+    header, described, where = _find_file(model, config, vae, named)
+    folder, kind = described.folder, described.name
     said = markers(header, described.configs["scheduler"], named)
     parts = parts_of_file(model, described, dtype, named, without=("vae",) if vae else ())
     if vae:

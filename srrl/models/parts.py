@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from srrl.errors import UserError
 from srrl.models.folders import conversion, read_json, variant_of
-from srrl.models.hub import local_files_only
+from srrl.models.hub import NotHere, local_files_only
 from srrl.models.kinds import vae_fault
 from srrl.models.tensor_files import check_file
 
@@ -65,9 +65,8 @@ def _cannot_load(key: str, name: str, error: Exception) -> UserError:
             f"--config.{key}=DIR"
         )
     reason = " ".join(str(error).split())[:200]
-    return UserError(
-        f"cannot load config.{key}={name!r}: {remedy} ({type(error).__name__}: {reason})"
-    )
+    said = f"cannot load config.{key}={name!r}: {remedy} ({type(error).__name__}: {reason})"
+    return UserError(said) if Path(name).exists() else NotHere(said, name)
 
 
 def json_files(name: str, revision: str | None = None) -> Path:

@@ -31,6 +31,15 @@ def known_vlm(model: str) -> str | None:
     return next((n for n in LANGUAGE if random == n or model == NAMED.format(n)), None)
 
 
+def named_vlm(model: str) -> str:
+    """The same. Raises UserError, which says what is known."""
+    name = known_vlm(model)
+    if name is None:
+        known = ", ".join(f"{RANDOM}:{n}" for n in LANGUAGE)
+        raise UserError(f"the VLM {model!r}: its architecture is not known here: known are {known}")
+    return name
+
+
 def vlm_config(name: str, **tokens: int) -> Qwen2_5_VLConfig:
     """The configuration of one of LANGUAGE; tokens: ids of a tokenizer other than its own."""
     hidden, intermediate, layers, heads, kv, words, tied = LANGUAGE[name]
@@ -52,10 +61,7 @@ def vlm_config(name: str, **tokens: int) -> Qwen2_5_VLConfig:
 def random_vlm(model: str, dtype: torch.dtype, device: torch.device | str) -> tuple:
     """A "random:" VLM's network on the device, the same each time, with a stand-in for its
     tokenizer (a byte a token, more or less) and its image processor. Raises UserError."""
-    name = known_vlm(model)
-    if name is None:
-        known = ", ".join(f"{RANDOM}:{n}" for n in LANGUAGE)
-        raise UserError(f"the VLM {model!r}: its architecture is not known here: known are {known}")
+    name = named_vlm(model)
     tokenizer = build_tokenizer()
     marks = ("image_pad", "video_pad", "vision_start", "vision_end")
     tokens = {

@@ -231,8 +231,24 @@ def lock(run: Path) -> IO[str]:
     """
     make_folder(run, f"{run} (config.output_dir and run_name)")
     file = open(run / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+    if _hold(run, file, fcntl.LOCK_EX):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file
+
+
+def check_unlocked(run: Path) -> None:
+    """Raise UserError, as `lock` does, where another process is in a run's folder; nothing there is
+    changed or kept."""
+    with contextlib.suppress(FileNotFoundError), open(run / LOCK_FILE, encoding="utf-8") as file:
+        _hold(run, file, fcntl.LOCK_SH)
+
+
+def _hold(run: Path, file: IO[str], kind: int) -> bool:
+    """Lock a run's file as long as it is open; False on a file system without locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise UserError(
@@ -240,11 +256,8 @@ def lock(run: Path) -> IO[str]:
             f"or choose another --config.run_name"
         ) from None
     except OSError:
-        return file  # a file system without locks
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
+        return False
+    return True
 
 
 def growth(config: ConfigDict, trainee: Trainee, done: int) -> float:

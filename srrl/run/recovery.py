@@ -81,6 +81,15 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
+def check_damaged(run: Path, config: ConfigDict, found: Chosen) -> None:
+    """Raise UserError where checkpoints are damaged and checkpoint.damaged is "stop"."""
+    if found.faults and config.checkpoint.damaged == "stop":
+        raise UserError(
+            f"{run}: {named(found.faults)}: put a good copy back, or go on from "
+            f"{found.folder.name} by --config.checkpoint.damaged=back"
+        )
+
+
 def go_on_from(
     run: Path,
     config: ConfigDict,
@@ -102,11 +111,7 @@ def go_on_from(
     found, refused = broadcast_object_list([found, refused])
     if refused:
         raise refused
-    if found.faults and config.checkpoint.damaged == "stop":
-        raise UserError(
-            f"{run}: {named(found.faults)}: put a good copy back, or go on from "
-            f"{found.folder.name} by --config.checkpoint.damaged=back"
-        )
+    check_damaged(run, config, found)
     for folder, fault in found.faults.items():
         if accelerator.is_main_process:
             aside = set_aside(folder)

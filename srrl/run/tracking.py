@@ -23,6 +23,8 @@ from srrl.run.curves import Panel, curves
 from srrl.run.folder import LOGS, read_lines
 from srrl.run.statistics import by_prompt, format_difference
 
+SERVER_S = 5  # for wandb's server to answer
+
 
 class Tracker:
     """Writes a run's logs and pictures on the main process; does nothing on the others.
@@ -196,6 +198,26 @@ class Tracker:
             file.write("".join(to_json(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+
+def check_wandb() -> str:
+    """Raise UserError where nobody is logged in to wandb, or its server is away; returns the mode,
+    or the server."""
+    import requests
+    import wandb
+
+    known = wandb.setup().settings
+    if known.mode in ("offline", "dryrun", "disabled"):
+        return known.mode
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("not logged in to wandb")
+    try:
+        requests.head(known.base_url, timeout=SERVER_S)
+    except requests.exceptions.SSLError:
+        pass  # wandb may know certificates of its own
+    except requests.RequestException:
+        raise UserError(f"wandb's server {known.base_url} does not answer") from None
+    return known.base_url
 
 
 def folder_only(tracker: str, error: Exception) -> str:

@@ -29,6 +29,7 @@ SHORTENED = {
     "train.sh": SHORT,
     "train_xl.sh": SHORT,
     "train_rig.sh": RIG_SHORT,
+    "doctor.py": SHORT,
     "evaluate.py": FEW,
     "rig.py draw": ["--images", "1"],
     "rig.py evaluate": ["--num-prompts", "1", "--config.evaluate.images=1"],
