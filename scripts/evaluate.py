@@ -41,7 +41,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         default="config/stage_process.py:tiny",
         help="of the base (%(default)s); --config.KEY=VALUE changes it",
     )
-    add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
+    add("--checkpoints", **many, help='runs, RUN:best, RUN:16, or "base"')
     add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
     add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
     add("--rewards", **many, help="by default the run's")

@@ -18,6 +18,7 @@ from torch import Tensor
 from srrl.config import flatten
 from srrl.errors import UserError, writing
 from srrl.run import pictures
+from srrl.run.best import best
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
 from srrl.run.folder import LOGS, read_lines
@@ -163,6 +164,8 @@ class Tracker:
                 f"{format_difference(first, last)} "
                 f"(95%, n {len(last)} prompts x {lines[-1]['seeds']} seeds)"
             )
+        if found := best(self.folder):
+            self.say(f"best {found} stages: --checkpoint {self.folder}:best")
         self.say(f"wrote {self.folder}: curves.png, progress_K*.png, samples/, checkpoints/, logs")
 
     def say(self, text: str) -> None:

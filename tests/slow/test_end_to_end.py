@@ -27,6 +27,10 @@ def train(folder: Path, *extra: str) -> list[str]:
     return ["scripts/train.py", PRESET, *small_run(folder, STAGES), *extra]
 
 
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
 def final_lora(folder: Path) -> dict[str, torch.Tensor]:
     return lora(folder / "run", STAGES)
 
@@ -38,6 +42,7 @@ def undisturbed(tmp_path_factory) -> Path:
     result = run("bash", "train.sh", *small_run(folder, STAGES))
     assert "no GPU found" in result.stdout or torch.cuda.is_available()
     assert "ETA" in result.stdout and "plan:" not in result.stdout  # as small_run asks
+    (folder / "said.txt").write_text(result.stdout)
     return folder
 
 
@@ -177,6 +182,22 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
     ).images[0]
     difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
     assert max(difference) <= 1
+
+
+def test_the_best_stage_is_named_at_the_end_and_kept(undisturbed, tmp_path):
+    means = {e["stage"]: e["mean"] for e in logged(undisturbed / "run", "eval.jsonl")[1::2]}
+    assert [*means] == [*range(STAGES + 1)]  # of heldout, every stage
+    first = max(means, key=means.get)
+    said = (undisturbed / "said.txt").read_text()
+    named = f"best on heldout prompts, K 1: {means[first]:.3f} after {first} stages"
+    assert f"{named}: --checkpoint {undisturbed / 'run'}:best\n" in said
+    kept = {p.name for p in (undisturbed / "run" / "checkpoints").iterdir()}
+    assert kept == {f"stage_{n:04d}" for n in means}
+    for name in ("best", str(first)):
+        drawn = ["--checkpoint", f"{undisturbed / 'run'}:{name}", "--prompt", PROMPTS[0]]
+        run(sys.executable, "scripts/sample.py", *drawn, "--out", tmp_path / name)
+    one, other = ((tmp_path / n / "image_000.png").read_bytes() for n in ("best", str(first)))
+    assert pixels(one) == pixels(other)
 
 
 def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):
