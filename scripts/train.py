@@ -3,6 +3,7 @@
     accelerate launch scripts/train.py --config config/stage_process.py:sd14
     accelerate launch scripts/train.py --config config/stage_process.py:tiny --config.seed=7
     accelerate launch scripts/train.py --config config/rig.py:sd14
+    accelerate launch scripts/train.py --resume runs/tiny --config.stages.total=64
 
 `bash train.sh` and `bash train_rig.sh` do this with the right preset. The same command resumes a
 run that was stopped. Every knob is explained in the config's file.
@@ -11,6 +12,7 @@ run that was stopped. Every knob is explained in the config's file.
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +161,7 @@ def main(argv: list[str]) -> None:
 
 def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     """The run, from the lock on its folder to its last line."""
+    from srrl.run import environment
     from srrl.run.checkpoint import lock
     from srrl.run.tracking import Tracker
 
@@ -173,7 +176,12 @@ def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     # Of the method that plan.py knows.
     if accelerator.is_main_process and config.method == "srrl" and config.plan:
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
+    if accelerator.is_main_process:
+        environment.begin(folder, config, accelerator)
+    begun = time.monotonic()
     run.run()
+    if accelerator.is_main_process:
+        environment.end(folder, begun)
     tracker.finish()
     if locked:
         locked.close()

@@ -2,8 +2,10 @@
 
 import io
 import json
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from srrl.config import REPOSITORY
 from srrl.models.weights import LORA_FILE
 from srrl.shapes.pipeline import TINY_SD
 from tests.conftest import PRESET, PROMPTS, small_run
@@ -77,6 +80,12 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
     ]
     assert all(len(e["scores"]) == e["n"] == 3 for e in evals)
     assert json.loads((folder / "config.json").read_text())["stages.total"] == STAGES
+    (made,) = json.loads((folder / "environment.json").read_text())
+    typed = ["bash", "train.sh", *small_run(undisturbed, STAGES)]
+    assert shlex.split(made["command"]) == typed and made["processes"] == 1
+    assert made["torch"] == torch.__version__ and made["config"]["stages.total"] == STAGES
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True)
+    assert made["commit"] == (head.stdout.decode().strip() or None)
     for picture in ("curves.png", "samples/stage_0001.png", f"samples/stage_{STAGES:04d}.png"):
         assert Image.open(folder / picture).width > 300
     assert final_lora(undisturbed)

@@ -231,3 +231,47 @@ def test_a_saved_config_comes_back(tmp_path):
     config = load_config([f"--config={FILE}:tiny+ddpo", "--config.seed=7"])
     (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
     assert flatten(load_saved(tmp_path / "config.json")) == flatten(config)
+
+
+def test_a_runs_own_config_is_a_preset_and_resume_is_the_run_wherever_it_is(tmp_path):
+    flags = ["--config.seed=7", "--config.output_dir=elsewhere", "--config.run_name=old"]
+    config = load_config([f"--config={FILE}:tiny", *flags])
+    run = tmp_path / "runs" / "new"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(flatten(config)))
+    assert flatten(load_config([f"--config={run / 'config.json'}"])) == flatten(config)
+    other = load_config(["--config", str(run / "config.json"), "--config.seed=8"])
+    assert (other.seed, other.run_name) == (8, "old")
+    for given in ([f"--resume={run}"], ["--resume", str(run)]):
+        resumed = load_config([*given, "--config.stages.total=99"])
+        assert (resumed.output_dir, resumed.run_name) == (str(run.parent), "new")
+        assert (resumed.seed, resumed.stages.total) == (7, 99)
+    begun = [{"config": flatten(config) | {"seed": n}} for n in (8, 9)]
+    (run / "environment.json").write_text(json.dumps(begun))
+    assert load_config([f"--resume={run}"]).seed == 9
+    (run / "environment.json").write_text('[{"config": {"run_name": "')
+    assert load_config([f"--resume={run}"]).seed == 7
+
+
+def test_a_run_whose_paths_are_relative_is_resumed_by_the_same_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    config = load_config([f"--config={FILE}:tiny"])
+    (tmp_path / "runs" / "new" / "config.json").write_text(json.dumps(flatten(config)))
+    for given in ("runs/new", "runs/new/"):
+        resumed = load_config(["--resume", given])
+        assert (resumed.output_dir, resumed.run_name) == ("runs", "new")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--resume=nowhere"], "nowhere/config.json is not there, or not what a run writes"),
+        (["--resume"], "--resume needs a value"),
+        (["--config=nowhere.json"], "nowhere.json is not there, or not what a run writes"),
+        (["--resume=.", f"--config={FILE}:tiny"], "--resume .: has a config of its own"),
+    ],
+)
+def test_what_is_no_run_cannot_be_resumed(flags, said):
+    with pytest.raises(UserError, match=said):
+        load_config(flags)
