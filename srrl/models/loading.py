@@ -70,7 +70,9 @@ def load_pipeline(
     key = "editor.model" if edits else "pretrained.model"
     named = f"config.{key}={model!r}"
     if edits and Path(model).is_file():
-        raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
+        raise UserError(
+            f"config.editor.model={model!r}: an editor is a diffusers folder or a hub name"
+        )
     if model.startswith(RANDOM_MODEL):
         pipe = random_pipeline(model, dtype, device, edits)
         if vae:
