@@ -17,6 +17,7 @@ from srrl.config import REPOSITORY
 from srrl.models.weights import UNET_FILE
 from srrl.prompts import load_prompts, stage_prompts
 from tests.conftest import PRESET, PROMPTS, small_run
+from tests.lines import shown
 from tests.slow.commands import flat, logged, lora, run
 
 pytestmark = pytest.mark.slow
@@ -193,8 +194,8 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
             os.kill(process_of_rank(1, tmp_path / "killed"), signal.SIGKILL)
             break
     _, errors = process.communicate(timeout=1800)  # it does not wait for the dead one
-    assert process.returncode != 0
-    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 1
+    last = shown(errors).strip().splitlines()[-1]
     assert "process 1 was killed by signal 9" in last and "the same command resumes" in last
     assert "Traceback" not in errors
     assert "resuming" in run(*command, **ONE_THREAD).stdout
@@ -228,7 +229,7 @@ def test_weights_that_have_come_apart_are_not_saved(tmp_path):
     environment["PYTHONPATH"] = str(REPOSITORY)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "error: the processes' weights have come apart, at " in done.stderr
+    assert "error: the processes' weights have come apart, at " in shown(done.stderr)
     assert "lora_A" in done.stderr and "and 0 more: not saved" in done.stderr
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == ["stage_0000"]

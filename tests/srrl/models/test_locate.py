@@ -27,6 +27,17 @@ def weights(folder: Path, name: str = LORA_FILE) -> Path:
     return folder / name
 
 
+def test_runs_and_weights_that_are_not_drawn_with_are_refused(run, tmp_path):
+    (run / "config.json").write_text(
+        json.dumps(flatten(load_config(["--config=config/rig.py:tiny"], methods=["rig"])))
+    )
+    with pytest.raises(UserError, match=r"of the method 'rig': scripts/rig\.py draws with it"):
+        chosen_model(run, None)
+    weights(tmp_path / "alone", UNET_FILE)
+    with pytest.raises(UserError, match=r"a UNet without its run's config\.json: give the run's"):
+        chosen_model(tmp_path / "alone", None)
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     """With checkpoints of two numbers of digits, a newer one that is torn and one not whole."""
