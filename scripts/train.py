@@ -129,7 +129,6 @@ def main(argv: list[str]) -> None:
     METHODS[config.method].load("files")(config)
 
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType
 
     from rewards import check_names
     from srrl.models.start import start_file
@@ -142,6 +141,10 @@ def main(argv: list[str]) -> None:
         start_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
+        )
     with meeting():
         waiting = waiting_at_most(config.process_timeout)
         accelerator = Accelerator(log_with=log_with, project_dir=folder, kwargs_handlers=[waiting])
@@ -149,10 +152,6 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{started()} processes were started, but they found no GPUs to meet on: on a CPU "
             f"launch with `-- --num_processes {started()}` alone, or set ACCELERATE_USE_CPU=true"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UserError(
-            "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
         )
     check_precision(accelerator.device.type, config.mixed_precision)
     with together(accelerator, config.process_timeout):

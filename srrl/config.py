@@ -133,7 +133,7 @@ def _faults_of(file: Path) -> Iterator[None]:
         line = getattr(error, "lineno", None)  # of a SyntaxError
         for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if Path(frame.filename) == file else line
-        what = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+        what = ": ".join([type(error).__name__, *map(str, error.args[:1])])
         unknown = re.search(r'Key "(\w+)" does not exist', what)  # ConfigDict's, which is locked
         meant = re.search(r'Did you mean "(\w+)"', what)
         if unknown:
@@ -197,21 +197,21 @@ def config_of(saved: dict[str, Any], path: Path) -> ConfigDict:
         for section in sections:
             owner = owner[section]
         try:
+            if value is None and known[key] is not None:
+                raise TypeError
             if key in ("reward.models", "reward.options"):
                 replace_dict(config, owner, leaf, value)
             elif owner.get_type(leaf) is tuple:
                 owner[leaf] = tuple(value) if isinstance(value, list) else (value,)
             else:
                 owner[leaf] = value
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             kind = owner.get_type(leaf).__name__
             raise UserError(
                 f"{path}: {key}={cut(repr(value))}: expected {kind}, as a run writes"
             ) from None
     try:
         check_config(config)
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a value is of the wrong type: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config

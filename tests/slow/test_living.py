@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srrl.config import REPOSITORY
 from tests.conftest import PRESET, small_run
+from tests.lines import shown
 from tests.slow.commands import logged, lora, run
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ def stopped(folder, number: int, *launcher: str) -> subprocess.CompletedProcess:
             os.kill(process.pid, number)
             break
     out, err = process.communicate(timeout=1800)
+    shown(err)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -62,6 +64,7 @@ def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     said, complained = process.communicate(timeout=600)
+    shown(complained)
     assert process.returncode == 130 and "stage 1/" not in said
     assert complained == "stopped\n"
 

@@ -185,6 +185,7 @@ def test_bad_configs_are_refused_in_one_line(arguments, said):
         ('c.reflect.eta = "much"', "TypeError: Could not override field 'eta'"),
         ("c.reflect.eta = (", "SyntaxError: '(' was never closed"),
         ("c.reflect.eta = half", "NameError: name 'half' is not defined"),
+        ("raise SystemError", "line 257: SystemError"),
     ],
 )
 def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, written, said):
@@ -197,6 +198,14 @@ def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, wri
         load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
     assert said.replace("line 257", f"line {line}") in str(error.value)
     assert f"mine.py, line {line}: " in str(error.value)
+
+
+def test_a_config_file_of_no_known_method_is_refused(tmp_path):
+    text = (REPOSITORY / FILE).read_text(encoding="utf-8")
+    changed = text.replace("c.reflect.eta = 1.0", 'c.method = "srll"')
+    (tmp_path / "mine.py").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.method='srll': one of srrl, rig"):
+        load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
 
 
 @pytest.mark.parametrize(
@@ -221,9 +230,10 @@ def test_bad_prompt_files_are_named_with_their_fault(tmp_path, text, said):
     assert said in str(error.value)
 
 
-def test_a_missing_local_model_is_refused_before_anything_is_loaded():
-    config = load_config([f"--config={FILE}:tiny", "--config.pretrained.model=./nowhere"])
-    with pytest.raises(UserError, match="nowhere"):
+@pytest.mark.parametrize(("model", "said"), [("./nowhere", "no such folder"), ("m.gguf", "GGUF")])
+def test_a_missing_local_model_is_refused_before_anything_is_loaded(model, said):
+    config = load_config([f"--config={FILE}:tiny", f"--config.pretrained.model={model}"])
+    with pytest.raises(UserError, match=f"{model}.*{said}"):
         check_files(config)
 
 

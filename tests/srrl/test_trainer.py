@@ -406,6 +406,7 @@ def test_the_parts_of_a_rollout_are_freed_as_they_are_joined(policy):
         (["--config.use_lora=true"], 2, "FSDP shards the whole UNet"),
         (["--config.use_lora=false", "--config.eval.num_prompts=3"], 2, "= 3 is not a multiple"),
         (["--config.use_lora=false", "--config.eval.num_prompts=8"], 4, "= 5 is not a multiple"),
+        (["--config.use_lora=false"], 5, "batch_size = 12 is not a multiple of the 5"),
         (["--config.use_lora=false", "--config.eval.num_prompts=4"], 4, None),
         (["--config.use_lora=false", "--config.eval.every=0"], 4, None),
     ],

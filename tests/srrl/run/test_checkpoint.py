@@ -165,6 +165,9 @@ def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
     assert other.stdout.readline() == "locked\n"
     with pytest.raises(UserError, match=f"in use by process {other.pid} on {socket.gethostname()}"):
         lock(tmp_path)
+    (tmp_path / ".lock").write_text("")  # as where it has not written yet
+    with pytest.raises(UserError, match="in use by another process"):
+        lock(tmp_path)
     other.kill()  # no time to clean up
     other.wait()
     with lock(tmp_path):
