@@ -25,7 +25,8 @@ TABLE = Path(__file__).with_name("lines.csv")
 ROOMS = ("srrl", "rewards", "scripts", "config")
 # Functions whose returned texts are shown as they are.
 RETURNED = {("scripts/launch.py", "death")}
-SHOWING = re.compile(r"UserError\(|report\(|_stop\(|sys\.stderr")
+KIND = re.compile(r"^class (\w+)\(UserError\)", re.M)  # of UserError
+SHOWING = r"report\(|_stop\(|sys\.stderr|(?:{})\("
 ERROR = "error: "
 TELLING = 7  # letters of a text that a command's output is searched for
 
@@ -78,10 +79,20 @@ def gone(tests: set[str]) -> list[str]:
 # ---------------------------------------------------------------------- what the code can say
 
 
+def files() -> list[Path]:
+    return sorted(file for room in ROOMS for file in (REPOSITORY / room).rglob("*.py"))
+
+
+@cache
+def kinds() -> set[str]:
+    """The names of UserError and of the classes made from it."""
+    found = (KIND.findall(file.read_text(encoding="utf-8")) for file in files())
+    return {"UserError", *(name for names in found for name in names)}
+
+
 def sites() -> list[Site]:
     """Every line in the code."""
-    files = sorted(file for room in ROOMS for file in (REPOSITORY / room).rglob("*.py"))
-    return [site for file in files for site in sites_of(file)]
+    return [site for file in files() for site in sites_of(file)]
 
 
 @cache
@@ -89,7 +100,7 @@ def sites_of(file: Path) -> list[Site]:
     """A file's. Of those of one function with one text the second one is named FUNCTION 2."""
     found, seen, module = [], Counter(), file.relative_to(REPOSITORY).as_posix()
     source = file.read_text(encoding="utf-8")
-    if not SHOWING.search(source):  # sooner than to parse it
+    if not re.search(SHOWING.format("|".join(kinds())), source):  # sooner than to parse it
         return []
     for function, texts, node in said(ast.parse(source), module):
         for text in texts:
@@ -113,7 +124,7 @@ def said(tree: ast.Module, module: str) -> Iterator[tuple[str, list[str], ast.AS
             texts = []
             if isinstance(node, ast.Call) and shows(node, ours):
                 texts = texts_of(node.args[0], assigned(own, node.lineno))
-                if node.func.id != "UserError":  # what passes on what others say is no line
+                if node.func.id not in kinds():  # what passes on what others say is no line
                     texts = [text for text in texts if re.search("[a-z]", text.removeprefix(ERROR))]
             elif isinstance(node, ast.Return) and (module, function) in RETURNED:
                 texts = texts_of(node.value, assigned(own, node.lineno))
@@ -142,7 +153,7 @@ def shows(call: ast.Call, ours: bool) -> bool:
     if name == "print":
         streams = [ast.unparse(word.value) for word in call.keywords if word.arg == "file"]
         return streams == ["sys.stderr"]
-    return name in ("UserError", "_stop") or (name == "report" and ours)
+    return name in kinds() or name == "_stop" or (name == "report" and ours)
 
 
 def assigned(own: list[ast.AST], line: int) -> dict[str, list[ast.expr | None]]:
@@ -203,6 +214,8 @@ def watch() -> None:
     def noted(error: UserError, *arguments: object) -> None:
         begin(error, *arguments)
         frame = sys._getframe(1)
+        while frame.f_locals.get("self") is error:  # the constructor of a kind of it
+            frame = frame.f_back
         RAISED.append((frame.f_code.co_filename, frame.f_lineno, " ".join(str(error).split())))
 
     def told(message: str) -> None:

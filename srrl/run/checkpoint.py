@@ -280,7 +280,7 @@ def growth(config: ConfigDict, trainee: Trainee, done: int) -> float:
     weights = 4 * sum(parameter.numel() for parameter in parameters)
     twice = len(parameters) < len(list(trainee.network.parameters()))  # a LoRA also exact
     whole = weights * (1 + twice + (0.5 if config.train.use_8bit_adam else 2))
-    evaluated = evaluated_stages(config)
+    evaluated = {*evaluated_stages(config)}
     kept = sum(n in evaluated or bool(every and n % every == 0) for n in stages_left)
     return whole * (3 if done < 0 else 2 if done == 0 else 1) + weights * kept
 

@@ -24,7 +24,7 @@ def evaluation(stage: int, reward: str, mean: float | None, **given) -> dict:
 def made(folder: Path, lines: list[dict], *flags: str, stages=(0, 2, 4, 6)) -> Path:
     for stage in stages:
         weights(folder / "checkpoints" / f"stage_{stage:04d}")
-    (folder / "checkpoints" / "stage_0009").mkdir()  # torn
+    (folder / "checkpoints" / "stage_0009").mkdir(parents=True)  # torn
     config = load_config([PRESET, MODELS, "--config.eval.rounds=[1, 3]", *flags])
     (folder / "config.json").write_text(json.dumps(flatten(config)))
     (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -79,6 +79,9 @@ def test_checkpoints_have_names(tmp_path):
     for name in ("9", "3", "newest", ""):
         with pytest.raises(UserError, match=r"it: no checkpoint .*best, last, or one of 2, 4, 6"):
             locate(f"{run}:{name}", "it")
+    empty = made(tmp_path / "empty", [], stages=())
+    with pytest.raises(UserError, match=r"it: no checkpoint 'last': best, last, or one of none"):
+        locate(f"{empty}:last", "it")
     (run / "eval.jsonl").unlink()
     with pytest.raises(UserError, match="no stage of it was evaluated: give RUN:last"):
         locate(f"{run}:best", "it")
