@@ -91,6 +91,18 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[
     return args, overrides
 
 
+def parse_options(text: str | None) -> dict[str, dict[str, Any]]:
+    """Rewards' keywords by name, of a command's --options. Raises UserError."""
+    try:
+        options = json.loads(text or "{}")
+        right = isinstance(options, dict) and all(isinstance(o, dict) for o in options.values())
+    except (ValueError, RecursionError):
+        right = False
+    if not right:
+        raise UserError(f'--options {cut(text)}: expected JSON like {{"vqascore": {{...}}}}')
+    return options
+
+
 def load_study(source: str) -> ConfigDict:
     """The study of `config/study.py:NAME`. Raises UserError for an unknown file or name."""
     return _preset(source)

@@ -150,6 +150,8 @@ APART = [
     ("score", [PICTURE, *FILE], "prompts for 1 images: give one for each"),
     ("study", ["--budget-minutes", "0"], "--budget-minutes 0.0: above 0"),
     ("evaluate", ["--checkpoints", "x", "--config.seed=1"], "--config.seed=1: only for the"),
+    ("evaluate", ["--rewrads", "shapes"], "unknown argument '--rewrads': expected --config.KEY"),
+    ("evaluate", ["--rewards", "shapes", "--options", "{x"], "--options {x: expected JSON like"),
     ("plan", ["--config=config/rig.py:tiny", "--fsdp"], "--share are of trainings: leave them out"),
 ]
 

@@ -13,8 +13,8 @@ OF_RIG = ("exact", "checker")
 
 
 @dataclass(frozen=True)
-class Best:
-    """The evaluated stage, its weights kept, with the highest score by a split and K rounds."""
+class Judged:
+    """An evaluated stage and its score by a split and K rounds."""
 
     stage: int
     split: str
@@ -25,28 +25,40 @@ class Best:
         return f"on {self.split} prompts, K {self.rounds}: {self.score:.3f} after {self.stage}"
 
 
-def best(run: Path) -> Best | None:
+def best(run: Path) -> Judged | None:
     """The best stage of a run's folder by its eval.best, None where no evaluation is logged: by the
     weighted sum of its rewards, of RL-RIG by the share of requirements met. The first of equals,
     among those judged by the same prompts and seeds as the last."""
+    kept = with_weights(run)
+    judged = [one for one in evaluated(run) if one.stage in kept]
+    return max(judged, key=lambda one: one.score, default=None)
+
+
+def evaluated(run: Path) -> list[Judged]:
+    """The stages that were judged by what a run's eval.best says, in their order."""
     config = saved_values(run / "config.json") or {}
     lines = read_lines(run / "eval.jsonl")
     if not lines:
-        return None
+        return []
     named = config.get("eval.best")
     split, rounds = named.split(":") if named else by_default(lines)
     lines = [e for e in lines if e["split"] == split and e["rounds"] == int(rounds)]
     lines = [e for e in lines if images_of(e) == images_of(lines[-1])]
-    scores: dict[int, dict[str, float]] = {}
+    means: dict[int, dict[str, float]] = {}
     for line in lines:
         if line["mean"] is not None:
-            scores.setdefault(line["stage"], {})[line["reward"]] = line["mean"]
-    kept = with_weights(run)
-    totals = {n: total(config, means) for n, means in scores.items() if n in kept}
-    if not totals:
-        return None
-    stage = max(totals, key=totals.__getitem__)
-    return Best(stage, split, int(rounds), totals[stage])
+            means.setdefault(line["stage"], {})[line["reward"]] = line["mean"]
+    return [Judged(n, split, int(rounds), total(config, of_n)) for n, of_n in sorted(means.items())]
+
+
+def latest(run: Path, stage: int) -> str:
+    """What is watched of a run after so many stages, like "heldout 0.412"; "" before it is judged.
+    With the stage that was judged where that is an earlier one."""
+    judged = evaluated(run)[-1:]
+    return "".join(
+        f"{one.split} {one.score:.3f}" + (f" (after {one.stage})" if one.stage < stage else "")
+        for one in judged
+    )
 
 
 def with_weights(run: Path) -> list[int]:

@@ -61,6 +61,7 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
         "updates",
         "reward/shapes/mean",
         "reward/shapes/std",
+        "reward/shapes/tied",
         "advantage/std",
         "ratio/first_max_dev",
         "ratio/max_dev",

@@ -9,7 +9,7 @@ from srrl.config import flatten, load_config, load_saved
 from srrl.errors import UserError
 from srrl.models.locate import locate
 from srrl.models.weights import LORA_FILE
-from srrl.run.best import best
+from srrl.run.best import best, latest
 from tests.conftest import PRESET
 from tests.srrl.models.test_locate import weights
 
@@ -58,6 +58,13 @@ def test_it_is_of_the_held_out_prompts_and_the_most_rounds_or_of_what_is_asked(t
     for wrong in ("heldout:2", "test:1", "heldout"):
         with pytest.raises(UserError, match="one of train:1, train:3, heldout:1, heldout:3"):
             load_config([PRESET, "--config.eval.rounds=[1, 3]", f"--config.eval.best={wrong}"])
+
+
+def test_what_is_watched_is_the_newest_of_them(tmp_path):
+    run = made(tmp_path, LINES)
+    assert latest(run, 6) == "heldout 0.650" and latest(run, 7) == "heldout 0.650 (after 6)"
+    (run / "eval.jsonl").unlink()
+    assert latest(run, 6) == ""
 
 
 def test_an_rl_rig_run_is_judged_by_what_is_true(tmp_path):
