@@ -58,7 +58,7 @@ def base() -> ConfigDict:
 
     c.prompts = p = ConfigDict()
     # JSON lists of strings. Training draws from the first; the second is never trained on, only
-    # evaluated.
+    # evaluated ("none": there is none).
     p.train = "config/prompts/unlikely_activities_train.json"
     p.heldout = "config/prompts/unlikely_activities_heldout.json"
     # "passes": a stage's prompts are the next ones of endless shuffled passes over the file.

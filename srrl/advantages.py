@@ -5,11 +5,20 @@ Pure but for `ScoreHistory`, which remembers each prompt's scores of the last st
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Key = str  # a prompt, or prompt and round where every round is scored
+
+
+def with_total(scores: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
+    """Scores by reward, numbers or tensors, and of several rewards their weighted sum besides, as
+    "total"."""
+    if len(scores) < 2 or scores.keys() != weights.keys():
+        return dict(scores)
+    return {**scores, "total": sum(weights[name] * score for name, score in scores.items())}
 
 
 @dataclass

@@ -61,6 +61,8 @@ def load_config(
         config = load_saved(Path(source)) if source.endswith(".json") else _preset(source)
     for key, value in overrides:
         _override(config, key, value)
+    if config.prompts.heldout == "none":
+        config.eval.heldout = False
     check_config(config)
     if config.method not in methods:
         other = METHODS[methods[0]].preset.partition(":")[0]

@@ -11,7 +11,7 @@ from srrl.budget import evaluation_cost, stage_cost, stage_work
 from srrl.curriculum import StagePlan, plan_for
 from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
-from srrl.prompts import split_prompts, stage_prompts
+from srrl.prompts import foreign_heldout, split_prompts, stage_prompts
 from srrl.run.checkpoint import growth
 from srrl.run.stages import StagedRun
 from srrl.run.tracking import Tracker
@@ -44,6 +44,8 @@ class ImageRun(StagedRun):
         self.prompts = split_prompts(config)
         for split, prompts in self.prompts.items():
             check_prompts(rewards, prompts, config.prompts[split])
+        if foreign := foreign_heldout(config):
+            tracker.say(foreign)
 
     def draw_prompts(self, plan: StagePlan) -> list[str]:
         """The stage's prompts; a trajectory's `prompt` is its prompt's index in this list."""

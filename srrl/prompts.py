@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import resolve
+from srrl.config import REPOSITORY, resolve
 from srrl.errors import UserError
 
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -132,6 +132,23 @@ def split_files(c: ConfigDict) -> dict[str, str]:
     """The file of each split: "train", and "heldout" where it is evaluated."""
     evaluated = c.eval.heldout and c.eval.every
     return {"train": c.prompts.train, **({"heldout": c.prompts.heldout} if evaluated else {})}
+
+
+def foreign_heldout(c: ConfigDict) -> str:
+    """A line where own prompts are trained on and the project's, of something else, held out; ""
+    where not."""
+    ours = {split: is_ours(file) for split, file in split_files(c).items()}
+    if ours["train"] or not ours.get("heldout"):
+        return ""
+    return (
+        f"warning: {c.prompts.train} is trained on and {c.prompts.heldout} held out: give your own "
+        f"by --config.prompts.heldout=FILE, or none"
+    )
+
+
+def is_ours(file: str) -> bool:
+    """Whether a prompt file is one of the project's."""
+    return Path(resolve(file)).resolve().is_relative_to(REPOSITORY / "config" / "prompts")
 
 
 def check_files(c: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """What a stage of SRRL leaves: its trajectories' scores, which are trained on, and from these its
 metrics, its lines of samples.jsonl and its pictures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from srrl.advantages import with_total
 from srrl.run.distributed import gather_rows, local_range
 from srrl.run.pictures import Images
 
@@ -39,12 +41,14 @@ class Selected:
     index: Tensor
 
 
-def stage_metrics(scored: Scored, selected: Selected) -> dict[str, float]:
+def stage_metrics(
+    scored: Scored, selected: Selected, weights: Mapping[str, float]
+) -> dict[str, float]:
     """Of the stage's line in metrics.jsonl what sampling and scoring gave; `tied`: of the groups
     that are compared the share in which a reward scored all images alike."""
     advantages = selected.advantages
     metrics = {"advantage/std": advantages.std().item(), "selected": len(selected.index)}
-    for name, values in scored.scores.items():
+    for name, values in with_total(scored.scores, weights).items():
         metrics[f"reward/{name}/mean"] = values[scored.judged].mean().item()
         metrics[f"reward/{name}/std"] = values[scored.judged].std().item()
         metrics[f"reward/{name}/tied"] = tied(scored, values)

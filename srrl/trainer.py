@@ -57,11 +57,12 @@ class Trainer(ImageRun):
         batch = self.batch(samples, scored, selected, prompts)
         images = Images(samples.images, samples.reflected)
         del samples  # the update needs the batch alone
-        metrics = stage_metrics(scored, selected) | self.update(plan, batch)
+        weights = self.config.reward.models.to_dict()
+        metrics = stage_metrics(scored, selected, weights) | self.update(plan, batch)
         return Outcome(
             {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
             metrics,
-            f"K {plan.rounds}  m {plan.trained_steps}  {mean_text(metrics, scored.scores)}",
+            f"K {plan.rounds}  m {plan.trained_steps}  {mean_text(metrics)}",
             stage_records(scored, selected, prompts, self.config.branch.count),
             partial(stage_images, self.accelerator, images, scored),
         )

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from srrl.advantages import with_total
 from srrl.run.folder import read_lines
 
 CELL, MARGIN, LINE, TITLE, WIDEST_TITLE = 128, 8, 15, 24, 640
@@ -144,6 +145,7 @@ def sample_rows(
 
     lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed.
     """
+    lines = [{**x, "scores": with_total(x["scores"] or {}, weights)} for x in lines]
     shown = [i for i, line in enumerate(lines) if line["slot"] < count]
     rounds = sorted({lines[i]["round"] for i in shown})
     if len(shown) == min(count, lines[-1]["slot"] + 1) and not images.reflected:
@@ -155,7 +157,7 @@ def sample_rows(
     for slot in range(min(count, lines[-1]["slot"] + 1)):
         for k in rounds:
             places = [i for i in shown if (lines[i]["slot"], lines[i]["round"]) == (slot, k)]
-            scores = [lines[i]["scores"] or {} for i in places]
+            scores = [lines[i]["scores"] for i in places]
             totals = [
                 sum(s.get(name, 0) * weight for name, weight in weights.items()) for s in scores
             ]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from srrl.advantages import with_total
 from srrl.curriculum import evaluated_stages, shows_pictures
 from srrl.errors import UserError
 from srrl.learner import Learner
@@ -217,7 +218,7 @@ class StagedRun(ABC):
                 work = self.evaluation_work(prompts) / len(c.eval.rounds)
                 with self.metered(f"evaluation, {split}, K {rounds}", work):
                     scores, images = self.evaluate_split(prompts, rounds, list(shown[split]))
-                for name, values in scores.items():
+                for name, values in with_total(scores, c.reward.models.to_dict()).items():
                     self.log_evaluation(split, rounds, name, values)
                 self.tracker.fixed(self.progress.stage, split, rounds, images)
             self.clock.advance(self.evaluation_work(prompts))

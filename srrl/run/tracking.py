@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -288,6 +288,8 @@ class Clock:
         return f"{hours}:{tail}" if hours else tail
 
 
-def mean_text(values: dict[str, Any], names: Iterable[str]) -> str:
+def mean_text(values: dict[str, Any]) -> str:
     """The rewards' means of a metrics line, like "shapes 0.412"."""
-    return "  ".join(f"{name} {values[f'reward/{name}/mean']:.3f}" for name in names)
+    means = {k.removeprefix("reward/"): v for k, v in values.items() if k.startswith("reward/")}
+    named = {k.removesuffix("/mean"): v for k, v in means.items() if k.endswith("/mean")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in named.items())

@@ -6,7 +6,7 @@ import pytest
 
 from srrl.config import REPOSITORY, flatten, load_config, load_saved
 from srrl.errors import UserError
-from srrl.prompts import check_files
+from srrl.prompts import check_files, foreign_heldout, split_prompts
 
 FILE = "config/stage_process.py"
 SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "srrl_paper"]
@@ -285,3 +285,19 @@ def test_a_run_whose_paths_are_relative_is_resumed_by_the_same_paths(tmp_path, m
 def test_what_is_no_run_cannot_be_resumed(flags, said):
     with pytest.raises(UserError, match=said):
         load_config(flags)
+
+
+def test_held_out_prompts_may_be_none():
+    config = load_config([f"--config={FILE}:tiny", "--config.prompts.heldout=none"])
+    assert not config.eval.heldout and [*split_prompts(config)] == ["train"]
+    check_files(config)
+
+
+def test_the_projects_held_out_prompts_beside_own_ones_are_said(tmp_path):
+    (tmp_path / "own.json").write_text('["a red circle above a blue square"]')
+    own, preset = f"--config.prompts.train={tmp_path / 'own.json'}", f"--config={FILE}:tiny"
+    said = foreign_heldout(load_config([preset, own]))
+    assert "own.json is trained on and config/prompts/" in said and "or none" in said
+    both = f"--config.prompts.heldout={tmp_path / 'own.json'}"
+    for flags in ([], [own, "--config.prompts.heldout=none"], [own, both], [both]):
+        assert foreign_heldout(load_config([preset, *flags])) == ""

@@ -18,6 +18,8 @@ from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
 from srrl.records import Scored, tied
 from srrl.rollout import Rollout, rollout, rollout_settings
+from srrl.run.best import best
+from srrl.run.folder import read_lines
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer, check_processes
 from tests.conftest import PRESET, PROMPTS, load_policy, randomise_lora, small_run
@@ -151,6 +153,32 @@ def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
     batch = batch_of(trainer, plan)  # 9 trajectories, at most 2 an update, 2 epochs
     trainer.update(plan, batch)
     assert sum(sizes) == 2 * 9 * 3 and len(sizes) == 2 * 5 and max(sizes) <= 2 * 3
+
+
+class Bright:
+    def score(self, images, prompts):
+        return images.float().mean((1, 2, 3)) / 255
+
+
+def test_of_several_rewards_their_weighted_sum_is_logged_and_said_everywhere(tmp_path, capsys):
+    models = '--config.reward.models={"shapes": 1.0, "bright": -0.5}'
+    rewards = {**load_rewards(["shapes"]), "bright": Bright()}
+    trainer = make_trainer(tmp_path, models, "--config.stages.total=1", rewards=rewards)
+    trainer.run()
+    said = capsys.readouterr().out
+    assert (said.count("total on ") == 2 and "total -0." in said) or "total 0." in said
+    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    shapes, bright, total = (line[f"reward/{n}/mean"] for n in ("shapes", "bright", "total"))
+    assert total == pytest.approx(shapes - 0.5 * bright, abs=1e-6)
+    evaluations = read_lines(tmp_path / "run" / "eval.jsonl")
+    for one, other, both in zip(
+        evaluations[::3], evaluations[1::3], evaluations[2::3], strict=True
+    ):
+        assert [x["reward"] for x in (one, other, both)] == ["shapes", "bright", "total"]
+        sums = [a - 0.5 * b for a, b in zip(one["scores"], other["scores"], strict=True)]
+        assert both["scores"] == pytest.approx(sums, abs=2e-6)
+    assert best(tmp_path / "run").score in [pytest.approx(e["mean"]) for e in evaluations[2::3]]
+    assert set(read_lines(tmp_path / "run" / "samples.jsonl")[0]["scores"]) == {"shapes", "bright"}
 
 
 class Constant:
