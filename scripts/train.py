@@ -161,12 +161,13 @@ def main(argv: list[str]) -> None:
 def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     """The run, from the lock on its folder to its last line."""
     from srrl.run import environment
-    from srrl.run.checkpoint import lock
+    from srrl.run.checkpoint import leaving_nothing, lock
     from srrl.run.tracking import Tracker
 
-    locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
-    tracker = Tracker(folder, accelerator)
-    run = METHODS[config.method].load()(config, accelerator, tracker)
+    with leaving_nothing(folder):
+        locked = lock(folder) if accelerator.is_main_process else None  # open until the run ends
+        tracker = Tracker(folder, accelerator)
+        run = METHODS[config.method].load()(config, accelerator, tracker)
     start_tracker(config, accelerator, folder)
     n = accelerator.num_processes
     processes = f"{n} process{'es' if n > 1 else ''}"

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -248,6 +248,19 @@ def lock(run: Path) -> IO[str]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
     return file
+
+
+@contextlib.contextmanager
+def leaving_nothing(run: Path) -> Iterator[None]:
+    """Where what is inside fails, a run's folder that was not there before goes again, unless
+    something else than its lock is in it."""
+    new = not run.exists()
+    try:
+        yield
+    except BaseException:
+        if new and run.is_dir() and {file.name for file in run.iterdir()} <= {LOCK_FILE}:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def check_unlocked(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from srrl.config import REPOSITORY
+from srrl.shapes.pipeline import TINY_SD
 from tests.conftest import PRESET, small_run
 from tests.lines import shown
 from tests.slow.commands import logged, lora, run
@@ -135,3 +137,17 @@ def test_a_run_that_goes_on_is_the_same_run_in_wandb(tmp_path):
     known = (tmp_path / "run" / "wandb_id.txt").read_text().strip()
     runs = [p.name for p in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert runs and all(name.endswith(f"-{known}") for name in runs)
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    model = shutil.copytree(TINY_SD, tmp_path / "model")
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    command = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path / "runs", 1)]
+    failing = [*command, f"--config.pretrained.model={model}"]
+    assert "error: " in run(*failing, check=2).stderr
+    assert [*(tmp_path / "runs").iterdir()] == []
+    (tmp_path / "runs" / "run").mkdir()
+    (tmp_path / "runs" / "run" / "notes.txt").touch()
+    run(*failing, check=2)
+    assert (tmp_path / "runs" / "run" / "notes.txt").exists()
