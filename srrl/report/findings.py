@@ -1,6 +1,7 @@
 """What of a run's logs asks for a second look."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 
 from srrl.report.gather import Run
@@ -98,8 +99,9 @@ def _files(run: Run) -> Iterator[str]:
     for name, count in run.unread.items():
         lines = "1 line" if count == 1 else f"{count} lines"
         yield f"{lines} of {name} cannot be used and are left out; a last one may be half written."
-    named = [line["image"] for line in run.samples if isinstance(line.get("image"), str)]
-    gone = sum(not (run.folder / image).is_file() for image in named)
+    kept = run.samples if run.config.get("pictures.images") else []
+    named = [line["image"] for line in kept if isinstance(line.get("image"), str)]
+    gone = sum(not os.path.isfile(os.path.join(run.folder, image)) for image in named)
     if gone:
         yield f"{gone} of the {len(named)} pictures that samples.jsonl names are not there."
 

@@ -18,7 +18,8 @@ from srrl.report.scores import evaluations
 SIDE, PIXELS = 160, 64  # of a thumbnail at most; pictures up to this are kept exactly
 SHEET = 1400  # a sheet's width at most
 MOST_STAGES, MOST_PROMPTS = 8, 6  # columns and rows of a table of fixed prompts
-MOST_SHEETS, MOST_STORIES, MOST_KEPT = 4, 8, 240  # of a run; of a stage
+MOST_SHEETS, MOST_STORIES = 4, 8
+FIRST_KEPT, LAST_KEPT = 240, 720  # pictures of the first stage and of the newest
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class Gallery:
 def encoded(image: Image.Image, side: int = SIDE) -> str:
     """The data URI of a picture, no wider and no higher than `side`; small ones unchanged."""
     small = image.convert("RGB")
-    small.thumbnail((side, side))
+    small.thumbnail((side, side), reducing_gap=1.5)
     file = io.BytesIO()
-    small.save(file, "WEBP", quality=78, lossless=is_small(small))
+    small.save(file, "WEBP", quality=78, method=2, lossless=is_small(small))
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -84,6 +85,7 @@ def cells(file: Path) -> list[Image.Image]:
     whole = opened(file)
     if whole is None:
         return []
+    whole.thumbnail((whole.width, SIDE), reducing_gap=1.5)
     side = min(whole.size)
     return [whole.crop((x, 0, x + side, side)) for x in range(0, whole.width - side + 1, side)]
 
@@ -183,7 +185,8 @@ def kept(run: Run) -> dict[int, list[dict[str, Any]]]:
     """The lines of samples.jsonl that name a picture, by stage."""
     found: dict[int, list[dict[str, Any]]] = {}
     for line in run.samples:
-        if isinstance(line.get("image"), str) and isinstance(line.get("prompt"), str):
+        named = all(isinstance(line.get(key), str) for key in ("image", "prompt"))
+        if named and all(type(line.get(key)) is int for key in ("slot", "branch", "round")):
             found.setdefault(line["stage"], []).append(line)
     return found
 
@@ -191,18 +194,21 @@ def kept(run: Run) -> dict[int, list[dict[str, Any]]]:
 def stories(run: Run) -> Table | None:
     """The rounds of single samples of the newest stage that kept several of them."""
     for stage, lines in reversed(kept(run).items()):
-        samples: dict[int, dict[Any, list[dict]]] = {}
+        rounds = _spread(sorted({line["round"] for line in lines}), MOST_STAGES)
+        first = {line["slot"]: line["branch"] for line in reversed(lines)}
+        samples: dict[int, dict[int, dict]] = {}
         for line in lines:
-            of_slot = samples.setdefault(line.get("slot"), {})
-            of_slot.setdefault(line.get("branch"), []).append(line)
-        first = [next(iter(branches.values())) for branches in samples.values()][:MOST_STORIES]
-        most = max(map(len, first))
-        if most > 1:
+            if line["branch"] == first[line["slot"]]:
+                samples.setdefault(line["slot"], {})[line["round"]] = line
+        if len(rounds) > 1:
             rows = [
-                (f"{own[0]['prompt']}", [_sampled(run, line, stage) for line in own])
-                for own in first
+                (
+                    next(iter(own.values()))["prompt"],
+                    [_sampled(run, own[k], stage) if k in own else None for k in rounds],
+                )
+                for own in [*samples.values()][:MOST_STORIES]
             ]
-            return Table(f"stage {stage}", [f"round {k}" for k in range(1, most + 1)], rows)
+            return Table(f"stage {stage}", [f"round {k}" for k in rounds], rows)
     return None
 
 
@@ -211,9 +217,9 @@ def galleries(run: Run) -> list[Gallery]:
     by_stage = kept(run)
     found = []
     for stage in _spread([*by_stage], 2):
-        lines = by_stage[stage]
+        lines, most = by_stage[stage], LAST_KEPT if stage == [*by_stage][-1] else FIRST_KEPT
         keys = list(dict.fromkeys(k for line in lines for k in _scores(line)))
-        pictures = [_sampled(run, line, stage, keys) for line in lines[:MOST_KEPT]]
+        pictures = [_sampled(run, line, stage, keys) for line in lines[:most]]
         pictures = [picture for picture in pictures if picture]
         if pictures:
             found.append(Gallery(stage, len(lines), [*keys, "advantage"], pictures))
@@ -228,10 +234,9 @@ def _sampled(
         return None
     scores, advantage = _scores(line), number(line.get("advantage"))
     chosen = ", trained on" if line.get("selected") is True else ""
-    names = (("prompt", "slot"), ("branch", "branch"))
-    where = ", ".join(f"{k} {line[v] + 1}" for k, v in names if isinstance(line.get(v), int))
+    where = f"prompt {line['slot'] + 1}, branch {line['branch'] + 1}, round {line['round']}"
     caption = [*labelled(scores), f"advantage {advantage:+.2f}{chosen}"]
-    alt = f"{line['prompt']}, stage {stage}, {where}, round {line.get('round')}"
+    alt = f"{line['prompt']}, stage {stage}, {where}"
     values = (*(scores.get(key, float("nan")) for key in keys), advantage)
     return Picture(encoded(image), alt, caption, line["prompt"], is_small(image), values)
 
