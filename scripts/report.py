@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from srrl.errors import UserError, one_line_errors
-from srrl.report.gather import log_files, read_runs
+from srrl.report.gather import read_runs, written
 
 EVERY_S = 2
 
@@ -37,8 +37,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def state(runs: list[Path]) -> list[tuple[float, int]]:
-    """When the runs' logs were written, and how long they are."""
-    found = [file.stat() for run in runs for file in log_files(run) if file.exists()]
+    """When the runs' logs and pictures were written, and how long they are."""
+    found = [file.stat() for run in runs for file in sorted(written(run)) if file.exists()]
     return [(told.st_mtime, told.st_size) for told in found]
 
 

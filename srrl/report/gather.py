@@ -139,10 +139,11 @@ def read_runs(folder: Path) -> list[Run]:
     return [_read(folder, part) for part in parts]
 
 
-def log_files(folder: Path) -> Iterator[Path]:
-    """What a run, or its phases, write as they go on."""
+def written(folder: Path) -> Iterator[Path]:
+    """What a run, or its phases, write as they go on: logs, and what is drawn after them."""
     for part in ("", *PHASES):
-        yield from (folder / part / name for name in (*LOGS, "config.json", "environment.json"))
+        for pattern in (*LOGS, "*.json", "curves.png", "progress_K*.png"):
+            yield from (folder / part).glob(pattern)
 
 
 def _is_run(folder: Path) -> bool:
@@ -156,7 +157,7 @@ def _read(folder: Path, part: str) -> Run:
     metrics = {line["stage"]: line for line in logs["metrics.jsonl"] if _has_stage(line)}
     evals = [line for line in logs["eval.jsonl"] if _is_evaluation(line)]
     good = {"metrics.jsonl": len(metrics), "eval.jsonl": len(evals)}
-    written = {name: _count(own / name) for name in good}
+    counts = {name: _count(own / name) for name in good}
     return Run(
         own,
         folder.resolve().name,
@@ -165,7 +166,7 @@ def _read(folder: Path, part: str) -> Run:
         [metrics[stage] for stage in sorted(metrics)],
         evals,
         _environment(own) or _environment(folder),
-        {name: n - good[name] for name, n in written.items() if n > good[name]},
+        {name: n - good[name] for name, n in counts.items() if n > good[name]},
     )
 
 

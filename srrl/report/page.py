@@ -133,8 +133,7 @@ def _render(name: str, **values: Any) -> str:
         "sortable": sortable,
     }
     constants = {"colours": COLOURS, "ink": INK, "grid": GRID, "looked_at": LOOKED_AT}
-    text = environment.get_template(name).render(**values, **constants)
-    return text.encode(errors="backslashreplace").decode()  # odd bytes of a path
+    return environment.get_template(name).render(**values, **constants)
 
 
 def score(value: float) -> str:
@@ -167,5 +166,5 @@ def _replace(file: Path, text: str) -> None:
     """Write a file in one step: who looks at it sees the one before, or this one."""
     temporary = file.with_name(f"{file.name}.tmp")
     with writing(file):
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode(errors="backslashreplace"))  # a path's odd bytes
         os.replace(temporary, file)

@@ -136,6 +136,13 @@ def test_each_warning_of_the_metrics(tmp_path, changes, said):
     assert said in found
 
 
+def test_the_rounding_of_tf32_is_no_warning(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for deviation, warns in ((2.6e-4, False), (5e-3, True)):
+        lines(folder / "metrics.jsonl", [metrics_line(1, **{"ratio/first_max_dev": deviation})])
+        assert any("stops at 2e-02" in text for text in findings(read(folder))) is warns
+
+
 def test_held_out_falling_while_train_rises_is_a_warning(tmp_path):
     folder = write_run(tmp_path / "run")
     held = {0: [0.5, 0.6, 0.4, 0.5], 3: [0.2, 0.3, 0.15, 0.2]}
