@@ -8,7 +8,7 @@ from io import StringIO
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 # Each line's colour on a light page and on a dark one, and its dashes; both start again.
 COLOURS = [
@@ -22,6 +22,7 @@ COLOURS = [
 ]
 DASHES = [(), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2)]
 INK, GRID = "#010203", "#040506"  # for which the page puts its own
+BARS = 3  # lines at most that have an interval at every stage, else at the last alone
 FLOOR = 1e-8  # shown on a logarithmic scale for 0
 STYLE = {
     "svg.fonttype": "none",
@@ -107,31 +108,32 @@ class Chart:
         stages = [stage for _, line in placed for stage in line.stages]
         apart = 0.008 * (max(stages) - min(stages))  # intervals at one stage stand side by side
         for number, (place, line) in enumerate(placed):
-            style = {
-                "color": COLOURS[place % len(COLOURS)][0],
-                "marker": "o" if line.low or len(line.stages) < 3 else "",
-                "markersize": 3.5,
-                "linewidth": 1.6,
-            }
+            colour = COLOURS[place % len(COLOURS)][0]
             values = [max(v, FLOOR) if self.scale == "log" else v for v in line.values]
+            marker = "o" if line.low or len(line.stages) < 3 else ""
+            style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
+            (drawn,) = axes.plot(line.stages, values, **style)
             if line.low:
                 shift = (number - (len(placed) - 1) / 2) * apart
-                x = [stage + shift for stage in line.stages]
-                error = _lengths(line)
-                drawn = axes.errorbar(x, values, error, capsize=2, elinewidth=1, **style)[0]
-            else:
-                (drawn,) = axes.plot(line.stages, values, **style)
+                some = slice(None) if len(placed) <= BARS else slice(-1, None)
+                x, error = [n + shift for n in line.stages[some]], _lengths(line, some)
+                bars = {"ecolor": colour, "elinewidth": 1, "capsize": 2}
+                axes.errorbar(x, values[some], error, fmt="none", **bars)
             if DASHES[place % len(DASHES)]:
                 drawn.set_dashes(DASHES[place % len(DASHES)])
         if self.scale == "log":
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:.0e}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            low, high = map(math.log10, axes.get_ylim())
+            axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # or few have a number
         if self.scale == "counts":
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(bottom=0)
         if self.scale == "share":
             axes.set_ylim(-0.03, 1.05)
-        axes.set_xlim(min(stages) - 0.3, max([1, *stages]) + 0.3)
+        margin = 0.3 + len(placed) * apart / 2
+        axes.set_xlim(min(stages) - margin, max([1, *stages]) + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("stage")
         axes.grid(linewidth=0.6)
@@ -142,9 +144,9 @@ class Chart:
         return text[text.index("<svg") :]
 
 
-def _lengths(line: Line) -> list[list[float]]:
-    """Of error bars, below and above; none where the interval is not finite."""
-    triples = list(zip(line.values, line.low, line.high, strict=True))
+def _lengths(line: Line, some: slice) -> list[list[float]]:
+    """Of some error bars, below and above; 0 where the interval is not finite."""
+    triples = list(zip(line.values, line.low, line.high, strict=True))[some]
     lengths = [(mean - low, high - mean) for mean, low, high in triples]
     finite = [[x if math.isfinite(x) else 0.0 for x in pair] for pair in lengths]
     return [list(side) for side in zip(*finite, strict=True)]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from srrl.errors import UserError, writing
 from srrl.report import panels, thumbnails
-from srrl.report.charts import COLOURS, GRID, INK, Chart
+from srrl.report.charts import BARS, COLOURS, GRID, INK, Chart
 from srrl.report.facts import costs, duration, facts, progress
 from srrl.report.findings import LOOKED_AT, findings
 from srrl.report.gather import Run, read_runs
@@ -132,7 +132,13 @@ def _render(name: str, **values: Any) -> str:
         "drawn": drawn,
         "sortable": sortable,
     }
-    constants = {"colours": COLOURS, "ink": INK, "grid": GRID, "looked_at": LOOKED_AT}
+    constants = {
+        "colours": COLOURS,
+        "ink": INK,
+        "grid": GRID,
+        "bars": BARS,
+        "looked_at": LOOKED_AT,
+    }
     return environment.get_template(name).render(**values, **constants)
 
 

@@ -98,6 +98,16 @@ def test_what_a_prompt_or_a_name_has_in_it_is_text(tmp_path):
     assert "_<s>" in both.text
 
 
+def test_a_logarithmic_scale_has_plain_numbers(tmp_path):
+    run = write_run(tmp_path / "run")
+    ratios = [{"ratio/max_dev": v, "ratio/first_max_dev": 4e-3} for v in (4e-3, 2e-2)]
+    lines(run / "metrics.jsonl", [metrics_line(n, **more) for n, more in enumerate(ratios, 1)])
+    page = report(run, out=run)
+    shown = page.text.replace("\N{MINUS SIGN}", "-")
+    assert all(number in shown for number in ("1e-03", "1e-02", "1e-01"))
+    assert "mathdefault" not in page.source
+
+
 def test_a_run_that_has_just_begun_and_one_without_pictures_have_a_page(tmp_path):
     run = write_run(tmp_path / "run")
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
