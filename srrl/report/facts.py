@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from srrl.report.gather import PACE, Run
+from srrl.report.gather import MOST, PACE, Run
 
 PAPERS = {"srrl": "SRRL (arXiv 2505.22407)", "rig": "RL-RIG (arXiv 2602.19974)"}
 
@@ -87,4 +87,4 @@ def costs(run: Run) -> list[Cost]:
 
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, like "1:02:03"."""
-    return str(datetime.timedelta(seconds=round(seconds)))
+    return str(datetime.timedelta(seconds=round(min(seconds, MOST))))

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 
-from srrl.report.gather import Run
+from srrl.report.gather import Run, number
 from srrl.report.scores import difference, evaluations
 
 LOOKED_AT = (
@@ -50,8 +50,8 @@ def _updates(run: Run) -> Iterator[str]:
 def first_ratio_limit(run: Run) -> float:
     """The |ratio - 1| before a stage's first update at which a run stops, as far as its folder
     tells: one in float32 that went on above float32's limit rounds to TF32 (srrl.learner)."""
-    given = run.config.get("train.max_first_ratio_dev")
-    if isinstance(given, int | float):
+    given = number(run.config.get("train.max_first_ratio_dev"))
+    if math.isfinite(given):
         return given
     exact = run.config.get("mixed_precision") == "no"
     return 1e-4 if exact and not any(v > 1e-4 for v in run.values(FIRST)) else 2e-2

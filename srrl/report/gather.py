@@ -3,6 +3,7 @@ left out, and counted."""
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from srrl.rig.wishes import wishes_of
 from srrl.run import manifest
 from srrl.run.folder import LOGS, read_lines, stages
 
+MOST = 10**9  # no run has so many stages or seconds
 PACE = 3  # stages that the time left is reckoned by
 
 
@@ -56,7 +58,7 @@ class Run:
     @property
     def total(self) -> int | None:
         found = self.config.get("stages.total")
-        return found if isinstance(found, int) else None
+        return found if _is_count(found) else None
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -122,7 +124,7 @@ class Run:
 def number(value: Any) -> float:
     """A float of what a log says; NaN where it is none, as of null, which is written for NaN."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if good else math.nan
+    return float(value) if good and abs(value) < sys.float_info.max else math.nan
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -194,11 +196,16 @@ def _count(file: Path) -> int:
 
 
 def _has_stage(line: dict[str, Any]) -> bool:
-    return type(line.get("stage")) is int
+    return _is_count(line.get("stage"))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
 
 
 def _is_evaluation(line: dict[str, Any]) -> bool:
-    whole = all(type(line.get(k)) is int for k in ("stage", "rounds", "n", "seeds", "first_seed"))
+    whole = all(_is_count(line.get(k)) for k in ("stage", "rounds", "n", "seeds"))
+    whole = whole and type(line.get("first_seed")) is int
     named = all(isinstance(line.get(k), str) for k in ("split", "reward"))
     scores = line.get("scores")
     fits = whole and isinstance(scores, list) and 0 < len(scores) == line["n"]

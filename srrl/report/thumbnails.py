@@ -93,11 +93,11 @@ def cells(file: Path) -> list[Image.Image]:
 def fixed_folders(run: Run) -> dict[tuple[str, int], dict[int, Path]]:
     """For each split and K that is evaluated its pictures' files by stage."""
     found = {}
-    for split, reward_rounds in dict.fromkeys((s, k) for s, _, k in evaluations(run)):
-        folder = run.folder / "samples" / "fixed" / f"{split}_K{reward_rounds}"
+    for split, rounds in dict.fromkeys((s, k) for s, _, k in evaluations(run)):
+        folder = run.folder / "samples" / "fixed" / f"{split}_K{rounds}"
         files = {int(p.stem[6:]): p for p in folder.glob("stage_*.png") if _is_stage(p)}
         if files:
-            found[split, reward_rounds] = dict(sorted(files.items()))
+            found[split, rounds] = dict(sorted(files.items()))
     return found
 
 
@@ -105,7 +105,7 @@ def fixed_tables(run: Run) -> list[Table]:
     """The same prompts at the same seed through the stages, a table for each split and K."""
     tables = []
     for (split, rounds), files in fixed_folders(run).items():
-        chosen = [*files][-1:] if len(files) < 2 else _spread([*files], MOST_STAGES)
+        chosen = _spread([*files], MOST_STAGES)
         columns = [_evaluated(run, split, rounds, stage, files[stage]) for stage in chosen]
         rows = _rows(columns)
         if rows:
@@ -135,7 +135,7 @@ def last_tables(runs: Sequence[Run]) -> list[Table]:
 def _shown_alike(first: Run, run: Run, split: str) -> bool:
     keys = ("eval.first_seed", "pictures.prompts")
     same = all(first.config.get(key) == run.config.get(key) for key in keys)
-    return same and first.judged(split) == run.judged(split)
+    return same and first.judged(split) == run.judged(split) is not None
 
 
 def _evaluated(

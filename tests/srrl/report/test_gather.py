@@ -10,7 +10,7 @@ from srrl.report.facts import facts
 from srrl.report.gather import read_runs
 from srrl.run.manifest import seal
 from tests.conftest import PROMPTS
-from tests.srrl.report.folders import eval_line, metrics_line, write_run
+from tests.srrl.report.folders import eval_line, lines, metrics_line, write_run
 
 
 def test_a_run_is_its_logs_its_config_and_what_made_it(tmp_path):
@@ -69,9 +69,12 @@ def test_the_time_left_is_at_the_pace_of_the_last_stages(tmp_path):
 
 def test_null_and_what_is_no_number_are_not_numbers(tmp_path):
     folder = write_run(tmp_path / "run")
-    odd = [metrics_line(1, loss=None), metrics_line(2, loss="x"), metrics_line(3, loss=True)]
+    odd = [metrics_line(1, loss=None), metrics_line(2, loss="x"), metrics_line(3, loss=10**400)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in odd))
-    assert all(map(math.isnan, read_runs(folder)[0].values("loss")))
+    (run,) = read_runs(folder)
+    assert all(map(math.isnan, run.values("loss")))
+    lines(folder / "metrics.jsonl", [metrics_line(1), metrics_line(10**400), metrics_line(True)])
+    assert read_runs(folder)[0].unread == {"metrics.jsonl": 2}
 
 
 def test_phases_of_rl_rig_are_runs_of_their_own(tmp_path):
