@@ -110,13 +110,13 @@ class Run:
     def _judged(self) -> dict[str, list[str]]:
         found, count = {}, self.config.get("eval.num_prompts")
         for split in ("train", "heldout") if isinstance(count, int) else ():
-            file = resolve(str(self.config.get(f"prompts.{split}", "")))
             try:
+                file = resolve(str(self.config.get(f"prompts.{split}", "")))
                 if self.method == "rig":
                     found[split] = evenly([wish.prompt for wish in wishes_of(file)], count)
                 else:
                     found[split] = evenly(load_prompts(file), count)
-            except (UserError, OSError):
+            except (UserError, OSError, ValueError):
                 continue
         return found
 
