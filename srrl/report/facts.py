@@ -87,4 +87,4 @@ def costs(run: Run) -> list[Cost]:
 
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, like "1:02:03"."""
-    return str(datetime.timedelta(seconds=round(min(seconds, MOST))))
+    return str(datetime.timedelta(seconds=round(min(max(seconds, 0), MOST))))
