@@ -3,6 +3,7 @@
 #   bash train.sh                                             the whole job
 #   bash train.sh --config.reflect.rounds=3                   one value of config/stage_process.py
 #   bash train.sh --config config/stage_process.py:tiny+ddpo  presets, one over the other
+#   bash train.sh --resume runs/NAME --config.stages.total=64 a run goes on as it was begun
 #   bash train.sh -- --num_processes 2                        accelerate's flags come after --
 # Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl, srrl_paper,
 # released. A run is written to runs/NAME; the same command resumes a run that was stopped.
@@ -11,4 +12,4 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python
-exec "$PYTHON" "$root/scripts/launch.py" config/stage_process.py:sd14 tiny "$@"
+SRRL_COMMAND="bash train.sh" exec "$PYTHON" "$root/scripts/launch.py" config/stage_process.py:sd14 tiny "$@"

@@ -12,4 +12,4 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python
-exec "$PYTHON" "$root/scripts/launch.py" config/rig.py:sd14 tiny "$@"
+SRRL_COMMAND="bash train_rig.sh" exec "$PYTHON" "$root/scripts/launch.py" config/rig.py:sd14 tiny "$@"

@@ -7,4 +7,4 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 show_help "$@"
 setup_python
-exec "$PYTHON" "$root/scripts/launch.py" config/stage_process.py:sdxl tiny_xl "$@"
+SRRL_COMMAND="bash train_xl.sh" exec "$PYTHON" "$root/scripts/launch.py" config/stage_process.py:sdxl tiny_xl "$@"

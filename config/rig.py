@@ -209,6 +209,7 @@ def base() -> ConfigDict:
     e.seeds = 2
     e.first_seed = 1_000_000
     e.rounds = (3,)
+    e.best = placeholder(str)
     c.checkpoint = k = ConfigDict()
     k.every = 1
     k.keep_every = 10

@@ -220,11 +220,14 @@ def base() -> ConfigDict:
     e.first_seed = 1_000_000
     # The evaluation's numbers of rounds K, each judged; sampling otherwise as in sample.*.
     e.rounds = (1,)
+    # What names the best stage (`--checkpoint RUN:best`), as "heldout:1": a split and one of
+    # rounds. Unset: held-out prompts where they are evaluated, the most rounds.
+    e.best = placeholder(str)
 
     c.checkpoint = k = ConfigDict()
     # Save every so many stages, and at the end. A killed run resumes from the newest.
     k.every = 1
-    # LoRA weights are kept for every so many stages (0: only the newest and the last of all).
+    # Weights are kept of every evaluated stage, and of every so many (0: of no others).
     k.keep_every = 5
     # Where the newest cannot be trusted (its files are not what was written): "back" goes on from
     # the one before it and says so; "stop" is an error.

@@ -66,7 +66,7 @@ class Worker:
             self.connect()
         except OSError as error:
             raise UserError(
-                f"no reward worker at {address or 'the other end'} ({error}): start it with "
+                f"no reward worker at {address} ({error}): start it with "
                 f"`python -m rewards.worker`, or unset reward.worker.address"
             ) from error
 

@@ -19,11 +19,13 @@ inversion), until(rounds, threshold); best and until choose by the first reward.
 """
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import replace_dict, resolve
+from srrl.config import parse, parse_options, replace_dict, resolve
 from srrl.errors import UserError, one_line_errors
 from srrl.run.folder import make_folder
 
@@ -41,10 +43,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         default="config/stage_process.py:tiny",
         help="of the base (%(default)s); --config.KEY=VALUE changes it",
     )
-    add("--checkpoints", **many, help='runs or checkpoints with their configs, or "base"')
+    add("--checkpoints", **many, help='runs, RUN:best, RUN:16, or "base"')
     add("--prompts", **many, help="prompt files; by default the run's train and held-out ones")
     add("--num-prompts", type=int, help="so many of each file, evenly taken; by default all")
-    add("--rewards", **many, help="by default the run's")
+    add("--rewards", **many, help="by default the runs'")
+    add("--options", help="their keywords, JSON, as reward.options; by default the runs'")
     add("--samplers", **many, help="as above; by default K = 1, 2 and 3")
     add("--rounds", type=int, **many, help="2 is short for reflect:rounds=2, 1 for plain")
     add("--guidance", type=float, **many, help="8 is short for plain:guidance=8")
@@ -52,7 +55,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--first-seed", type=int, default=2_000_000, help="of the images (%(default)s)")
     add("--baseline", help='"CHECKPOINT SAMPLER"; by default the first cell')
     add("--out", type=Path, default=Path("runs/evaluation"), help="folder (%(default)s)")
-    return parser.parse_known_args()
+    return parse(parser, sys.argv[1:])
 
 
 def wanted_samplers(args: argparse.Namespace) -> list[str]:
@@ -81,6 +84,29 @@ def models_of(args: argparse.Namespace, overrides: list[str]) -> dict:
     return models
 
 
+def scoring(args: argparse.Namespace, models: dict) -> ConfigDict:
+    """The first model's config with the rewards and options that score all: those asked for, else
+    the models' own. Raises UserError where these are not the same."""
+    asked = None if args.options is None else parse_options(args.options)
+
+    def of(c: ConfigDict) -> dict[str, dict]:
+        options = c.reward.options.to_dict() if asked is None else asked
+        return {name: options.get(name, {}) for name in args.rewards or c.reward.models}
+
+    own = {name: of(c) for name, (c, _) in models.items()}
+    first, config = next((name, c) for name, (c, _) in models.items())
+    for other, settings in own.items():
+        if settings != own[first]:
+            raise UserError(
+                f"{first} is scored by {json.dumps(own[first])} and {other} by "
+                f"{json.dumps(settings)}: give --rewards and --options for all of them"
+            )
+    chosen = {name: options for name, options in own[first].items() if options}
+    replace_dict(config, config.reward, "models", dict.fromkeys(own[first], 1.0))
+    replace_dict(config, config.reward, "options", chosen if asked is None else asked)
+    return config
+
+
 def prompts_of(args: argparse.Namespace, config: ConfigDict) -> dict[str, list[str]]:
     """The prompts of each file."""
     from srrl.prompts import evenly, load_prompts
@@ -99,8 +125,6 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least}")
     make_folder(args.out, f"--out {args.out}")
 
-    import json
-
     from accelerate import Accelerator
 
     from rewards import check_names, check_prompts
@@ -117,14 +141,12 @@ def main() -> None:
     samplers = [parse_sampler(text) for text in wanted_samplers(args)]
     check_names(args.rewards)
     models = models_of(args, overrides)
-    config = next(iter(models.values()))[0]
+    config = scoring(args, models)
     prompts = prompts_of(args, config)
     baseline = tuple(args.baseline.split(maxsplit=1)) if args.baseline else None
     if baseline and baseline not in {(c, s.text) for c in models for s in samplers}:
         raise UserError(f"--baseline {args.baseline!r}: no such cell: give CHECKPOINT SAMPLER")
     accelerator = Accelerator()
-    if args.rewards:
-        replace_dict(config, config.reward, "models", dict.fromkeys(args.rewards, 1.0))
     rewards = rewards_of(config, accelerator.device)
     for file, texts in prompts.items():
         check_prompts(rewards, texts, file)
@@ -144,7 +166,7 @@ def main() -> None:
             "reflect": c.reflect.to_dict(),
             "model": c.pretrained.model,
             "rewards": list(rewards),
-            "options": c.reward.options.to_dict(),
+            "options": config.reward.options.to_dict(),
         }
         return Cell(
             checkpoint,

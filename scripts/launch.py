@@ -15,6 +15,7 @@ then this, with one line and 128 + the signal's number; when this dies, they do.
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import REPOSITORY, load_config
+from srrl.config import COMMAND, REPOSITORY, load_config
 from srrl.elastic import death_of
 from srrl.errors import (
     UserError,
@@ -219,7 +220,8 @@ def main(argv: list[str]) -> int:
     arguments, launcher = arguments[:split], arguments[split + 1 :]
     processes = asked_processes(launcher)
     presets = f"--config={presets}:"
-    given = any(a.partition("=")[0] == "--config" for a in arguments)
+    given = any(a.partition("=")[0] in ("--config", "--resume") for a in arguments)
+    typed = shlex.join([*os.environ.get(COMMAND, "python scripts/launch.py").split(), *argv[2:]])
     config = checked(arguments if given else [presets + cpu_preset, *arguments])
     gpus = gpu_count()
     if not given:
@@ -234,7 +236,7 @@ def main(argv: list[str]) -> int:
         several = bool({TORCHRUN, "--multi_gpu"} & set(command))
         code, how = run(
             [*command, str(TRAIN), *arguments],
-            surroundings(launcher) | {"SRRL_STATUS_FILE": str(status)},
+            surroundings(launcher) | {"SRRL_STATUS_FILE": str(status), COMMAND: typed},
             processes,
             several or names_config(launcher),
         )

@@ -1,7 +1,7 @@
 """Draw pictures with a checkpoint, or with the untrained model, and show every round.
 
     python scripts/sample.py --checkpoint runs/tiny --prompt "a blue circle above a red square"
-    python scripts/sample.py --checkpoint runs/tiny/checkpoints/stage_0010 --seeds 0-31 \\
+    python scripts/sample.py --checkpoint runs/tiny:best --seeds 0-31 \\
         --prompts-file config/prompts/shapes_unconventional_heldout.json --limit 8 --rounds 3
     python scripts/sample.py --config config/stage_process.py:tiny --prompt "..."     (no LoRA)
     python scripts/sample.py --config config/stage_process.py:sd14 --checkpoint lora.safetensors \\
@@ -40,7 +40,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="a run, one of its checkpoints, or a LoRA's file or folder")
+    add("--checkpoint", type=Path, help="a run, RUN:best, RUN:16, or a LoRA's file or folder")
     add(
         "--config",
         help="FILE.py:PRESET, for the model without a LoRA, or of a LoRA by itself; "

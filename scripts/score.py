@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import load_config, load_saved, parse, saved_values
+from srrl.config import load_config, load_saved, parse, parse_options, saved_values
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
@@ -65,12 +65,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         raise UserError("give either --prompt or --prompts-file")
     if args.checkpoint and (args.rewards or args.options):
         raise UserError("give either --checkpoint, for its rewards, or --rewards and --options")
-    try:
-        given = isinstance(json.loads(args.options or "{}"), dict)
-    except json.JSONDecodeError:
-        given = False
-    if not given:
-        raise UserError(f'--options {args.options}: expected JSON like {{"vqascore": {{...}}}}')
+    parse_options(args.options)
     if args.json:
         try_file(args.json, "--json")
     if args.prompt:

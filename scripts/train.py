@@ -3,6 +3,7 @@
     accelerate launch scripts/train.py --config config/stage_process.py:sd14
     accelerate launch scripts/train.py --config config/stage_process.py:tiny --config.seed=7
     accelerate launch scripts/train.py --config config/rig.py:sd14
+    accelerate launch scripts/train.py --resume runs/tiny --config.stages.total=64
 
 `bash train.sh` and `bash train_rig.sh` do this with the right preset. The same command resumes a
 run that was stopped. Every knob is explained in the config's file.
@@ -11,6 +12,7 @@ run that was stopped. Every knob is explained in the config's file.
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +129,6 @@ def main(argv: list[str]) -> None:
     METHODS[config.method].load("files")(config)
 
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType
 
     from rewards import check_names
     from srrl.models.start import start_file
@@ -140,6 +141,10 @@ def main(argv: list[str]) -> None:
         start_file(config.pretrained.lora)
     check_names(config.reward.models)  # before the device is looked at
     log_with = None if config.tracker == "none" else config.tracker
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
+        )
     with meeting():
         waiting = waiting_at_most(config.process_timeout)
         accelerator = Accelerator(log_with=log_with, project_dir=folder, kwargs_handlers=[waiting])
@@ -148,10 +153,6 @@ def main(argv: list[str]) -> None:
             f"{started()} processes were started, but they found no GPUs to meet on: on a CPU "
             f"launch with `-- --num_processes {started()}` alone, or set ACCELERATE_USE_CPU=true"
         )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UserError(
-            "DeepSpeed is not supported: spread the UNet by config/accelerate/fsdp.yaml"
-        )
     check_precision(accelerator.device.type, config.mixed_precision)
     with together(accelerator, config.process_timeout):
         train(config, accelerator, folder)
@@ -159,6 +160,7 @@ def main(argv: list[str]) -> None:
 
 def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     """The run, from the lock on its folder to its last line."""
+    from srrl.run import environment
     from srrl.run.checkpoint import lock
     from srrl.run.tracking import Tracker
 
@@ -173,7 +175,12 @@ def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     # Of the method that plan.py knows.
     if accelerator.is_main_process and config.method == "srrl" and config.plan:
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
+    if accelerator.is_main_process:
+        environment.begin(folder, config, accelerator)
+    begun = time.monotonic()
     run.run()
+    if accelerator.is_main_process:
+        environment.end(folder, begun)
     tracker.finish()
     if locked:
         locked.close()

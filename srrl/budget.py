@@ -57,14 +57,14 @@ class Calls:
 
 
 def rollout_calls(
-    c: ConfigDict, prompts: int, rounds: int, trained_steps: int, branches: int
+    c: ConfigDict, prompts: int, rounds: int, trained_steps: int, branches: int, train_rounds: str
 ) -> list[Calls]:
     """The network calls of one rollout (srrl.rollout.rollout) of `prompts` prompts."""
     steps, again, w = c.sample.num_steps, rounds - 1, c.sample.guidance_scale
     depth = c.reflect.depth or steps
     parted = trained_steps + c.interval.skip_last if trained_steps else 0
     spread, back = prompts * branches, c.reflect.inversion_guidance
-    if c.reflect.train_rounds == "all":
+    if train_rounds == "all":
         branched = steps
         rest = [
             Calls("reflect", spread, again * depth, back),
@@ -82,10 +82,10 @@ def rollout_calls(
 
 
 def rollout_decodes(
-    c: ConfigDict, prompts: int, rounds: int, branches: int, reflected: bool
+    prompts: int, rounds: int, branches: int, reflected: bool, train_rounds: str
 ) -> list[Calls]:
     """The pictures that one rollout decodes; `reflected`: those of its reflecting rounds, too."""
-    if c.reflect.train_rounds == "all":
+    if train_rounds == "all":
         return [Calls("decode", prompts * branches, rounds, 1)]
     shown = [Calls("decode", prompts, rounds - 1, 1)] if reflected else []
     return [Calls("decode", prompts * branches, 1, 1), *shown]
@@ -103,7 +103,9 @@ def stage_calls(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> l
     return [
         replace(calls, times=n * calls.times)
         for n, size in batches(c, prompts)
-        for calls in rollout_calls(c, size, plan.rounds, plan.trained_steps, c.branch.count)
+        for calls in rollout_calls(
+            c, size, plan.rounds, plan.trained_steps, c.branch.count, c.reflect.train_rounds
+        )
     ]
 
 
@@ -115,11 +117,11 @@ def sampling_calls(c: ConfigDict) -> int:
 
 def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
     """The pictures decoded in a stage, likewise."""
-    shown = shows_pictures(c, plan.stage)
+    shown, trained = shows_pictures(c, plan.stage), c.reflect.train_rounds
     return [
         replace(calls, times=n * calls.times)
         for n, size in batches(c, prompts)
-        for calls in rollout_decodes(c, size, plan.rounds, c.branch.count, shown)
+        for calls in rollout_decodes(size, plan.rounds, c.branch.count, shown, trained)
     ]
 
 
@@ -157,14 +159,14 @@ def trained_passes(c: ConfigDict, selected: int) -> int:
 def evaluation_calls(c: ConfigDict, num_prompts: int) -> list[Calls]:
     """The network calls of evaluating `num_prompts` prompts once (srrl.evaluation.evaluate)."""
     prompts = min(c.eval.num_prompts, num_prompts)
-    calls = (rollout_calls(c, prompts, k, trained_steps=0, branches=1) for k in c.eval.rounds)
+    calls = (rollout_calls(c, prompts, k, 0, 1, "last") for k in c.eval.rounds)
     return [replace(x, times=c.eval.seeds * x.times) for of_k in calls for x in of_k]
 
 
 def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
     """The pictures decoded there."""
     prompts = min(c.eval.num_prompts, num_prompts)
-    calls = (rollout_decodes(c, prompts, k, branches=1, reflected=False) for k in c.eval.rounds)
+    calls = (rollout_decodes(prompts, k, 1, False, "last") for k in c.eval.rounds)
     return [replace(x, times=c.eval.seeds * x.times) for of_k in calls for x in of_k]
 
 

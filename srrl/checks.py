@@ -55,6 +55,9 @@ def check_run(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
         right = right and len(values[key]) == len(set(values[key])) > 0
         require(right, key, f"at least one {kind.__name__}, each once")
     require(1 <= min(c.eval.rounds) <= max(c.eval.rounds) <= 1000, "eval.rounds", "1 to 1000")
+    splits = ["train", *(["heldout"] if c.eval.heldout else [])]
+    judged = [f"{split}:{rounds}" for split in splits for rounds in c.eval.rounds]
+    require(c.eval.best in (None, *judged), "eval.best", f"one of {', '.join(judged)}, or unset")
     for key in ("pretrained.model", "output_dir"):
         require(is_name(values[key]), key, "a name, in one line")
     check_name(c, require)

@@ -20,35 +20,45 @@ from srrl.errors import UserError
 from srrl.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ENVIRONMENT = "environment.json"  # in a run's folder: what made it
+COMMAND = "SRRL_COMMAND"  # what was typed, for a process below it
 
 
 def load_config(
     argv: Sequence[str], default: str = "", methods: Sequence[str] = ("srrl",)
 ) -> ConfigDict:
-    """The config of `--config FILE.py:PRESET --config.key=value ...`, checked.
+    """The config of `--config FILE.py:PRESET --config.key=value ...`, checked; instead of a preset
+    that of `--config RUN/config.json`, or of `--resume RUN` with the name of its folder.
 
     methods: one of which it must be of; by default SRRL. Raises UserError for an unknown file,
     preset or key, a value of the wrong type or range, another method.
     """
-    source, overrides = default, []
+    source, resumed, overrides = default, "", []
     arguments = list(argv)
     while arguments:
         name, equals, value = arguments.pop(0).partition("=")
-        if not equals and (name == "--config" or name.startswith("--config.")):
+        if not equals and (name in ("--config", "--resume") or name.startswith("--config.")):
             if not arguments:
                 raise UserError(f"{name} needs a value: {name}=VALUE")
             value = arguments.pop(0)
         if name == "--config":
             source = value
+        elif name == "--resume":
+            resumed = value
         elif name.startswith("--config."):
             overrides.append((name.removeprefix("--config."), value))
         else:
             raise UserError(
                 f"unknown argument {name!r}: expected --config FILE.py:PRESET or --config.KEY=VALUE"
             )
-    if not source:
+    if resumed:
+        if source != default:
+            raise UserError(f"--resume {resumed}: has a config of its own: leave --config out")
+        source, config = resumed, load_run(Path(resumed))
+    elif not source:
         raise UserError("no config: give --config config/stage_process.py:PRESET")
-    config = _preset(source)
+    else:
+        config = load_saved(Path(source)) if source.endswith(".json") else _preset(source)
     for key, value in overrides:
         _override(config, key, value)
     check_config(config)
@@ -79,6 +89,18 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[
             f"`python scripts/{parser.prog} --help` shows"
         )
     return args, overrides
+
+
+def parse_options(text: str | None) -> dict[str, dict[str, Any]]:
+    """Rewards' keywords by name, of a command's --options. Raises UserError."""
+    try:
+        options = json.loads(text or "{}")
+        right = isinstance(options, dict) and all(isinstance(o, dict) for o in options.values())
+    except (ValueError, RecursionError):
+        right = False
+    if not right:
+        raise UserError(f'--options {cut(text)}: expected JSON like {{"vqascore": {{...}}}}')
+    return options
 
 
 def load_study(source: str) -> ConfigDict:
@@ -123,7 +145,7 @@ def _faults_of(file: Path) -> Iterator[None]:
         line = getattr(error, "lineno", None)  # of a SyntaxError
         for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if Path(frame.filename) == file else line
-        what = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+        what = ": ".join([type(error).__name__, *map(str, error.args[:1])])
         unknown = re.search(r'Key "(\w+)" does not exist', what)  # ConfigDict's, which is locked
         meant = re.search(r'Did you mean "(\w+)"', what)
         if unknown:
@@ -143,11 +165,37 @@ def saved_values(path: Path) -> dict[str, Any] | None:
     return saved if ours else None
 
 
+def starts(run: Path) -> list[dict[str, Any]]:
+    """What a run's environment.json has of each of its starts; none where it cannot be read."""
+    try:
+        entries = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [x for x in entries if isinstance(x, dict)] if isinstance(entries, list) else []
+
+
+def load_run(run: Path) -> ConfigDict:
+    """The config that a run was last started with, of the folder's name and place now. Raises
+    UserError where it is no run's folder."""
+    begun = [entry["config"] for entry in starts(run) if isinstance(entry.get("config"), dict)]
+    file = run / (ENVIRONMENT if begun else "config.json")
+    config = config_of(begun[-1], file) if begun else load_saved(file)
+    config.output_dir, config.run_name = str(run.resolve().parent), run.resolve().name
+    if not run.is_absolute():
+        config.output_dir = str(run.parent)
+    return config
+
+
 def load_saved(path: Path) -> ConfigDict:
     """The config a run wrote as config.json. Raises UserError if it is not there or not valid."""
     saved = saved_values(path)
     if saved is None:
         raise UserError(f"{path} is not there, or not what a run writes: give a run's folder")
+    return config_of(saved, path)
+
+
+def config_of(saved: dict[str, Any], path: Path) -> ConfigDict:
+    """The config of flat values that a run wrote into a file. Raises UserError."""
     method = METHODS.get(str(saved.get("method", "srrl")))
     if not method:
         raise UserError(f"{path}: unknown method {saved['method']!r}: it is of another version")
@@ -161,21 +209,21 @@ def load_saved(path: Path) -> ConfigDict:
         for section in sections:
             owner = owner[section]
         try:
+            if value is None and known[key] is not None:
+                raise TypeError
             if key in ("reward.models", "reward.options"):
                 replace_dict(config, owner, leaf, value)
             elif owner.get_type(leaf) is tuple:
                 owner[leaf] = tuple(value) if isinstance(value, list) else (value,)
             else:
                 owner[leaf] = value
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             kind = owner.get_type(leaf).__name__
             raise UserError(
                 f"{path}: {key}={cut(repr(value))}: expected {kind}, as a run writes"
             ) from None
     try:
         check_config(config)
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a value is of the wrong type: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config

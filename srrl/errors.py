@@ -71,8 +71,8 @@ def one_line_errors() -> Iterator[None]:
             what, remedy = FULL[system.errno]
             file = system.filename or "output"
             _stop(f"{what} while writing {file}: {remedy} and run the same command again")
-        file = repr(str(system.filename)) if system.filename else "a file"
-        _stop(f"cannot use {file}: {system.strerror.lower()}: choose another, or change it")
+        place = repr(str(system.filename)) if system.filename else "a file"
+        _stop(f"cannot use {place}: {system.strerror.lower()}: choose another, or change it")
 
 
 @contextlib.contextmanager

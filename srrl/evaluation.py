@@ -1,6 +1,7 @@
 """Evaluation at fixed prompts and seeds, so that images pair across stages and runs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -26,17 +27,18 @@ def evaluate(
     """Each reward's scores float32 [seeds * prompts] of the policy's images of so many rounds,
     seeds outermost; and the first seed's images uint8 [n, 3, H, W] of the n prompts at `shown`.
 
-    The prompts are eval.num_prompts evenly taken from the list, spread over the processes. Does
-    not count in policy.nfe.
+    The prompts are eval.num_prompts evenly taken from the list, spread over the processes. Rounds
+    reflect as in scripts/evaluate.py, whatever trains the policy. Does not count in policy.nfe.
     """
     prompts = evenly(prompts, c.eval.num_prompts)
+    settings = replace(rollout_settings(c, branches=1), train_rounds="last")
 
     def judge(index: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor]:
         own = [prompts[i] for i in index]
         images = rollout(
             policy,
             policy.encode(own),
-            rollout_settings(c, branches=1),
+            settings,
             rounds=rounds,
             trained_steps=0,
             seed=seed,

@@ -40,13 +40,30 @@ class Selected:
 
 
 def stage_metrics(scored: Scored, selected: Selected) -> dict[str, float]:
-    """Of the stage's line in metrics.jsonl what sampling and scoring gave."""
+    """Of the stage's line in metrics.jsonl what sampling and scoring gave; `tied`: of the groups
+    that are compared the share in which a reward scored all images alike."""
     advantages = selected.advantages
     metrics = {"advantage/std": advantages.std().item(), "selected": len(selected.index)}
     for name, values in scored.scores.items():
         metrics[f"reward/{name}/mean"] = values[scored.judged].mean().item()
         metrics[f"reward/{name}/std"] = values[scored.judged].std().item()
+        metrics[f"reward/{name}/tied"] = tied(scored, values)
     return metrics
+
+
+def tied(scored: Scored, values: Tensor) -> float:
+    """The share of groups, each a prompt's judged images of a round, with one score; 0 where each
+    has a single image and is compared with its prompt's history."""
+    places = torch.stack([scored.prompt, scored.round], 1)[scored.judged]
+    groups, index, sizes = places.unique(dim=0, return_inverse=True, return_counts=True)
+    if sizes.max() == 1:
+        return 0.0
+    own = values[scored.judged]
+    least, most = (
+        torch.zeros(len(groups)).scatter_reduce(0, index, own, how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    return (least == most).float().mean().item()
 
 
 def stage_records(

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads anything, here or in a command it runs
@@ -15,7 +16,9 @@ from srrl.config import load_config
 from srrl.models.policy import Policy
 from srrl.models.weights import add_lora
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
+from tests import lines
 
+lines.watch()
 PRESET = "--config=config/stage_process.py:tiny"
 LORA = load_config([PRESET]).lora
 
@@ -23,12 +26,32 @@ LORA = load_config([PRESET]).lora
 MODELS = {"sd": TINY_SD, "sdxl": TINY_SDXL}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whole attacks run where they are asked for (-m attack); their slices always do."""
+    if not any("::" in given for given in config.args):
+        gone = lines.gone({item.nodeid for item in items})
+        if gone:
+            raise pytest.UsageError(f"tests/lines.csv names tests that are not there: {gone}")
     if "attack" not in config.option.markexpr:
         whole = [item for item in items if item.get_closest_marker("attack")]
         config.hook.pytest_deselected(items=whole)
         items[:] = [item for item in items if item not in whole]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    lines.forget()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A test that passes has shown the lines that tests/lines.csv has it for."""
+    yield
+    if "SRRL_LINES" in os.environ:
+        lines.keep(item.nodeid)
+    missing = lines.unseen(item.nodeid)
+    assert not missing, f"tests/lines.csv names this test, which has not shown {missing}"
 
 
 def load_policy(model: str = "sd", lora: bool = False, num_steps: int = 10, **changes) -> Policy:

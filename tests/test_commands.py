@@ -1,13 +1,23 @@
 """The commands a user types. Errors are one line and exit code 2, quickly and without traces."""
 
+import json
+import runpy
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from config.stage_process import PRESETS
-from srrl.config import REPOSITORY
+from scripts import sample, train
+from srrl.config import REPOSITORY, flatten, load_config
+from srrl.errors import UserError
+from srrl.models.weights import LORA_FILE
+from srrl.run.folder import STATE_FILE
+from tests.lines import shown
 
 BAD = {
     "key": (["--config.sample.steps=3"], "unknown config key 'sample.steps'"),
@@ -21,6 +31,7 @@ BAD = {
     "pickle": (["--config.pretrained.model=model.ckpt"], "may run code"),
     "two models": (["--config", "config/stage_process.py:tiny+sd14"], "sd14 chooses a model"),
     "late model": (["--config", "config/stage_process.py:ddpo+tiny"], "tiny chooses a model"),
+    "processes": (["--", "--num_processes=x"], "--num_processes x: expected a number"),
     "held-out": (
         ["--config.prompts.train=config/prompts/shapes_unconventional_heldout.json"],
         "has the prompts that are trained on",
@@ -29,9 +40,11 @@ BAD = {
 
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    result = subprocess.run(
         arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, **options
     )
+    shown(result.stderr)
+    return result
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess, said: str) -> None:
@@ -114,6 +127,104 @@ def test_a_command_without_a_gpu_says_so_and_obeys_the_preset_it_is_given(tmp_pa
     flags = [out, models, *shapes, "--config.mixed_precision=no"]
     result = command("bash", "train.sh", "--config", preset, *flags)
     assert_one_line_error(result, "hf download CompVis/stable-diffusion-v1-4")
+
+
+TINY = ["--config", "config/stage_process.py:tiny"]
+FILE = ["--prompts-file", "config/prompts/shapes_conventional.json"]
+PICTURE = "docs/images/stage.png"
+
+
+APART = [
+    ("sample", [*TINY, "--prompt", "x", "--export", "kohya"], "--export kohya: give the --che"),
+    ("sample", [*TINY, "--prompt", "x", *FILE], "give either --prompt or --prompts-file"),
+    ("sample", [*TINY, "--prompt", " "], "--prompt: an empty prompt: fill it"),
+    ("sample", [*TINY, "--prompt", "x", "--eta", "2"], "--eta 2.0 is out of range: 0 to 1"),
+    ("sample", [*TINY, "--prompt", "x", "--seeds", "-1"], "--seeds -1: expected a number"),
+    ("sample", [*TINY, "--nope"], "unknown argument '--nope': expected --config.KEY=VALUE, or"),
+    ("score", ["x", "--prompt", "x", *FILE], "give either --prompt or --prompts-file"),
+    ("score", ["x", "--checkpoint", "x", "--rewards", "x"], "give either --checkpoint, for"),
+    ("score", ["x", "--checkpoint", "x", "--config.seed=1"], "--config.seed=1: not with"),
+    ("score", ["x", "--options", "[]"], "--options []: expected JSON"),
+    ("score", ["tests/slow", "--prompt", "x"], "tests/slow: no pictures (.png"),
+    ("score", [PICTURE], "has no prompt in it: give --prompt"),
+    ("score", [PICTURE, *FILE], "prompts for 1 images: give one for each"),
+    ("study", ["--budget-minutes", "0"], "--budget-minutes 0.0: above 0"),
+    ("evaluate", ["--checkpoints", "x", "--config.seed=1"], "--config.seed=1: only for the"),
+    ("evaluate", ["--rewrads", "shapes"], "unknown argument '--rewrads': expected --config.KEY"),
+    ("evaluate", ["--rewards", "shapes", "--options", "{x"], "--options {x: expected JSON like"),
+    ("plan", ["--config=config/rig.py:tiny", "--fsdp"], "--share are of trainings: leave them out"),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"), APART, ids=[f"{script}, {said}" for script, _, said in APART]
+)
+def test_what_does_not_go_together_is_one_line(
+    script, arguments, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(REPOSITORY)
+    arguments = [*arguments, *["--out", str(tmp_path)] * (script in ("sample", "evaluate"))]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.delenv("SRRL_STATUS_FILE", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts" / f"{script}.py"), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and said in line
+
+
+def test_a_run_has_its_own_config(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoints" / "stage_0001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / LORA_FILE).touch()
+    (tmp_path / "config.json").write_text(json.dumps(flatten(load_config([f"--config={TINY[1]}"]))))
+    given = ["--checkpoint", str(tmp_path), "--prompt", "x", "--config.seed=1"]
+    monkeypatch.setattr(sys, "argv", ["sample", *given])
+    with pytest.raises(UserError, match=r"--config\.seed=1: only beside --config; a run has its"):
+        sample.main()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
+def test_half_precision_needs_a_gpu(tmp_path):
+    flags = [
+        f"--config={TINY[1]}",
+        f"--config.output_dir={tmp_path}",
+        "--config.mixed_precision=bf16",
+    ]
+    with pytest.raises(UserError, match=r"mixed_precision='bf16' needs a GPU, and there is none"):
+        train.main(flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_deepspeed_is_refused_also_where_it_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"spread the UNet by config/accelerate/fsdp\.yaml"):
+        train.main([f"--config={TINY[1]}", f"--config.output_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_launcher_that_ends_before_training_says_so(saved, tmp_path):
+    run = tmp_path / "run"
+    if saved:
+        checkpoint = run / "checkpoints" / "stage_0001"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / STATE_FILE).touch()
+    launcher = [sys.executable, "scripts/launch.py", "config/stage_process.py:sd14", "tiny"]
+    flags = [f"--config.output_dir={tmp_path}", "--config.run_name=run", "--", "--nope"]
+    ended = command(*launcher, *flags)
+    last = ended.stderr.splitlines()[-1]
+    resumes = f": the same command resumes {run}" if saved else ""
+    assert ended.returncode == 2 and last == f"error: training ended early{resumes}"
+
+
+def test_processes_that_cannot_meet_say_why(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    said = rf"of WORLD_SIZE=2, RANK=1, at 127\.0\.0\.1:{port} cannot meet \(.*timed out"
+    with pytest.raises(UserError, match=said), train.meeting():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
 
 
 SCRIPTS = [

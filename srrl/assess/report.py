@@ -14,6 +14,8 @@ from srrl.run.pictures import Row, labelled, sheet
 from srrl.run.statistics import interval
 from srrl.run.tracking import to_json
 
+MARKERS = "osD^v*P"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -165,65 +167,92 @@ def write_report(
 def plot(path: Path, lines: list[Line]) -> None:
     """For each reward: scores against network evaluations a picture, and bars with their intervals.
 
-    A colour for each family of samplers, a marker for each checkpoint and prompt file.
+    A colour for each checkpoint and prompt file, a marker for each family of samplers; those of one
+    cost stand side by side.
     """
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     rewards = list(dict.fromkeys(line.reward for line in lines))
     groups = list(dict.fromkeys((line.checkpoint, line.prompts) for line in lines))
-    families = list(dict.fromkeys(line.sampler.partition(":")[0] for line in lines))
+    families = list(dict.fromkeys(family_of(line) for line in lines))
+    markers = {family: MARKERS[k % len(MARKERS)] for k, family in enumerate(families)}
+    coloured = groups if len(groups) > 1 else families
+    palette = colormaps["tab10" if len(coloured) <= 10 else "tab20"]
+    colours = {name: palette(k % 20) for k, name in enumerate(coloured)}
+    several = len({prompts for _, prompts in groups}) > 1
+    names = {g: f"{g[0]}, {Path(g[1]).stem}" if several else g[0] for g in groups}
     bars_high = len(lines) // len(rewards) + len(groups)
+    legend = 0.22 * (len(groups) + len(families)) / 3
     figure = Canvas(
-        figsize=(12, len(rewards) * (1.2 + 0.24 * max(bars_high, 12))), layout="constrained"
+        figsize=(13, len(rewards) * (1.2 + 0.24 * max(bars_high, 12)) + legend),
+        layout="constrained",
     )
     FigureCanvasAgg(figure)
-    for (cost, bars), reward in zip(
-        figure.subplots(len(rewards), 2, squeeze=False), rewards, strict=True
-    ):
-        names, height = {}, 0
+    every = figure.subplots(len(rewards), 2, squeeze=False)
+    for (cost, bars), reward in zip(every, rewards, strict=True):
+        ticks, height = {}, 0
         for k, group in enumerate(groups):
-            names[height] = ", ".join(group)
+            ticks[height] = names[group]
             of_group = [
                 x for x in lines if x.reward == reward and (x.checkpoint, x.prompts) == group
             ]
+            aside = 1 + 0.025 * (k - (len(groups) - 1) / 2)
             for x in sorted(of_group, key=lambda x: (x.nfe, x.sampler)):
                 height -= 1
-                family = x.sampler.partition(":")[0]
-                colour = f"C{families.index(family) % 10}"
                 known = math.isfinite(x.score.low)  # not of a single prompt
                 spread = [[x.score.mean - x.score.low], [x.score.high - x.score.mean]]
-                spread = spread if known else None
+                colour = colours.get(group) or colours[family_of(x)]
+                look = {"color": colour, "capsize": 2}
                 cost.errorbar(
-                    [x.nfe],
+                    [x.nfe * aside],
                     [x.score.mean],
-                    spread,
-                    marker="osD^v*P"[k % 7],
-                    color=colour,
-                    capsize=2,
-                    markersize=5,
+                    spread if known else None,
+                    marker=markers[family_of(x)],
+                    markersize=6,
+                    elinewidth=1,
+                    **look,
                 )
                 bars.barh(
-                    [height], [x.score.mean], xerr=spread, color=colour, alpha=0.75, capsize=2
+                    [height], [x.score.mean], xerr=spread if known else None, alpha=0.75, **look
                 )
-                names[height] = f"{x.sampler}   {x.nfe:.0f}"
+                ticks[height] = f"{x.sampler}   {x.nfe:.0f}"
             height -= 1
-        bars.set_yticks(list(names), list(names.values()), fontsize=8)
+        bars.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+        for label, text in zip(bars.get_yticklabels(), ticks.values(), strict=True):
+            label.set_weight("bold" if text in names.values() else "normal")
         bars.set(
             title=f"{reward}, and network evaluations a picture", xlabel="mean (95% over prompts)"
         )
         cost.set(
             title=f"{reward} against cost",
+            xscale="log",
             xlabel="network evaluations a picture",
             ylabel="mean (95% over prompts)",
         )
-        for k, family in enumerate(families):
-            cost.plot([], [], "o", color=f"C{k % 10}", label=family)
-        cost.legend(fontsize=8)
+        costs = sorted({round(line.nfe) for line in lines})
+        cost.set_xticks(costs, [str(n) for n in costs])
+        cost.minorticks_off()
         for axes in (cost, bars):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
+    cost = every[0, 0]
+    shown = [
+        cost.plot([], [], "s", color=colours[group], label=names[group])[0]
+        for group in (groups if coloured is groups else ())
+    ]
+    shown += [
+        cost.plot([], [], markers[f], color=colours.get(f, "0.3"), linestyle="", label=f)[0]
+        for f in families
+    ]
+    figure.legend(handles=shown, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def family_of(line: Line) -> str:
+    """The sampler's name without its keywords."""
+    return line.sampler.partition(":")[0]
 
 
 def grid(folder: Path, results: list[Result], texts: dict[str, list[str]]) -> bool:

@@ -68,19 +68,16 @@ def describe(
         for file in (*found, "tokenizer_config.json"):
             read_json(folder / part / file, named)
     own = configs.setdefault("vae", vae)
-    fault = sampler_fault(index, configs["scheduler"])
-    if fault is None and (what := vae_fault(own)):
-        fault = f"has {what}"
+    fault = sampler_fault(index, configs["scheduler"]) or vae_fault(own)
     if fault is None:
         pooled = configs.get("text_encoder_2", {}).get("projection_dim", 0)
         latent = own.get("latent_channels", 4)
         unet = dict(configs["unet"])
         if edits:
             unet["in_channels"] = unet.get("in_channels", 4) - latent  # those of the picture
-        if what := unet_fault(unet, latent, name == SDXL, pooled):
-            fault = f"has {what}"
+        fault = unet_fault(unet, latent, name == SDXL, pooled)
     if fault:
-        raise UserError(f"{named} {fault}")
+        raise UserError(f"{named} has {fault}")
     return Description(folder, name, configs)
 
 

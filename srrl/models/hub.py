@@ -15,7 +15,7 @@ from srrl.errors import UserError
 
 
 class NotHere(UserError):
-    """A model, by its name, that can be had neither here nor on the hub."""
+    """A model, by its name, that cannot be had."""
 
     def __init__(self, message: str, model: str):
         super().__init__(message)

@@ -127,7 +127,7 @@ def index_fault(index: Mapping[str, Any], without: str = "") -> str | None:
 def sampler_fault(index: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """Of a scheduler's config, made by the class that model_index.json names."""
     fault = scheduler_fault({**config, "_class_name": index["scheduler"][1]})
-    return fault and f"has {fault}: {ONLY}: choose another model"
+    return fault and f"{fault}: {ONLY}: choose another model"
 
 
 def whole_number(value: Any) -> bool:

@@ -105,7 +105,9 @@ def _said(model: str, edits: bool) -> tuple[str, str]:
     key = "editor.model" if edits else "pretrained.model"
     named = f"config.{key}={model!r}"
     if edits and Path(model).is_file():
-        raise UserError(f"{named}: an editor is a diffusers folder or a hub name")
+        raise UserError(
+            f"config.editor.model={model!r}: an editor is a diffusers folder or a hub name"
+        )
     return key, named
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from srrl.config import saved_values
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, UNET_FILE
+from srrl.run.best import named_folder
 from srrl.run.folder import stages
 
 PEFT_FILE = "adapter_model.safetensors"  # peft's save_pretrained
@@ -13,7 +14,7 @@ UNREAD = (
     "only .safetensors files are read, for others may run code: convert it, if you trust it, by "
     "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'lora.safetensors')"
 )
-REMEDY = "give a run, one of its checkpoints/stage_NNNN, or a LoRA's .safetensors"
+REMEDY = "give a run, RUN:best, one of its checkpoints/stage_NNNN, or a LoRA's .safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Located:
 
 
 def locate(given: str | Path, named: str) -> Located:
-    """The weights of a run (its newest checkpoint's), a checkpoint, another folder with a LoRA, or
-    a file. Raises UserError; `named` says in it who asked, like "--checkpoint runs/x"."""
-    path = Path(given)
+    """The weights of a run (its newest checkpoint's), a checkpoint (also as RUN:best, RUN:last or
+    RUN:STAGE), another folder with a LoRA, or a file. Raises UserError; `named` says in it who
+    asked, like "--checkpoint runs/x"."""
+    path = named_folder(given, named)
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{named}: no such folder or file: {REMEDY}")
     if path.is_file():

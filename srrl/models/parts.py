@@ -66,7 +66,7 @@ def _cannot_load(key: str, name: str, error: Exception) -> UserError:
         )
     reason = " ".join(str(error).split())[:200]
     said = f"cannot load config.{key}={name!r}: {remedy} ({type(error).__name__}: {reason})"
-    return UserError(said) if Path(name).exists() else NotHere(said, name)
+    return NotHere(said, name)
 
 
 def json_files(name: str, revision: str | None = None) -> Path:

@@ -22,13 +22,22 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from srrl.config import flatten, load_config, load_saved, saved_values
+from srrl.curriculum import evaluated_stages
 from srrl.errors import UserError, writing
 from srrl.models.locate import locate
 from srrl.models.lora_file import read_lora_file
 from srrl.models.trainee import Trainee
 from srrl.models.weights import UNET_FILE
 from srrl.run import manifest
-from srrl.run.folder import STATE_FILE, make_folder, newest, stage_folder, stage_of, stages
+from srrl.run.folder import (
+    STATE_FILE,
+    make_folder,
+    newest,
+    read_lines,
+    stage_folder,
+    stage_of,
+    stages,
+)
 from srrl.run.manifest import MANIFEST
 
 LOCK_FILE = ".lock"
@@ -138,9 +147,12 @@ def chosen_model(
 
 def prune(run: Path, keep_every: int) -> None:
     """The two newest checkpoints stay as they are. Older ones lose what only resuming needs, and go
-    unless kept for their weights."""
-    for folder in stages(run)[2:]:
-        if keep_every and stage_of(folder) % keep_every == 0:
+    unless kept for their weights: of every so many stages, and of those that were evaluated."""
+    old = stages(run)[2:]
+    evaluated = {line["stage"] for line in read_lines(run / "eval.jsonl")} if old else ()
+    for folder in old:
+        stage = stage_of(folder)
+        if stage in evaluated or (keep_every and stage % keep_every == 0):
             for name in (MANIFEST, STATE_FILE, OPTIMIZER_FILE):
                 (folder / name).unlink(missing_ok=True)
         else:
@@ -264,11 +276,12 @@ def growth(config: ConfigDict, trainee: Trainee, done: int) -> float:
     """Bytes by which a run's checkpoints will grow after `done` stages (-1: before the start),
     about: three to go on from, one of them being written, and the weights kept."""
     parameters = list(trainee.trainable())
-    every, total = config.checkpoint.keep_every, config.stages.total
+    every, stages_left = config.checkpoint.keep_every, range(done + 1, config.stages.total + 1)
     weights = 4 * sum(parameter.numel() for parameter in parameters)
     twice = len(parameters) < len(list(trainee.network.parameters()))  # a LoRA also exact
     whole = weights * (1 + twice + (0.5 if config.train.use_8bit_adam else 2))
-    kept = total // every - done // every if every else 0
+    evaluated = {*evaluated_stages(config)}
+    kept = sum(n in evaluated or bool(every and n % every == 0) for n in stages_left)
     return whole * (3 if done < 0 else 2 if done == 0 else 1) + weights * kept
 
 

@@ -40,28 +40,28 @@ def together(accelerator: Accelerator, patience: float) -> Iterator[None]:
     except RuntimeError as error:
         if accelerator.num_processes == 1 or not LOST.search(str(error)):
             raise
-        named = " and ".join(map(str, missed(accelerator))) or "another"
-        what = "has ended: its own launcher says why"
-        if TIMED_OUT.search(str(error)):
-            what = f"did not answer within {patience:g} s (config.process_timeout): it may be "
-            what += "stopped, stuck or slow"
+        named = " and ".join(map(str, missed(accelerator)))
+        late = f"within {patience:g} s (config.process_timeout)"
         raise UserError(
-            f"process {named} of {accelerator.num_processes} {what}; the same command goes on from "
-            f"the newest checkpoint"
+            f"process {named} of {accelerator.num_processes} did not answer {late}: it may be "
+            f"stopped, stuck or slow; the same command goes on from the newest checkpoint"
+            if TIMED_OUT.search(str(error))
+            else f"process {named} of {accelerator.num_processes} has ended: its own launcher says "
+            f"why; the same command goes on from the newest checkpoint"
         ) from error
 
 
-def missed(accelerator: Accelerator) -> list[int]:
-    """The processes that do not miss any other, FOUND_S after this one has; none where whoever
+def missed(accelerator: Accelerator) -> list[int | str]:
+    """The processes that do not miss any other, FOUND_S after this one has; "?" where whoever
     counts them is gone, too."""
     try:
         store = _get_default_store()
         store.set(f"missing others: {accelerator.process_index}", "")
         time.sleep(FOUND_S)
         ranks = range(accelerator.num_processes)
-        return [rank for rank in ranks if not store.check([f"missing others: {rank}"])]
+        return [rank for rank in ranks if not store.check([f"missing others: {rank}"])] or ["?"]
     except RuntimeError:
-        return []
+        return ["?"]
 
 
 def local_range(accelerator: Accelerator, n: int) -> range:

@@ -145,17 +145,16 @@ class StagedRun(ABC):
 
     def run_stage(self, stage: int) -> None:
         """One stage and all that follows it; nothing of it outlives the call but its logs."""
-        name = f"stage {stage + 1}/{self.config.stages.total}"
+        name, begun = f"stage {stage + 1}/{self.config.stages.total}", time.monotonic()
         with self.metered(name, self.stage_work(stage)):
             outcome = self.stage(stage)
         self.log(stage, outcome)
         heading, metrics, sampled = outcome.heading, outcome.metrics, len(outcome.records)
         del outcome
         self.finish(stage, metrics)
-        self.tracker.say(
-            f"{name}  {heading}  selected {metrics['selected']}/{sampled}  "
-            f"ratios within {metrics['ratio/max_dev']:.1e} of 1  ETA {self.clock.eta()}"
-        )
+        heading = f"{name}  {heading}  selected {metrics['selected']}/{sampled}"
+        seconds = time.monotonic() - begun
+        self.tracker.stage(stage + 1, heading, metrics, seconds, self.clock.eta())
 
     def log(self, stage: int, outcome: Outcome) -> None:
         """Log a stage, and save the pictures that are wanted of it."""

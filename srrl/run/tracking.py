@@ -18,6 +18,7 @@ from torch import Tensor
 from srrl.config import flatten
 from srrl.errors import UserError, writing
 from srrl.run import pictures
+from srrl.run.best import best, latest
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
 from srrl.run.folder import LOGS, read_lines
@@ -141,6 +142,25 @@ class Tracker:
                 named = f"{type(error).__name__}: {reason}"
                 self.say(f"warning: {what} cannot be drawn ({named}): the run goes on without")
 
+    def stage(
+        self, stage: int, heading: str, metrics: dict[str, float], seconds: float, eta: str
+    ) -> None:
+        """Say how a stage went: what it drew, what is watched, how far it has moved; and which of
+        its rewards could not tell the images of any prompt apart."""
+        if not self.active:
+            return
+        watched = latest(self.folder, stage)
+        norm = f"gradient {metrics['grad_norm']:.2g}" if "grad_norm" in metrics else ""
+        self.say(
+            "  ".join(filter(None, [heading, watched, norm, f"{seconds:.0f} s", f"ETA {eta}"]))
+        )
+        for key, share in metrics.items():
+            if key.endswith("/tied") and share == 1:
+                name = key.removeprefix("reward/").removesuffix("/tied")
+                self.say(
+                    f"  warning: {name!r} scored all images of each prompt alike: it taught nothing"
+                )
+
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
         if self.active:
@@ -163,6 +183,8 @@ class Tracker:
                 f"{format_difference(first, last)} "
                 f"(95%, n {len(last)} prompts x {lines[-1]['seeds']} seeds)"
             )
+        if found := best(self.folder):
+            self.say(f"best {found} stages: --checkpoint {self.folder}:best")
         self.say(f"wrote {self.folder}: curves.png, progress_K*.png, samples/, checkpoints/, logs")
 
     def say(self, text: str) -> None:

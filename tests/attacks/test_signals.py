@@ -18,6 +18,7 @@ import pytest
 from srrl.config import REPOSITORY
 from srrl.life import descendants
 from tests.conftest import small_run
+from tests.lines import shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux")]
 whole = pytest.mark.attack
@@ -119,7 +120,7 @@ def ends(run: Running, codes: int | set[int], said: str | None) -> None:
     nothing_lives(run)
     assert run.process.returncode in codes, run.errors.read_text()
     if said is not None:
-        assert re.fullmatch(said, run.errors.read_text().strip()), run.errors.read_text()
+        assert re.fullmatch(said, shown(run.errors.read_text()).strip()), run.errors.read_text()
 
 
 STOPPED = r"stopped: the same command resumes \S+"

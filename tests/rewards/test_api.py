@@ -74,7 +74,12 @@ def test_what_no_attempt_can_better_stops_at_once():
         with pytest.raises(UserError, match=r"says 401: .*key"):
             APIScore(server.url, model="m").score(IMAGES[:1], PROMPTS[:1])
         assert server.faulted == 1
-    for options in ({"url": "localhost"}, {"question": "yes?"}, {"attempts": 0}):
+    for options in (
+        {"url": "localhost"},
+        {"question": "yes?"},
+        {"attempts": 0},
+        {"key": "NOT_SET"},
+    ):
         with pytest.raises(UserError, match=next(iter(options))):
             APIScore(**options)
 

@@ -21,6 +21,7 @@ from tests.rewards.tiny import (
     SAVE,
     imagereward_shapes,
     save_imagereward,
+    save_qwenvl,
     save_vqascore,
     tiny_options,
     vqa_configs,
@@ -270,6 +271,13 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     index.write_text(json.dumps({"weight_map": {k: v for k, v in names.items() if v == one}}))
     with pytest.raises(UserError, match="does not fit the model: missing"):
         load_rewards(["vqascore"], {"vqascore": options})
+    index.unlink()
+    with pytest.raises(UserError, match=r"holds none of model\.safetensors\.index\.json"):
+        load_rewards(["vqascore"], {"vqascore": options})
+    options = save_qwenvl(tmp_path / "c")
+    (tmp_path / "c" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"'qwenvl': cannot load .*config\.json"):
+        load_rewards(["qwenvl"], {"qwenvl": options})
 
 
 def test_images_of_another_kind_are_refused(rewards):

@@ -131,6 +131,17 @@ def test_an_error_in_a_users_code_is_a_line_with_its_place_and_a_file_with_the_r
         load_rewards(["wrong_reward:X"])
 
 
+def test_an_error_in_a_users_code_is_said_where_its_traceback_cannot_be_kept(mine, monkeypatch):
+    (mine / "torn_reward.py").write_text("def")
+    with pytest.raises(UserError, match=r"SyntaxError: .*\(torn_reward.py:1; traceback in /"):
+        load_rewards(["torn_reward:X"])
+    monkeypatch.setenv("SRRL_ERROR_FOLDER", str(mine / "my_own_reward.py"))
+    with pytest.raises(UserError, match=r"\(torn_reward.py:1; traceback not kept: .*exists"):
+        load_rewards(["torn_reward:X"])
+    with pytest.raises(UserError, match=r"py:10 in .*; traceback not kept: .*exists"):
+        score_all(load_rewards(["my_own_reward:Mine"]), IMAGES, ["", " "])
+
+
 def test_what_is_no_reward_is_refused_at_once(mine):
     with pytest.raises(UserError, match="'my_own_reward:NoScore' has no method score"):
         load_rewards(["my_own_reward:NoScore"])

@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ import torch
 from rewards import load_rewards, protocol, score_all
 from rewards.client import Worker, worker_rewards
 from rewards.scoring import Scorer, rewards_of
-from rewards.worker import TOKEN
+from rewards.worker import TOKEN, Server, main
 from srrl.config import REPOSITORY, load_config
 from srrl.errors import UserError
+from srrl.life import ENDING
 from tests.conftest import PRESET, PROMPTS
 
 HERE = "tests.rewards.test_worker"
@@ -161,6 +163,55 @@ def test_a_worker_at_an_address_asks_for_the_token(listening, monkeypatch):
     config = load_config([PRESET, overrides[0], "--config.reward.worker.address=127.0.0.1:1"])
     with pytest.raises(UserError, match=r"no reward worker at 127\.0\.0\.1:1"):
         rewards_of(config, "cpu")
+    with pytest.raises(UserError, match=f"worker at 127.0.0.1:{listening} has no nope"):
+        Worker({"shapes": {}, "nope": {}}, address=f"127.0.0.1:{listening}")
+    with pytest.raises(UserError, match=r"reward\.worker\.address='here': expected HOST:PORT"):
+        Worker({"shapes": {}}, address="here")
+
+
+@pytest.fixture
+def handlers():
+    """Puts the handlers of signals back."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--models", "[]"], r"--models \[\]: expected JSON"),
+        (["--port", "7000"], "--port 7000: needs a --host"),
+        (["--host", "192.0.2.1", "--port", "7000"], "--host 192.0.2.1 --port 7000: cannot listen"),
+        ([], "a socket: cannot listen there"),
+    ],
+)
+def test_what_a_worker_by_hand_cannot_do_is_one_line(flags, said, handlers, tmp_path, monkeypatch):
+    monkeypatch.setenv(TOKEN, "secret")
+    deep = tmp_path / ("a" * 100)  # a path too long for a socket
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setattr(sys, "argv", ["worker", "--models", '{"shapes": {}}', *flags])
+    with pytest.raises(UserError, match=said):
+        main()
+
+
+def test_a_worker_by_hand_needs_a_token(monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    monkeypatch.setattr(sys, "argv", ["worker", "--models", "{}"])
+    with pytest.raises(UserError, match=f"{TOKEN} is not set"):
+        main()
+
+
+class Wordy(Mean):
+    details = ("a" * 2**20,)
+
+
+def test_details_that_are_too_long_to_send_are_refused():
+    header = {"do": "score", "reward": "wordy", "prompts": ["a"], "shape": [1, 3, 32, 32]}
+    answer, _ = Server({"wordy": Wordy()}).answer(header, protocol.images_to_bytes(pictures(1)))
+    assert answer == {"error": "reward 'wordy' has details of more than half a megabyte"}
 
 
 def test_a_stranger_on_the_line_does_not_disturb_it(listening, monkeypatch):
@@ -362,6 +413,19 @@ def test_an_error_in_the_background_arrives():
     scorer.submit(pictures(1), ["fault"])
     with pytest.raises(UserError, match="a fault"):
         scorer.collect()
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "said"),
+    [
+        ([], "npu", "reward device 'npu': expected cpu, cuda"),
+        (["--config.reward.device=cuda:99"], "cpu", "'cuda:99': there are [0-9]+ GPUs here"),
+        (['--config.reward.options={"clipscore": {}}'], "cpu", "options of 'clipscore', which is"),
+    ],
+)
+def test_devices_and_options_of_nothing_are_refused(flags, device, said):
+    with pytest.raises(UserError, match=said):
+        rewards_of(load_config([PRESET, *flags]), device)
 
 
 def test_the_original_packages_need_their_environment_and_say_how_to_make_it():

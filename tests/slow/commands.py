@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from srrl.config import REPOSITORY
 from srrl.models.weights import LORA_FILE
+from tests import lines
 
 
 def run(
@@ -45,6 +46,7 @@ def run(
             text=True,
             timeout=timeout,
         )
+    lines.shown(result.stdout + result.stderr)
     assert check is None or result.returncode == check, result.stdout + result.stderr
     return result
 

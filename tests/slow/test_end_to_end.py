@@ -2,8 +2,10 @@
 
 import io
 import json
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from srrl.config import REPOSITORY
 from srrl.models.weights import LORA_FILE
 from srrl.shapes.pipeline import TINY_SD
 from tests.conftest import PRESET, PROMPTS, small_run
@@ -27,6 +30,10 @@ def train(folder: Path, *extra: str) -> list[str]:
     return ["scripts/train.py", PRESET, *small_run(folder, STAGES), *extra]
 
 
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
 def final_lora(folder: Path) -> dict[str, torch.Tensor]:
     return lora(folder / "run", STAGES)
 
@@ -38,6 +45,7 @@ def undisturbed(tmp_path_factory) -> Path:
     result = run("bash", "train.sh", *small_run(folder, STAGES))
     assert "no GPU found" in result.stdout or torch.cuda.is_available()
     assert "ETA" in result.stdout and "plan:" not in result.stdout  # as small_run asks
+    (folder / "said.txt").write_text(result.stdout)
     return folder
 
 
@@ -53,6 +61,7 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
         "updates",
         "reward/shapes/mean",
         "reward/shapes/std",
+        "reward/shapes/tied",
         "advantage/std",
         "ratio/first_max_dev",
         "ratio/max_dev",
@@ -72,6 +81,12 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
     ]
     assert all(len(e["scores"]) == e["n"] == 3 for e in evals)
     assert json.loads((folder / "config.json").read_text())["stages.total"] == STAGES
+    (made,) = json.loads((folder / "environment.json").read_text())
+    typed = ["bash", "train.sh", *small_run(undisturbed, STAGES)]
+    assert shlex.split(made["command"]) == typed and made["processes"] == 1
+    assert made["torch"] == torch.__version__ and made["config"]["stages.total"] == STAGES
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True)
+    assert made["commit"] == (head.stdout.decode().strip() or None)
     for picture in ("curves.png", "samples/stage_0001.png", f"samples/stage_{STAGES:04d}.png"):
         assert Image.open(folder / picture).width > 300
     assert final_lora(undisturbed)
@@ -177,6 +192,22 @@ def test_sample_draws_strips_and_plain_diffusers_draws_the_same(undisturbed, tmp
     ).images[0]
     difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
     assert max(difference) <= 1
+
+
+def test_the_best_stage_is_named_at_the_end_and_kept(undisturbed, tmp_path):
+    means = {e["stage"]: e["mean"] for e in logged(undisturbed / "run", "eval.jsonl")[1::2]}
+    assert [*means] == [*range(STAGES + 1)]  # of heldout, every stage
+    first = max(means, key=means.get)
+    said = (undisturbed / "said.txt").read_text()
+    named = f"best on heldout prompts, K 1: {means[first]:.3f} after {first} stages"
+    assert f"{named}: --checkpoint {undisturbed / 'run'}:best\n" in said
+    kept = {p.name for p in (undisturbed / "run" / "checkpoints").iterdir()}
+    assert kept == {f"stage_{n:04d}" for n in means}
+    for name in ("best", str(first)):
+        drawn = ["--checkpoint", f"{undisturbed / 'run'}:{name}", "--prompt", PROMPTS[0]]
+        run(sys.executable, "scripts/sample.py", *drawn, "--out", tmp_path / name)
+    one, other = ((tmp_path / n / "image_000.png").read_bytes() for n in ("best", str(first)))
+    assert pixels(one) == pixels(other)
 
 
 def test_sampling_in_batches_with_all_its_options(undisturbed, tmp_path):

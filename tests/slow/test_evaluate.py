@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from srrl.config import REPOSITORY
-from tests.slow.commands import run
+from tests.conftest import PRESET, small_run
+from tests.slow.commands import logged, run
 
 pytestmark = pytest.mark.slow
 FLAGS = [
@@ -110,3 +111,37 @@ def test_what_cannot_be_is_one_line(flags, said, tmp_path):
         sys.executable, "scripts/evaluate.py", *flags, "--out", tmp_path, check=2, **ENVIRONMENT
     )
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_is_evaluated_as_it_evaluates_itself_whatever_its_rounds_train(tmp_path):
+    """The untrained policy of a run that trains every round, at the same prompts and seeds."""
+    flags = [*small_run(tmp_path, 1), "--config.reflect.train_rounds=all"]
+    flags += ["--config.eval.rounds=[1, 2]", "--config.eval.seeds=2", "--config.eval.heldout=false"]
+    run(sys.executable, "scripts/train.py", PRESET, *flags)
+    means = [e["mean"] for e in logged(tmp_path / "run", "eval.jsonl") if e["stage"] == 0]
+    asked = ["--num-prompts", 3, "--images", 2, "--first-seed", 1_000_000, "--rounds", 1, 2]
+    file = json.loads((tmp_path / "run" / "config.json").read_text())["prompts.train"]
+    asked += ["--prompts", file, "--checkpoints", f"{tmp_path / 'run'}:0"]
+    run(sys.executable, "scripts/evaluate.py", *asked, "--out", tmp_path / "out")
+    found = {line["sampler"]: line["mean"] for line in table(tmp_path / "out")}
+    assert [found["plain"], found["reflect:rounds=2"]] == pytest.approx(means, abs=1e-6)
+
+
+def test_all_are_scored_by_the_same_options_or_it_is_said(tmp_path):
+    """JSON with spaces after a list, and no order of the names matters."""
+    for name, options in {"a": "{}", "b": '{"shapes": {"success": 0.5}}'}.items():
+        flags = [*small_run(tmp_path / name, 1), f"--config.reward.options={options}"]
+        run(sys.executable, "scripts/train.py", PRESET, *flags, "--config.eval.every=0")
+    runs = [str(tmp_path / name / "run") for name in ("a", "b")]
+    small = ["--num-prompts", 2, "--images", 1, "--samplers", "plain"]
+    for order in (runs, runs[::-1]):
+        asked = ["--checkpoints", *order, *small, "--out", tmp_path / "no"]
+        refused = run(sys.executable, "scripts/evaluate.py", *asked, check=2).stderr
+        assert "is scored by" in refused and "give --rewards and --options for all" in refused
+    scores = {}
+    for name, order in {"ab": runs, "ba": runs[::-1]}.items():
+        asked = ["--checkpoints", *order, *small, "--rewards", "shapes", "--options"]
+        asked += ['{"shapes": {"success": 0.5}}', "--out", tmp_path / name]
+        run(sys.executable, "scripts/evaluate.py", *asked)
+        scores[name] = {x["checkpoint"]: x["mean"] for x in table(tmp_path / name)}
+    assert scores["ab"] == scores["ba"]

@@ -1,5 +1,6 @@
 """What one does with a run: stop it, lengthen it, change how it is split and logged, watch it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srrl.config import REPOSITORY
 from tests.conftest import PRESET, small_run
+from tests.lines import shown
 from tests.slow.commands import logged, lora, run
 
 pytestmark = pytest.mark.slow
@@ -33,6 +35,7 @@ def stopped(folder, number: int, *launcher: str) -> subprocess.CompletedProcess:
             os.kill(process.pid, number)
             break
     out, err = process.communicate(timeout=1800)
+    shown(err)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -61,6 +64,7 @@ def test_ctrl_c_before_the_trainer_listens_is_not_lost(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     said, complained = process.communicate(timeout=600)
+    shown(complained)
     assert process.returncode == 130 and "stage 1/" not in said
     assert complained == "stopped\n"
 
@@ -76,8 +80,12 @@ def test_a_finished_run_that_is_lengthened_and_split_otherwise_is_the_longer_run
         "--config.pictures.every=1",
         "--config.train.micro_batch=5",
     ]
-    said = run(*command, *short, CONSTANT, *changes).stdout
+    said = run(*command[:2], "--resume", tmp_path / "short" / "run", *changes).stdout
     assert "stages.total is 3 now, not 2: the learning rate goes on at 3.00e-03" in said
+    first, second = json.loads((tmp_path / "short" / "run" / "environment.json").read_text())
+    assert first["config"]["eval.seeds"] == 1 and second["config"]["eval.seeds"] == 2
+    assert first["started"] < second["started"] and min(first["seconds"], second["seconds"]) > 0
+    assert second["command"].startswith("python scripts/train.py --resume ")
     one, other = (lora(tmp_path / name / "run", 3) for name in ("short", "long"))
     for key in other:  # another micro-batch rounds otherwise
         torch.testing.assert_close(one[key], other[key], atol=1e-5, rtol=1e-2)

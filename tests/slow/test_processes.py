@@ -18,6 +18,7 @@ from srrl.config import REPOSITORY
 from srrl.models.weights import UNET_FILE
 from srrl.prompts import load_prompts, stage_prompts
 from tests.conftest import PRESET, PROMPTS, small_run
+from tests.lines import shown
 from tests.slow.commands import flat, logged, lora, run
 
 pytestmark = pytest.mark.slow
@@ -198,7 +199,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
     traceback's."""
     _, errors = process.communicate(timeout=1800)
     assert "Traceback" not in errors
-    return process.returncode, errors.strip().splitlines()[-1]
+    return process.returncode, shown(errors).strip().splitlines()[-1]
 
 
 def signalled(process: subprocess.Popen, folder: Path, number: int, rank: int = 1) -> None:
@@ -305,7 +306,7 @@ def test_weights_that_have_come_apart_are_not_saved(tmp_path):
     environment["PYTHONPATH"] = str(REPOSITORY)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "error: the processes' weights have come apart, at " in done.stderr
+    assert "error: the processes' weights have come apart, at " in shown(done.stderr)
     assert "lora_A" in done.stderr and "and 0 more: not saved" in done.stderr
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == ["stage_0000"]

@@ -13,6 +13,7 @@ import pytest
 from scripts import study as driver
 from srrl.assess.arms import expected, runs_of
 from srrl.config import REPOSITORY, load_study
+from srrl.errors import UserError
 from tests.slow.commands import run, warm_run
 
 pytestmark = pytest.mark.slow
@@ -105,6 +106,17 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(study, tmp_path):
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
     assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
+
+
+def test_a_study_whose_runs_fail_says_where_they_tell_why(study, tmp_path):
+    text = SMALL.format(folder=str(tmp_path / "out")).replace(
+        "=none", '=none", "pretrained.model=/no'
+    )
+    (tmp_path / "study.py").write_text(text)
+    with pytest.raises(UserError, match=r"^7 of 7 failed: base: see .*/base/output\.log; K1_imag"):
+        study("--config", f"{tmp_path}/study.py:small")
+    log = (tmp_path / "out" / "base" / "output.log").read_text()
+    assert "error: cannot load config.pretrained.model='/no'" in log
 
 
 RIG = """

@@ -185,6 +185,7 @@ def test_bad_configs_are_refused_in_one_line(arguments, said):
         ('c.reflect.eta = "much"', "TypeError: Could not override field 'eta'"),
         ("c.reflect.eta = (", "SyntaxError: '(' was never closed"),
         ("c.reflect.eta = half", "NameError: name 'half' is not defined"),
+        ("raise SystemError", "line 257: SystemError"),
     ],
 )
 def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, written, said):
@@ -197,6 +198,14 @@ def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, wri
         load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
     assert said.replace("line 257", f"line {line}") in str(error.value)
     assert f"mine.py, line {line}: " in str(error.value)
+
+
+def test_a_config_file_of_no_known_method_is_refused(tmp_path):
+    text = (REPOSITORY / FILE).read_text(encoding="utf-8")
+    changed = text.replace("c.reflect.eta = 1.0", 'c.method = "srll"')
+    (tmp_path / "mine.py").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.method='srll': one of srrl, rig"):
+        load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
 
 
 @pytest.mark.parametrize(
@@ -221,9 +230,10 @@ def test_bad_prompt_files_are_named_with_their_fault(tmp_path, text, said):
     assert said in str(error.value)
 
 
-def test_a_missing_local_model_is_refused_before_anything_is_loaded():
-    config = load_config([f"--config={FILE}:tiny", "--config.pretrained.model=./nowhere"])
-    with pytest.raises(UserError, match="nowhere"):
+@pytest.mark.parametrize(("model", "said"), [("./nowhere", "no such folder"), ("m.gguf", "GGUF")])
+def test_a_missing_local_model_is_refused_before_anything_is_loaded(model, said):
+    config = load_config([f"--config={FILE}:tiny", f"--config.pretrained.model={model}"])
+    with pytest.raises(UserError, match=f"{model}.*{said}"):
         check_files(config)
 
 
@@ -231,3 +241,47 @@ def test_a_saved_config_comes_back(tmp_path):
     config = load_config([f"--config={FILE}:tiny+ddpo", "--config.seed=7"])
     (tmp_path / "config.json").write_text(json.dumps(flatten(config)))
     assert flatten(load_saved(tmp_path / "config.json")) == flatten(config)
+
+
+def test_a_runs_own_config_is_a_preset_and_resume_is_the_run_wherever_it_is(tmp_path):
+    flags = ["--config.seed=7", "--config.output_dir=elsewhere", "--config.run_name=old"]
+    config = load_config([f"--config={FILE}:tiny", *flags])
+    run = tmp_path / "runs" / "new"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(flatten(config)))
+    assert flatten(load_config([f"--config={run / 'config.json'}"])) == flatten(config)
+    other = load_config(["--config", str(run / "config.json"), "--config.seed=8"])
+    assert (other.seed, other.run_name) == (8, "old")
+    for given in ([f"--resume={run}"], ["--resume", str(run)]):
+        resumed = load_config([*given, "--config.stages.total=99"])
+        assert (resumed.output_dir, resumed.run_name) == (str(run.parent), "new")
+        assert (resumed.seed, resumed.stages.total) == (7, 99)
+    begun = [{"config": flatten(config) | {"seed": n}} for n in (8, 9)]
+    (run / "environment.json").write_text(json.dumps(begun))
+    assert load_config([f"--resume={run}"]).seed == 9
+    (run / "environment.json").write_text('[{"config": {"run_name": "')
+    assert load_config([f"--resume={run}"]).seed == 7
+
+
+def test_a_run_whose_paths_are_relative_is_resumed_by_the_same_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    config = load_config([f"--config={FILE}:tiny"])
+    (tmp_path / "runs" / "new" / "config.json").write_text(json.dumps(flatten(config)))
+    for given in ("runs/new", "runs/new/"):
+        resumed = load_config(["--resume", given])
+        assert (resumed.output_dir, resumed.run_name) == ("runs", "new")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--resume=nowhere"], "nowhere/config.json is not there, or not what a run writes"),
+        (["--resume"], "--resume needs a value"),
+        (["--config=nowhere.json"], "nowhere.json is not there, or not what a run writes"),
+        (["--resume=.", f"--config={FILE}:tiny"], "--resume .: has a config of its own"),
+    ],
+)
+def test_what_is_no_run_cannot_be_resumed(flags, said):
+    with pytest.raises(UserError, match=said):
+        load_config(flags)

@@ -3,13 +3,15 @@ ends nothing."""
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from srrl.config import REPOSITORY
-from srrl.errors import UserError, one_line_errors, writing
+from srrl.errors import Stopped, UserError, one_line_errors, writing
+from tests.lines import shown
 
 
 class FromRust(Exception):
@@ -65,6 +67,14 @@ def test_a_file_that_cannot_be_written_is_one_line_and_exit_2(fault, said, capsy
     line = capsys.readouterr().err
     assert line.startswith(f"error: {said}") and len(line.strip().splitlines()) == 1
     assert "resume" not in line
+
+
+def test_a_signal_is_one_line_and_its_exit_code(capsys, monkeypatch):
+    monkeypatch.delenv("SRRL_STATUS_FILE", raising=False)
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise Stopped(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert shown(capsys.readouterr().err) == "stopped\n"
 
 
 def test_a_place_is_given_to_errors_of_the_system_that_have_none(tmp_path):

@@ -170,7 +170,7 @@ def test_the_count_is_the_formulas(policy, train_rounds, depth):
     config = load_config([PRESET, *flags, *([f"--config.reflect.depth={depth}"] if depth else [])])
     before = policy.nfe
     roll(policy, rounds=3, m=3, skip_last=4, train_rounds=train_rounds, depth=depth)
-    calls = rollout_calls(config, 4, 3, 3, 3)
+    calls = rollout_calls(config, 4, 3, 3, 3, config.reflect.train_rounds)
     assert policy.nfe - before == sum(x.nfe for x in calls)
 
 

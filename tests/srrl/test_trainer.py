@@ -16,6 +16,7 @@ from srrl.config import load_config
 from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
+from srrl.records import Scored, tied
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer, check_processes
@@ -162,13 +163,38 @@ class NotANumber:
         return torch.full((len(prompts),), float("nan"))
 
 
-def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    ("scores", "share"),
+    [
+        ([1, 1, 2, 2, 3, 3, 4, 4], 1.0),
+        ([1, 1, 2, 2, 3, 9, 4, 4], 0.75),
+        ([1, 1, 1, 1, 1, 1, 1, 2], 0.75),
+        ([1, 2, 1, 2, 1, 2, 1, 2], 0.0),
+    ],
+)
+def test_tied_is_the_share_of_groups_with_one_score(scores, share):
+    """Two prompts, two rounds, two branches; and images that were not judged are in no group."""
+    prompt, rounds = torch.arange(8) // 4, torch.arange(8) // 2 % 2 + 1
+    judged, local = torch.ones(8, dtype=torch.bool), torch.arange(8)
+    values = torch.tensor(scores).float()
+    assert tied(Scored(prompt, rounds, {}, judged, local), values) == share
+    last = Scored(prompt, rounds, {}, rounds == 2, local)
+    assert tied(last, values) == (values[2] == values[3]).float().add(values[6] == values[7]) / 2
+    alone = Scored(torch.arange(8), rounds, {}, judged, local)
+    assert tied(alone, values) == 0
+
+
+def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path, capsys):
     trainer = make_trainer(tmp_path, rewards={"shapes": Constant()})
     before = [p.clone() for p in trainer.policy.trainable()]
     trainer.run()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable(), strict=True))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["selected"] for line in lines] == [0, 0]
+    assert [json.loads(line)["reward/shapes/tied"] for line in lines] == [1, 1]
+    said = capsys.readouterr().out
+    assert said.count("warning: 'shapes' scored all images of each prompt alike") == 2
+    assert said.count("nothing was selected") == 2
 
 
 def test_non_finite_scores_stop_before_any_update(tmp_path):
@@ -406,6 +432,7 @@ def test_the_parts_of_a_rollout_are_freed_as_they_are_joined(policy):
         (["--config.use_lora=true"], 2, "FSDP shards the whole UNet"),
         (["--config.use_lora=false", "--config.eval.num_prompts=3"], 2, "= 3 is not a multiple"),
         (["--config.use_lora=false", "--config.eval.num_prompts=8"], 4, "= 5 is not a multiple"),
+        (["--config.use_lora=false"], 5, "batch_size = 12 is not a multiple of the 5"),
         (["--config.use_lora=false", "--config.eval.num_prompts=4"], 4, None),
         (["--config.use_lora=false", "--config.eval.every=0"], 4, None),
     ],

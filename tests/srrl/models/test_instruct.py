@@ -150,6 +150,12 @@ def test_what_is_no_editor_and_what_is_no_picture_of_its_size_is_refused(editor)
         load(MODELS["sd"])
     with pytest.raises(UserError, match=r"is a StableDiffusion(XL)?InstructPix2PixPipeline: only"):
         Policy.load(str(editor), num_steps=STEPS, eta=0.0, micro_batch=4)
+    with pytest.raises(
+        UserError, match=r"editor\.model=.*: an editor is a diffusers folder or a hub"
+    ):
+        load(editor / "model_index.json")
+    with pytest.raises(UserError, match=r"editor\.model='random:x': its architecture is not known"):
+        load("random:x")
     policy = load(editor)
     with pytest.raises(ValueError, match="one for each"):
         policy.instruct(PICTURES, TEXTS[:2])

@@ -27,6 +27,17 @@ def weights(folder: Path, name: str = LORA_FILE) -> Path:
     return folder / name
 
 
+def test_runs_and_weights_that_are_not_drawn_with_are_refused(run, tmp_path):
+    (run / "config.json").write_text(
+        json.dumps(flatten(load_config(["--config=config/rig.py:tiny"], methods=["rig"])))
+    )
+    with pytest.raises(UserError, match=r"of the method 'rig': scripts/rig\.py draws with it"):
+        chosen_model(run, None)
+    weights(tmp_path / "alone", UNET_FILE)
+    with pytest.raises(UserError, match=r"a UNet without its run's config\.json: give the run's"):
+        chosen_model(tmp_path / "alone", None)
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     """With checkpoints of two numbers of digits, a newer one that is torn and one not whole."""
@@ -154,8 +165,8 @@ def test_a_config_json_of_something_else_makes_no_run(name, tmp_path):
         ({"seed": "abc"}, "seed='abc'"),
         ({"seed": [1]}, r"seed=\[1\]"),
         ({"seed": {"a": 1}}, "seed="),
-        ({"eval.rounds": [[1], {}]}, "eval.rounds|wrong type"),
-        ({"eval.rounds": None}, "eval.rounds|wrong type"),
+        ({"eval.rounds": [[1], {}]}, "eval.rounds"),
+        ({"eval.rounds": None}, "eval.rounds=None: expected tuple"),
         ({"reward.models": [1]}, "reward.models"),
         ({"reward.models": {"shapes": "much"}}, "reward.models"),
         ({"run_name": 3}, "run_name=3"),
@@ -163,6 +174,7 @@ def test_a_config_json_of_something_else_makes_no_run(name, tmp_path):
         ({"seed.deep": 1}, "unknown config key 'seed.deep'"),
         ({"sample": 1}, "unknown config key 'sample'"),
         ({"_class_name": "x"}, "unknown config key '_class_name'"),
+        ({"reflect.eta": 10**400}, "reflect.eta=1000.*: expected float"),
     ],
 )
 def test_a_runs_config_with_values_of_another_kind_is_one_line(change, said, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from srrl.errors import UserError
 from srrl.models.ldm_names import blocks, original_name
 from srrl.models.lora import changed, read_lora
-from srrl.models.lora_file import Delta, read_lora_file
+from srrl.models.lora_file import HEADER, Delta, read_lora_file
 from srrl.models.lora_uses import draw_with, export_kohya
 from tests.conftest import MODELS, load_policy
 from tests.loras import (
@@ -348,6 +348,12 @@ def test_a_hint_of_the_family_is_given_only_where_its_text_is_of_another_width(m
         read_lora(PIPES[model], write(state, tmp_path / "lora.safetensors"), "it")
 
 
+def of_kohya(key: str) -> str:
+    module, role = key.removeprefix("unet.").removesuffix(".weight").rsplit(".", 1)
+    role = {"lora_A": "lora_down", "lora_B": "lora_up"}[role]
+    return f"lora_unet_{module.replace('.', '_')}.{role}.weight"
+
+
 REFUSED = {
     "LoHa": (lambda s: {"unet.x.hada_w1_a": torch.ones(2, 2)}, "is no plain LoRA, but LoHa"),
     "LoKr": (lambda s: {"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "is no plain LoRA, but LoKr"),
@@ -408,6 +414,10 @@ REFUSED = {
         lambda s: s | {k.removeprefix("unet.").replace(".to_q", "_to_q"): v for k, v in s.items()},
         "not of this model|holds the same module twice",
     ),
+    "twice, another program's names": (
+        lambda s: s | {of_kohya(k): v for k, v in s.items()},
+        "holds the same module twice",
+    ),
     "peft without its config": (
         lambda s: {PEFT + k.removeprefix("unet."): v for k, v in s.items()},
         "peft's weights without adapter_config.json, which has their alpha: put it beside",
@@ -460,6 +470,13 @@ def test_a_peft_config_that_does_not_tell_the_scale_is_refused(config, said, one
     (file.parent / "adapter_config.json").write_text(config)
     with pytest.raises(UserError, match=f"^it: .*{said}"):
         read_lora_file(file, "it")
+
+
+def test_a_header_that_does_not_tell_the_scale_is_refused(one):
+    _, file = one("diffusers")
+    write(load_file(file), file.with_name("x.safetensors"), {HEADER: "["})
+    with pytest.raises(UserError, match=r"^it: its header does not say how the LoRA is scaled"):
+        read_lora_file(file.with_name("x.safetensors"), "it")
 
 
 def test_rank_stabilised_scales_by_the_root_of_the_rank(one, model):

@@ -136,6 +136,11 @@ def test_a_model_that_is_not_there_is_one_clear_line():
         load_policy_from("no/such-model")
 
 
+def test_a_resolution_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match=r"sample\.resolution=36 does not fit .* a multiple of \d+"):
+        load_policy(resolution=36)
+
+
 def load_policy_from(model):
     from srrl.models.policy import Policy
 

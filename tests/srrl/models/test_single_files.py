@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from srrl.errors import UserError
 from srrl.models.architectures import blank_pipeline
 from srrl.models.loading import load_pipeline
+from srrl.models.parts import faults
 from srrl.models.policy import Policy
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from tests.ldm import single_file_state
@@ -313,6 +314,19 @@ def test_damaged_files_and_pointers(make, tmp_path):
 def test_a_file_of_another_kind_is_named_by_what_it_begins_with(content, said, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     refused(str(tmp_path / "model.safetensors"), said)
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "said"),
+    [
+        ("a/b", "Access to model a/b is restricted: a gated repo", "accept its terms on hugging"),
+        ("a/b", "no file with `safetensors` weights", "convert them once by `python -c"),
+        ("a/b.safetensors", "not a repository", "there is no such file"),
+    ],
+)
+def test_what_a_library_says_of_a_model_that_cannot_be_had_has_a_remedy(name, told, said):
+    with pytest.raises(UserError, match=said), faults("pretrained.model", name):
+        raise OSError(told)
 
 
 def test_a_file_with_its_averaged_weights_alone_is_named(make, states):

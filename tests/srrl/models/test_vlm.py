@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3_5Config,
@@ -19,6 +24,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from srrl.errors import UserError
 from srrl.models import random_vlm
+from srrl.models.language_lora import ADAPTER_FILE
 from srrl.models.vlm import VLM
 from srrl.shapes.scenes import SIZE, all_scenes, render
 from srrl.shapes.vlm import ENDS, SPECIAL, TEMPLATE, build_vlm
@@ -212,6 +218,20 @@ def test_one_update_moves_the_lora_alone_and_comes_back_from_its_folder(vlm, sav
         other.load_weights(tmp_path)
 
 
+def test_a_lora_that_is_not_whole_or_not_of_this_model_is_refused(vlm, saved, tmp_path):
+    with pytest.raises(UserError, match=r"LoRA in .* does not fit \("):
+        vlm.put_lora(tmp_path)
+    vlm.add_lora(rank=2, alpha=4, seed=0)
+    vlm.save_weights(tmp_path, vlm.weights())
+    state = load_file(tmp_path / ADAPTER_FILE)
+    del state[min(state)]
+    save_file(state, tmp_path / ADAPTER_FILE)
+    with pytest.raises(UserError, match="does not fit this model and rank"):
+        vlm.load_weights(tmp_path)
+    with pytest.raises(UserError, match=r"does not fit this model, as at .*lora_A"):
+        VLM.load(saved).put_lora(tmp_path)
+
+
 def test_what_is_wrong_with_pictures_and_texts_is_an_error(vlm, saved, tmp_path):
     with pytest.raises(ValueError, match="2 pictures for 1 lists"):
         vlm.p_yes(PICTURES[:2], [["a"]])
@@ -219,6 +239,8 @@ def test_what_is_wrong_with_pictures_and_texts_is_an_error(vlm, saved, tmp_path)
         vlm.write(PICTURES[:1], ["a", "b"], max_tokens=2)
     with pytest.raises(ValueError, match=r"image_pad.*which is the conversation's own"):
         vlm.p_yes(PICTURES[:1], [["is there a <|image_pad|>?"]])
+    with pytest.raises(UserError, match="no single token for is it or is it not"):
+        vlm.talk.single_tokens(["is it", "is it not"])
     with pytest.raises(ValueError, match="temperature 0"):
         vlm.write(PICTURES[:1], ["a"], max_tokens=2, generators=generators(1), temperature=0)
     seen = vlm.look(PICTURES[:2])
@@ -270,6 +292,13 @@ def test_what_is_no_qwen_model_is_refused(tmp_path):
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="cannot load the VLM"):
+        VLM.load(tmp_path)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    size |= {"num_attention_heads": 1}
+    eyes, words = CLIPVisionConfig(**size, image_size=8, patch_size=4), LlamaConfig(**size)
+    config = LlavaConfig(vision_config=eyes, text_config=words)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a LlavaForConditionalGeneration: only Qwen's"):
         VLM.load(tmp_path)
 
 

@@ -11,6 +11,7 @@ from srrl.config import load_config
 from srrl.errors import UserError
 from srrl.models.lora_uses import KOHYA_FILE, export_kohya
 from srrl.models.weights import (
+    UNET_FILE,
     add_lora,
     load_weights,
     make_trainable,
@@ -113,6 +114,9 @@ def test_a_whole_unet_comes_back_exactly_and_diffusers_reads_it(tmp_path):
     with pytest.raises(UserError, match="do not fit"):
         other = load_policy("sd")
         make_trainable(other.network, config)
+        load_weights(other.network, tmp_path)
+    (tmp_path / UNET_FILE).write_bytes(b"{")
+    with pytest.raises(UserError, match=r"cannot read the weights in .*: "):
         load_weights(other.network, tmp_path)
 
 

@@ -1,11 +1,13 @@
 """The loop on the embedded parts: what it keeps, what it counts, what it costs."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from srrl.config import load_config
+from srrl.config import load_config, resolve
 from srrl.errors import UserError
 from srrl.rig.assess import records, summary, table
 from srrl.rig.forms import Edit
@@ -139,6 +141,31 @@ def test_a_part_that_fails_is_an_error_with_its_place(broken, where, kind, parts
         loop.run(first[0], wishes, 5)
     said = str(error.value) if kind is UserError else error.value.__notes__
     assert where in said
+
+
+def test_a_checker_whose_numbers_overflow_is_an_error(wishes, first):
+    seer = Seer.load("embedded", form="yesno")
+    with torch.no_grad():
+        next(seer.vlm.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"P\(yes\) is not finite in torch\.float32"):
+        seer.check(first[0], [wish.requirements for wish in wishes])
+
+
+def test_prompts_that_the_parts_do_not_know_are_refused_with_their_place(parts):
+    with pytest.raises(UserError, match=r"^prompts: not a prompt of the shapes world: 'a cat'"):
+        parts.check([wish_of("a cat", 0, "prompts")], ["actor"], "prompts")
+    with pytest.raises(UserError, match=r"^prompts: 'left of a cat' lacks one side"):
+        wish_of("left of a cat", 0, "prompts")
+
+
+def test_an_editor_of_another_size_is_refused(tmp_path):
+    config = load_config(RIG, methods=["rig"])
+    shutil.copytree(resolve(config.editor.model), tmp_path / "editor")
+    unet = tmp_path / "editor" / "unet" / "config.json"
+    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"sample_size": 32}))
+    config.editor.model = str(tmp_path / "editor")
+    with pytest.raises(UserError, match=r"edits pictures of .*, the diffuser's are of \(32, 32\)"):
+        _ = Parts(config, "cpu").instruct
 
 
 def test_the_expert_sees_what_is_wrong_and_the_table_says_what_came_of_it(parts, wishes, first):

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from srrl.config import flatten, load_config
@@ -282,6 +284,12 @@ def test_what_another_phase_has_does_not_part_runs_but_whose_words_they_are_does
         check('--config.phases=["editor"]')
     with pytest.raises(UserError, match="holds a run of the method 'rig'"):
         check_same_run(tmp_path, load_config(["--config=config/stage_process.py:tiny"]))
+
+
+def test_sharded_training_is_refused():
+    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(UserError, match=r"use config/accelerate/multi_gpu\.yaml"):
+        start(load_config([RIG], methods=["rig"]), sharded, None)
 
 
 def test_a_phases_config_has_its_own_values_unless_they_are_set_for_both():

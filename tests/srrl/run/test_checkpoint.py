@@ -49,8 +49,11 @@ def test_everything_comes_back_and_a_half_written_checkpoint_is_ignored(tmp_path
         assert all(torch.equal(values[n], state["state"][key][n]) for n in values)
 
 
-def test_pruning_keeps_the_two_newest_whole_and_the_weights_of_every_fifth(tmp_path):
+def test_pruning_keeps_the_two_newest_whole_and_the_weights_of_every_fifth_and_of_evaluated_ones(
+    tmp_path,
+):
     policy, optimizer = load_policy(lora=True), {"state": {}}
+    (tmp_path / "eval.jsonl").write_text('{"stage": 3, "split": "train"}\n')
     for stage in range(12):
         save(
             tmp_path,
@@ -62,8 +65,8 @@ def test_pruning_keeps_the_two_newest_whole_and_the_weights_of_every_fifth(tmp_p
         checkpoint.prune(tmp_path, keep_every=5)
     kept = {p.name: {f.name for f in p.iterdir()} for p in (tmp_path / "checkpoints").iterdir()}
     weights = {"pytorch_lora_weights.safetensors"}
-    assert set(kept) == {"stage_0000", "stage_0005", "stage_0010", "stage_0011"}
-    assert kept["stage_0005"] == weights
+    assert set(kept) == {f"stage_{n:04d}" for n in (0, 3, 5, 10, 11)}
+    assert kept["stage_0003"] == kept["stage_0005"] == weights
     more = {checkpoint.STATE_FILE, checkpoint.OPTIMIZER_FILE, manifest.MANIFEST}
     assert kept["stage_0010"] == kept["stage_0011"] == weights | more
 
@@ -161,6 +164,9 @@ def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
     )
     assert other.stdout.readline() == "locked\n"
     with pytest.raises(UserError, match=f"in use by process {other.pid} on {socket.gethostname()}"):
+        lock(tmp_path)
+    (tmp_path / ".lock").write_text("")  # as where it has not written yet
+    with pytest.raises(UserError, match="in use by another process"):
         lock(tmp_path)
     other.kill()  # no time to clean up
     other.wait()

@@ -5,6 +5,7 @@ import json
 import os
 from types import SimpleNamespace
 
+import accelerate.tracking
 import pytest
 import torch
 from accelerate import Accelerator
@@ -69,6 +70,14 @@ def test_only_the_main_process_logs_in_and_has_an_id(tmp_path, monkeypatch):
     again = started(main=True)[-1]
     assert {**again, "settings": None} == {**first, "settings": None}
     assert 0 < first["settings"].finish_timeout < 30 > first["settings"].init_timeout > 0
+
+
+def test_a_tracker_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])  # as it is imported
+    config = load_config([PRESET, "--config.tracker=tensorboard"])
+    start_tracker(config, Accelerator(log_with="tensorboard", project_dir=tmp_path), tmp_path)
+    said = capsys.readouterr().out
+    assert said == "tensorboard is not installed: logging to the run's folder only\n"
 
 
 class Failing(GeneralTracker):
