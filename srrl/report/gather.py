@@ -1,7 +1,6 @@
 """A run as its folder tells it: config, logs and environment. What is damaged or not there yet is
 left out, and counted."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srrl.checks import PHASES
-from srrl.config import resolve, saved_values
+from srrl.config import resolve, saved_values, starts
 from srrl.errors import UserError
 from srrl.prompts import evenly, load_prompts
 from srrl.rig.wishes import wishes_of
@@ -30,7 +29,7 @@ class Run:
     config       flat; empty where it is lost
     metrics      lines of metrics.jsonl by ascending stage
     evals        lines of eval.jsonl that are whole
-    environment  what made it, flat; empty where that was not written
+    environment  what made it, an entry for each start; empty where that was not written
     unread       for each log the lines that are torn or damaged, where there are any
     """
 
@@ -40,7 +39,7 @@ class Run:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     evals: list[dict[str, Any]]
-    environment: dict[str, Any]
+    environment: list[dict[str, Any]]
     unread: dict[str, int]
 
     @property
@@ -132,7 +131,8 @@ def read_runs(folder: Path) -> list[Run]:
     none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give a run's, as runs/tiny")
-    parts = [""] if _is_run(folder) else [p for p in PHASES if _is_run(folder / p)]
+    phases = [phase for phase in PHASES if _is_run(folder / phase)]
+    parts = phases or ([""] if _is_run(folder) else [])
     if not parts:
         raise UserError(
             f"{folder} is no run: it has no config.json that a run writes, and no logs: give a "
@@ -167,7 +167,7 @@ def _read(folder: Path, part: str) -> Run:
         _config(own),
         [metrics[stage] for stage in sorted(metrics)],
         evals,
-        _environment(own) or _environment(folder),
+        starts(own) or starts(folder),
         {name: n - good[name] for name, n in counts.items() if n > good[name]},
     )
 
@@ -180,14 +180,6 @@ def _config(folder: Path) -> dict[str, Any]:
         except (ValueError, OSError):
             continue
     return saved or {}
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _count(file: Path) -> int:

@@ -19,11 +19,12 @@ from srrl.report.charts import BARS, COLOURS, GRID, INK, Chart
 from srrl.report.facts import costs, duration, facts, progress
 from srrl.report.findings import LOOKED_AT, findings
 from srrl.report.gather import Run, read_runs
-from srrl.report.presets import changes, differing, shown
+from srrl.report.presets import MISSING, changes, differing, shown
 from srrl.report.scores import Estimate, compared, scores, table_lines
 from srrl.run.folder import make_folder
 
 NAME, TABLE = "report.html", "report.csv"
+MOST_STARTS = 5
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -71,12 +72,19 @@ def single(runs: Sequence[Run]) -> str:
             "sheets": thumbnails.sheets(run),
             "galleries": thumbnails.galleries(run),
             "preset": changes(run),
-            "environment": {k: shown(v) for k, v in run.environment.items()},
+            "environment": made_by(run),
             "config": {k: shown(v) for k, v in run.config.items()},
         }
         for run in runs
     ]
     return _render("single.html", title=runs[0].name, sections=sections)
+
+
+def made_by(run: Run) -> dict[str, list[str]]:
+    """For each thing that made a run what it was at each of its last starts."""
+    last = run.environment[-MOST_STARTS:]
+    keys = [k for k in dict.fromkeys(k for entry in last for k in entry) if k != "config"]
+    return {key: [shown(entry.get(key, MISSING)) for entry in last] for key in keys}
 
 
 def comparison(runs: Sequence[Run]) -> str:

@@ -15,12 +15,12 @@ from tests.srrl.report.folders import eval_line, lines, metrics_line, write_run
 
 def test_a_run_is_its_logs_its_config_and_what_made_it(tmp_path):
     folder = write_run(tmp_path / "run")
-    (folder / "environment.json").write_text('{"commit": "abc", "seconds": 3.5}')
+    (folder / "environment.json").write_text('[{"commit": "abc", "config": {}}]')
     (run,) = read_runs(folder)
     assert (run.title, run.method, run.done, run.total) == ("run", "srrl", 3, 3)
     assert run.values("grad_norm") == [0.2] * 3 and run.sampled == [8, 8, 8]
     assert run.stage_seconds == [3.0] * 3 and run.judged("heldout") == PROMPTS
-    assert run.environment == {"commit": "abc", "seconds": 3.5} and not run.unread
+    assert run.environment == [{"commit": "abc", "config": {}}] and not run.unread
     assert dict(facts(run))["Stages"] == "3 of 3, finished"
     assert dict(facts(run))["Samples"] == "24"
 

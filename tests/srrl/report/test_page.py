@@ -57,7 +57,7 @@ def report(*runs: Path, out: Path) -> Page:
 
 def test_a_run_is_explained_in_one_file_that_needs_nothing_else(tmp_path):
     run = write_run(tmp_path / "run", kept=[1, 3])
-    (run / "environment.json").write_text('{"commit": "0a1b2c", "python": "3.11"}')
+    (run / "environment.json").write_text('[{"commit": "0a1b2c"}, {"commit": "3d4e5f"}]')
     (run / "samples" / "stage_0003.png").write_bytes(
         (run / "samples/fixed/train_K1/stage_0003.png").read_bytes()
     )
@@ -75,6 +75,8 @@ def test_a_run_is_explained_in_one_file_that_needs_nothing_else(tmp_path):
     for said in (
         "SRRL (arXiv 2505.22407)",
         "0a1b2c",
+        "3d4e5f",
+        "Start 2",
         "sample.num_steps",
         "No warnings",
         PROMPTS[0],
