@@ -39,6 +39,8 @@ LEFT_OUT = {
     "bash scripts/test.sh": "it is running",
     "vllm serve": "another program",
     "gpu_report.py": "tests/slow/test_report.py runs it",
+    "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
+    "--watch": "goes on until Ctrl-C; tests/slow/test_report_page.py stops it",
     "multi_node.yaml": "several hosts with GPUs",
     "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",
     "sdxl --card all": "minutes; tests/slow/test_plan.py asks for one card",
