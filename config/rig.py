@@ -32,6 +32,8 @@ def base() -> ConfigDict:
     c.process_timeout = 1800.0
     # Experiment tracker of training, as in config/stage_process.py.
     c.tracker = "wandb"
+    # Write report.html at the end of training.
+    c.report = True
 
     # The Diffuser, which draws the first picture and is never trained: as in
     # config/stage_process.py.

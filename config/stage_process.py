@@ -39,6 +39,8 @@ def base() -> ConfigDict:
     c.tracker = "wandb"
     # Say before the run what it will cost (docs/COSTS.md); counting takes some seconds.
     c.plan = True
+    # Write report.html at the end: what scripts/report.py makes of the run.
+    c.report = True
 
     c.pretrained = p = ConfigDict()
     # A Stable Diffusion or SDXL pipeline: a diffusers folder, a hub name (with its revision and

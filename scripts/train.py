@@ -158,6 +158,16 @@ def main(argv: list[str]) -> None:
         train(config, accelerator, folder)
 
 
+def report_of(folder: Path, config: ConfigDict, tracker: Any) -> None:
+    """Write the run's page, if config.report asks for it; a run does not fail for it."""
+    if not config.report:
+        return
+    with tracker.drawn(folder / "report.html", "the report"):
+        from srrl.report.page import write_report
+
+        tracker.say(f"open {write_report([folder], folder)}: all of it on one page")
+
+
 def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     """The run, from the lock on its folder to its last line."""
     from srrl.run import environment
@@ -182,6 +192,7 @@ def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
     run.run()
     if accelerator.is_main_process:
         environment.end(folder, begun)
+        report_of(folder, config, tracker)
     tracker.finish()
     if locked:
         locked.close()

@@ -93,6 +93,7 @@ def small_run(folder: Path, stages: int = 2) -> list[str]:
         f"--config.output_dir={folder}",
         "--config.run_name=run",
         "--config.plan=false",
+        "--config.report=false",
         f"--config.stages.total={stages}",
         "--config.stages.per_cycle=1",
         "--config.sample.num_steps=5",

@@ -44,6 +44,7 @@ FREE = (
     "allow_tf32",
     "deterministic",
     "process_timeout",
+    "report",
     "evaluate",
     "sample.micro_batch",
     "sample.decode_batch",

@@ -48,6 +48,7 @@ FREE = (
     "tracker",
     "plan",
     "process_timeout",
+    "report",
     "deterministic",
     "checkpoint.",
     "pictures.",

@@ -42,7 +42,7 @@ def final_lora(folder: Path) -> dict[str, torch.Tensor]:
 def undisturbed(tmp_path_factory) -> Path:
     """A whole small run by `bash train.sh`."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    result = run("bash", "train.sh", *small_run(folder, STAGES))
+    result = run("bash", "train.sh", *small_run(folder, STAGES), "--config.report=true")
     assert "no GPU found" in result.stdout or torch.cuda.is_available()
     assert "ETA" in result.stdout and "plan:" not in result.stdout  # as small_run asks
     (folder / "said.txt").write_text(result.stdout)
@@ -82,7 +82,10 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
     assert all(len(e["scores"]) == e["n"] == 3 for e in evals)
     assert json.loads((folder / "config.json").read_text())["stages.total"] == STAGES
     (made,) = json.loads((folder / "environment.json").read_text())
-    typed = ["bash", "train.sh", *small_run(undisturbed, STAGES)]
+    typed = ["bash", "train.sh", *small_run(undisturbed, STAGES), "--config.report=true"]
+    last = (undisturbed / "said.txt").read_text().splitlines()[-1]
+    assert last == f"open {folder / 'report.html'}: all of it on one page"
+    assert "<title>" in (folder / "report.html").read_text()
     assert shlex.split(made["command"]) == typed and made["processes"] == 1
     assert made["torch"] == torch.__version__ and made["config"]["stages.total"] == STAGES
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True)
