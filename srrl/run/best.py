@@ -1,5 +1,6 @@
 """The best of a run's evaluated stages, and its checkpoints by name: RUN:best, RUN:last, RUN:16."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,24 @@ def best(run: Path) -> Judged | None:
 def evaluated(run: Path) -> list[Judged]:
     """The stages that were judged by what a run's eval.best says, in their order."""
     config = saved_values(run / "config.json") or {}
-    lines = read_lines(run / "eval.jsonl")
+    lines = [line for line in read_lines(run / "eval.jsonl") if is_evaluation(line)]
     if not lines:
         return []
-    named = config.get("eval.best")
-    split, rounds = named.split(":") if named else by_default(lines)
-    lines = [e for e in lines if e["split"] == split and e["rounds"] == int(rounds)]
+    named = re.fullmatch(r"(\w+):(\d{1,4})", str(config.get("eval.best")))
+    split, rounds = (named[1], int(named[2])) if named else by_default(lines)
+    lines = [e for e in lines if e["split"] == split and e["rounds"] == rounds]
     lines = [e for e in lines if images_of(e) == images_of(lines[-1])]
     means: dict[int, dict[str, float]] = {}
     for line in lines:
-        if line["mean"] is not None:
-            means.setdefault(line["stage"], {})[line["reward"]] = line["mean"]
-    return [Judged(n, split, int(rounds), total(config, of_n)) for n, of_n in sorted(means.items())]
+        means.setdefault(line["stage"], {})[line["reward"]] = line["mean"]
+    return [Judged(n, split, rounds, total(config, of_n)) for n, of_n in sorted(means.items())]
+
+
+def is_evaluation(line: dict[str, Any]) -> bool:
+    """Whether a line of eval.jsonl has what it should, and a mean that is a number."""
+    whole = all(type(line.get(key)) is int for key in ("stage", "rounds", "n", "seeds"))
+    named = all(type(line.get(key)) is str for key in ("split", "reward"))
+    return whole and named and type(line.get("mean")) in (int, float)
 
 
 def latest(run: Path, stage: int) -> str:
@@ -76,7 +83,7 @@ def by_default(lines: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def images_of(line: dict[str, Any]) -> tuple[int, ...]:
-    return line["n"], line["seeds"], line["first_seed"]
+    return line["n"], line["seeds"], line.get("first_seed")
 
 
 def total(config: dict[str, Any], means: dict[str, float]) -> float:
@@ -85,8 +92,10 @@ def total(config: dict[str, Any], means: dict[str, float]) -> float:
         found = [means[name] for name in OF_RIG if name in means]
         if found:
             return found[0]
-    weights = config.get("reward.models", {})
-    return sum(weights.get(name, 0) * mean for name, mean in means.items())
+    weights = config.get("reward.models")
+    weights = weights if isinstance(weights, dict) else {}
+    known = {name: w for name, w in weights.items() if type(w) in (int, float)}
+    return sum(known.get(name, 0) * mean for name, mean in means.items())
 
 
 def named_folder(given: str | Path, named: str) -> Path:

@@ -150,7 +150,7 @@ def prune(run: Path, keep_every: int) -> None:
     """The two newest checkpoints stay as they are. Older ones lose what only resuming needs, and go
     unless kept for their weights: of every so many stages, and of those that were evaluated."""
     old = stages(run)[2:]
-    evaluated = {line["stage"] for line in read_lines(run / "eval.jsonl")} if old else ()
+    evaluated = [line.get("stage") for line in read_lines(run / "eval.jsonl")] if old else []
     for folder in old:
         stage = stage_of(folder)
         if stage in evaluated or (keep_every and stage % keep_every == 0):

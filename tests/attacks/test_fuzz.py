@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewards import protocol
-from srrl.config import flatten, load_config, load_saved
+from srrl.config import flatten, load_config, load_saved, starts
 from srrl.errors import UserError
 from srrl.prompts import load_prompts
+from srrl.run.best import best, latest
 from srrl.run.checkpoint import cut_log
 from srrl.run.folder import LOGS, read_lines
 from srrl.run.tracking import Tracker
@@ -151,6 +152,11 @@ def test_readers_of_logs(tmp_path, lines, below):
     tracker.say = lambda _: None
     tracker.summary()
     tracker.progress(1, {"train": {0: "a"}})
+    (tmp_path / "config.json").write_bytes(b"".join(lines[:1]))
+    (tmp_path / "environment.json").write_bytes(b"".join(lines[:1]))
+    assert best(tmp_path) is None  # no weights are there
+    assert isinstance(latest(tmp_path, below), str)
+    assert all(isinstance(entry, dict) for entry in starts(tmp_path))
     for name in LOGS:
         cut_log(tmp_path / name, "stage", below)
         assert all(line["stage"] < below for line in read_lines(tmp_path / name))
