@@ -80,12 +80,12 @@ def load_rewards(
 ) -> dict[str, Reward]:
     """Instances of the named rewards, with their options, and device and dtype if they take them.
 
-    Raises UserError for a name that cannot be imported, options that it does not take, and errors
-    in its own code.
+    Raises UserError for a name that cannot be imported and for options that it does not take,
+    before the first is made, and for errors in its own code.
     """
     names = list(names)
     check_names(names, registry)
-    rewards = {}
+    chosen = {}
     for name in names:
         made = reward_class(name, registry.get(name, name))
         given = dict((options or {}).get(name, {}))
@@ -95,6 +95,9 @@ def load_rewards(
             if key in takes or shared:
                 given.setdefault(key, value)
         bound_options(name, made, given)
+        chosen[name] = made, given
+    rewards = {}
+    for name, (made, given) in chosen.items():
         with named_faults(name, "its constructor"):
             rewards[name] = made(**given)
     return rewards

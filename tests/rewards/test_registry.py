@@ -27,6 +27,36 @@ class Brightness:
         return images.float().mean((1, 2, 3))
 
 
+class Costly:
+    """Whose making is noted."""
+
+    made = 0
+
+    def __init__(self, model: str = "large"):
+        Costly.made += 1
+
+    def score(self, images, prompts):
+        return images.float().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "said"),
+    [
+        ("Nothing", {}, "has no 'Nothing'"),
+        ("Brightness", {"kind": 1}, "reward.options of .*Brightness'"),
+    ],
+)
+def test_a_mistake_in_the_second_is_found_before_the_first_is_made(second, options, said):
+    here = "tests.rewards.test_registry"
+    names, before = [f"{here}:Costly", f"{here}:{second}"], Costly.made
+    with pytest.raises(UserError, match=said):
+        load_rewards(names, {names[1]: options})
+    assert Costly.made == before == 0
+    load_rewards(names[:1])
+    assert sys.modules[here].Costly.made == 1
+    sys.modules[here].Costly.made = 0
+
+
 def test_scores_come_back_as_float32_for_each_reward():
     scores = score_all(
         {"a": Returning(torch.tensor([1, 2])), "b": Returning([0.5, 1.5])}, IMAGES, PROMPTS
