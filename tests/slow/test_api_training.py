@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 STAGES = 2
 
 
-def train(folder, url: str, check: int = 0):
-    options = f'{{"api": {{"url": "{url}", "timeout": 0.5, "attempts": 5}}}}'
+def train(folder, url: str, check: int = 0, timeout: float = 0.5):
+    options = f'{{"api": {{"url": "{url}", "timeout": {timeout}, "attempts": 5}}}}'
     return run(
         sys.executable,
         "scripts/train.py",
@@ -36,7 +36,7 @@ def answers(lines: list[dict]) -> tuple[list[int], int]:
 
 def test_faults_and_a_death_lead_to_the_same_end(tmp_path):
     with serving() as server:
-        train(tmp_path / "calm", server.url)
+        train(tmp_path / "calm", server.url, timeout=60)  # nothing is late, however busy
         port = server.server_address[1]
     faults = [f for kind in ("503", "late", "garbage", "hang up", "429") for f in (kind, "", "")]
     with serving([*faults, *faults, "die"], port) as server:
