@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from srrl.errors import UserError, one_line_errors
+from srrl.life import end_on_signals
 from srrl.report.gather import read_runs, written
 
 EVERY_S = 2
@@ -60,4 +61,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
+        end_on_signals()
         main(sys.argv[1:])
