@@ -54,7 +54,7 @@ def evaluated(run: Path) -> list[Judged]:
 def is_evaluation(line: dict[str, Any]) -> bool:
     """Whether a line of eval.jsonl has what it should, and a mean that is a number."""
     whole = all(type(line.get(key)) is int for key in ("stage", "rounds", "n", "seeds"))
-    named = all(type(line.get(key)) is str for key in ("split", "reward"))
+    named = line.get("split") in ("train", "heldout") and type(line.get("reward")) is str
     return whole and named and type(line.get("mean")) in (int, float)
 
 

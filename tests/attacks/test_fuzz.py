@@ -5,6 +5,7 @@ import os
 import socket
 import tracemalloc
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from tests.conftest import PRESET
 
 ACCELERATOR = Accelerator()
 KNOWN = flatten(load_config([PRESET]))
-SHARED = 200 * 2**20  # bytes that a kind of cases may add to the process, at most
+CASE, KEPT = 20 * 2**20, 50 * 2**20  # bytes that a case may take, and all of a kind may leave
 LINE = {"stage": 1, "split": "train", "rounds": 1, "reward": "x", "n": 2, "seeds": 1, "mean": 0.5}
 LINE |= {"first_seed": 0, "scores": [0.5, 0.5]}
 
@@ -69,13 +70,30 @@ def examples(function: Callable) -> Callable:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     common = {"deadline": None, "database": None, "suppress_health_check": quiet}
 
+    case, most = function.hypothesis.inner_test, [0]
+
+    @wraps(case)
+    def measured(*given: object, **named: object) -> None:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            case(*given, **named)
+        finally:
+            most[0] = max(most[0], tracemalloc.get_traced_memory()[1] - before)
+
+    function.hypothesis.inner_test = measured
+
     def chosen(count: int, tmp_path: Path) -> None:
         tracemalloc.start()  # resident memory also has the pages of libraries, touched at any time
+        most[0] = 0
         settings(max_examples=count, derandomize=True, **common)(function)(tmp_path)
-        grown = tracemalloc.get_traced_memory()[1]
+        ours = tracemalloc.Filter(False, "*/hypothesis/*")  # which notes every case
+        kept = tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename")
         tracemalloc.stop()
-        print(f"{function.__name__}: {count} cases, grew by {grown / 2**20:.0f} MiB")
-        assert grown < SHARED
+        size = sum(of_file.size for of_file in kept)
+        case_mib, kept_mib = (f"{n / 2**20:.1f} MiB" for n in (most[0], size))
+        print(f"{function.__name__}: {count} cases of {case_mib} at the most, kept {kept_mib}")
+        assert most[0] < CASE and size < KEPT
 
     chosen.__name__, chosen.__doc__ = function.__name__, function.__doc__
     whole = pytest.param(10_000, marks=[pytest.mark.attack, pytest.mark.slow])

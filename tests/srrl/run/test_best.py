@@ -45,6 +45,9 @@ def test_it_is_the_highest_weighted_sum_of_what_is_evaluated_and_kept(tmp_path):
     assert best(made(tmp_path / "c", [*LINES[:1], *other])).stage == 4
     assert best(made(tmp_path / "d", [*LINES, evaluation(6, "shapes", None)])).stage == 0
     assert best(made(tmp_path / "e", [])) is None
+    odd = [{}, evaluation(6, "shapes", 2.0, split=""), evaluation(6, "shapes", "2")]
+    assert best(made(tmp_path / "f", [*LINES, *odd])).stage == 0
+    assert best(made(tmp_path / "g", odd)) is None
 
 
 def test_it_is_of_the_held_out_prompts_and_the_most_rounds_or_of_what_is_asked(tmp_path):
