@@ -115,7 +115,8 @@ def test_a_vae_is_looked_for_by_itself(tmp_path):
 
 
 def test_a_lora_that_cannot_be_read_fails(tmp_path):
-    row = row_of(said(models.models, f"--config.pretrained.lora={tmp_path}"), "pretrained.lora")
+    flags = [f"--config.pretrained.lora={tmp_path}", f"--config.output_dir={tmp_path / 'runs'}"]
+    row = row_of(said(models.models, *flags), "pretrained.lora")
     assert row.state == FAIL and "holds no pytorch_lora_weights.safetensors" in row.remedy
 
 
