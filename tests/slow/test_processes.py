@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from srrl.config import REPOSITORY
+from srrl.doctor.meet import free_port
 from srrl.models.weights import UNET_FILE
 from srrl.prompts import load_prompts, stage_prompts
 from tests.conftest import PRESET, PROMPTS, small_run
@@ -175,11 +175,6 @@ def process_of_rank(rank: int, run_folder: Path) -> int | None:
         if here and script and f"RANK={rank}".encode() in environment:
             return int(folder.name)
     return None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def start(folder: Path, stages: int, *launcher: str, **given: str) -> subprocess.Popen:

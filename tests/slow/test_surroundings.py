@@ -4,7 +4,6 @@ files, folders that are none."""
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from scripts.launch import asked_threads, launch_command, surroundings
 from srrl.config import REPOSITORY
+from srrl.doctor.meet import free_port
 from tests.conftest import PRESET, small_run
 from tests.slow.commands import logged, lora, run
 
@@ -251,9 +251,3 @@ def test_a_process_that_waits_for_others_hears_a_signal(tmp_path):
         if line.startswith("waiting for the processes of WORLD_SIZE=2, RANK=0"):
             waiting.send_signal(signal.SIGTERM)
     assert waiting.wait() == 128 + signal.SIGTERM
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
