@@ -58,7 +58,8 @@ def test_both_rewards_are_logged_and_trained_on(local):
         for name in ("vqascore", "imagereward"):
             assert line[f"reward/{name}/std"] > 0
     assert any(line["selected"] for line in logged(local, "metrics.jsonl"))
-    assert {e["reward"] for e in logged(local, "eval.jsonl")} == {"vqascore", "imagereward"}
+    names = {e["reward"] for e in logged(local, "eval.jsonl")}
+    assert names == {"vqascore", "imagereward", "total"}
 
 
 def test_a_worker_gives_the_same_run(local, options, tmp_path):
