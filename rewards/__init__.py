@@ -15,7 +15,11 @@ A reward is a class with
   "fp16", "bf16") come from `reward.device` and `reward.dtype`, where it takes them.
 
 `reward.models` takes registered names, and "module:Class" or "path/to/file.py:Class" for any other;
-modules are also looked for in the working folder and beside train.sh.
+modules are also looked for in the working folder and beside train.sh. Any further name stands for
+the reward that "class" in its options says, so that one reward serves twice:
+
+    reward.models={"shapes": 1, "strict": 1}
+    reward.options={"strict": {"class": "shapes", "success": 0.9}}
 """
 
 import importlib
@@ -50,6 +54,7 @@ ORIGINALS = {
     "vqascore": "rewards.originals:OriginalVQAScore",
     "imagereward": "rewards.originals:OriginalImageReward",
 }
+ALIAS = "class"  # in the options of a name that stands for another; no keyword can be called so
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,19 +65,36 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor: ...
 
 
-def check_names(names: Iterable[str], registry: Mapping[str, str] = REGISTRY) -> None:
-    """Raise UserError for a name that is neither registered nor "module:Class"."""
+Options = Mapping[str, Mapping[str, Any]]  # keywords by reward
+
+
+def stands_for(name: str, options: Options | None) -> str:
+    """The reward, as REGISTRY or a path names it, that a name of reward.models stands for."""
+    return (options or {}).get(name, {}).get(ALIAS, name)
+
+
+def keywords(name: str, options: Options | None) -> dict[str, Any]:
+    """What its options give to a reward's constructor."""
+    return {k: v for k, v in (options or {}).get(name, {}).items() if k != ALIAS}
+
+
+def check_names(
+    names: Iterable[str], options: Options | None = None, registry: Mapping[str, str] = REGISTRY
+) -> None:
+    """Raise UserError for a name that is neither registered nor "module:Class", nor stands for such
+    a one."""
     for name in names:
-        if name not in registry and ":" not in name:
+        path = stands_for(name, options)
+        if type(path) is not str or (path not in registry and ":" not in path):
             raise UserError(
-                f"reward.models: unknown reward {name!r}: registered are {', '.join(registry)}; "
+                f"reward.models: unknown reward {path!r}: registered are {', '.join(registry)}; "
                 f"any other is given as 'module:Class' or 'path/to/file.py:Class'"
             )
 
 
 def load_rewards(
     names: Iterable[str],
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Options | None = None,
     *,
     device: str = "cpu",
     dtype: str = "fp32",
@@ -84,13 +106,14 @@ def load_rewards(
     before the first is made, and for errors in its own code.
     """
     names = list(names)
-    check_names(names, registry)
+    check_names(names, options, registry)
     chosen = {}
     for name in names:
-        made = reward_class(name, registry.get(name, name))
-        given = dict((options or {}).get(name, {}))
+        path = stands_for(name, options)
+        made = reward_class(name, registry.get(path, path))
+        given = keywords(name, options)
         takes = inspect.signature(made).parameters
-        shared = any(p.kind is p.VAR_KEYWORD for p in takes.values()) and name in registry
+        shared = any(p.kind is p.VAR_KEYWORD for p in takes.values()) and path in registry
         for key, value in (("device", device), ("dtype", dtype)):
             if key in takes or shared:
                 given.setdefault(key, value)
@@ -105,12 +128,17 @@ def load_rewards(
 
 def bound_options(name: str, made: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a reward's constructor, with its defaults where they are not given. Raises
-    UserError for those that it does not take, or lacks."""
+    UserError for those that it does not take, or lacks; of our own rewards also for those that go
+    through **settings to the class that they inherit from."""
     try:
         bound = inspect.signature(made).bind(**given)
     except TypeError as error:
         raise UserError(f"reward.options of {name!r}: {error}") from error
     bound.apply_defaults()
+    passed = [p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    if passed and made.__module__.startswith(f"{__name__}."):
+        of_whom = [base for base in made.__mro__ if "__init__" in vars(base)]
+        bound_options(name, of_whom[1], bound.arguments[passed[0]])
     return bound.arguments
 
 

@@ -72,7 +72,7 @@ def check_given(c: ConfigDict) -> None:
     if unused:
         raise UserError(f"options of {min(unused)!r}, which is not among the rewards {names}")
     original = r.backend == "original"
-    check_names(names, ORIGINALS if original else REGISTRY)
+    check_names(names, r.options.to_dict(), ORIGINALS if original else REGISTRY)
     if original and not (r.worker.python or r.worker.address):
         raise UserError(
             "reward.backend='original' needs the packages' own environment: make it by "

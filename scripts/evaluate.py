@@ -127,7 +127,7 @@ def main() -> None:
 
     from accelerate import Accelerator
 
-    from rewards import check_names, check_prompts
+    from rewards import check_prompts
     from rewards.scoring import rewards_of
     from srrl.assess.cells import Cell, Result, digest, finished, run_cell
     from srrl.assess.report import lines_of, text_table, write_report
@@ -139,8 +139,10 @@ def main() -> None:
     from srrl.run.tracking import Clock
 
     samplers = [parse_sampler(text) for text in wanted_samplers(args)]
-    check_names(args.rewards)
     models = models_of(args, overrides)
+    for c, _ in models.values():
+        for sampler in samplers:
+            sampler.check(c.sample.num_steps)
     config = scoring(args, models)
     prompts = prompts_of(args, config)
     baseline = tuple(args.baseline.split(maxsplit=1)) if args.baseline else None

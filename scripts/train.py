@@ -139,7 +139,8 @@ def main(argv: list[str]) -> None:
     check_same_run(folder, config)
     if config.pretrained.get("lora") and not newest(folder):
         start_file(config.pretrained.lora)
-    check_names(config.reward.models)  # before the device is looked at
+    # Before the device is looked at.
+    check_names(config.reward.models, config.reward.options.to_dict())
     log_with = None if config.tracker == "none" else config.tracker
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(

@@ -13,6 +13,7 @@ from srrl.models.policy import Policy
 from srrl.prompts import evenly
 from srrl.rollout import rollout, rollout_settings
 from srrl.run.distributed import gather_rows, local_range
+from srrl.run.image_statistics import Evaluated, measured, summary
 
 
 def evaluate(
@@ -23,9 +24,8 @@ def evaluate(
     accelerator: Accelerator,
     rounds: int,
     shown: Sequence[int] = (),
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Each reward's scores float32 [seeds * prompts] of the policy's images of so many rounds,
-    seeds outermost; and the first seed's images uint8 [n, 3, H, W] of the n prompts at `shown`.
+) -> Evaluated:
+    """The policy's images of so many rounds, of which those of the prompts at `shown` are kept.
 
     The prompts are eval.num_prompts evenly taken from the list, spread over the processes. Rounds
     reflect as in scripts/evaluate.py, whatever trains the policy. Does not count in policy.nfe.
@@ -61,18 +61,21 @@ def over_seeds(
     accelerator: Accelerator,
     shown: Sequence[int],
     size: tuple[int, int],
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> Evaluated:
     """What `evaluate` returns, of so many prompts, whose scores of these names and images of a
     size (H, W) `judge` gives for some of them, by index, and a seed."""
     local = list(local_range(accelerator, prompts))
     local_index = torch.tensor(local, dtype=torch.int64)
     by_seed: dict[str, list[Tensor]] = {name: [] for name in names}
-    first_images = None
+    rows, first_images = [], None
     for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
         scores = {name: torch.zeros(0) for name in names}
+        images = torch.zeros(0, 3, *size, dtype=torch.uint8)
         if local:
             scores, images = judge(local, seed)
             first_images = images if first_images is None else first_images
+        own = measured(images.cpu())
+        rows.append(gather_rows(accelerator, own, local_index, prompts))
         for name in names:
             by_seed[name].append(gather_rows(accelerator, scores[name], local_index, prompts))
     columns = [i for i, prompt in enumerate(shown) if prompt in local]
@@ -81,4 +84,5 @@ def over_seeds(
         pictures = torch.stack([first_images[local.index(shown[i])] for i in columns])
     index = torch.tensor(columns, dtype=torch.int64)
     pictures = gather_rows(accelerator, pictures, index, len(shown))
-    return {name: torch.cat(values) for name, values in by_seed.items()}, pictures
+    scores = {name: torch.cat(values) for name, values in by_seed.items()}
+    return Evaluated(scores, summary(torch.cat(rows), c.eval.seeds), pictures)

@@ -3,7 +3,6 @@ that costs."""
 
 from accelerate import Accelerator
 from ml_collections import ConfigDict
-from torch import Tensor
 
 from rewards import Reward, check_prompts
 from rewards.scoring import counts_of
@@ -13,6 +12,7 @@ from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
 from srrl.prompts import foreign_heldout, split_prompts, stage_prompts
 from srrl.run.checkpoint import growth
+from srrl.run.image_statistics import Evaluated
 from srrl.run.stages import StagedRun
 from srrl.run.tracking import Tracker
 
@@ -75,9 +75,7 @@ class ImageRun(StagedRun):
     def splits(self) -> dict[str, list[str]]:
         return self.prompts if self.config.eval.every else {}
 
-    def evaluate_split(
-        self, prompts: list[str], rounds: int, shown: list[int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate_split(self, prompts: list[str], rounds: int, shown: list[int]) -> Evaluated:
         given = self.trainee, self.rewards, prompts, self.config, self.accelerator
         return evaluate(*given, rounds, shown)
 

@@ -1,5 +1,6 @@
 """SRRL (arXiv 2505.22407), one trainer for every model: sample, score, select, update."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from ml_collections import ConfigDict
 
+from rewards import score_all
 from rewards.scoring import Scorer, rewards_of
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.batch import Batch, pairs_objective, shuffled_pairs
@@ -64,7 +66,7 @@ class Trainer(ImageRun):
             metrics,
             f"K {plan.rounds}  m {plan.trained_steps}  {mean_text(metrics)}",
             stage_records(scored, selected, prompts, self.config.branch.count),
-            partial(stage_images, self.accelerator, images, scored),
+            partial(self.pictures, images, scored, prompts),
         )
 
     def sample(self, plan: StagePlan, prompts: list[str]) -> Rollout:
@@ -116,6 +118,18 @@ class Trainer(ImageRun):
             local=local,
             details={k: v for k, v in details.items() if any(v)},
         )
+
+    def pictures(self, images: Images, scored: Scored, prompts: list[str], count: int) -> Images:
+        """Those of the first `count` prompts, and the scores of the reflecting rounds that are
+        shown; every process calls it or none."""
+        found = stage_images(self.accelerator, images, scored, count)
+        if not self.accelerator.is_main_process:
+            return found
+        n = min(count, self.config.pictures.prompts)
+        scores = [
+            score_all(self.rewards, of_round[:n], prompts[:n]) for of_round in found.reflected
+        ]
+        return replace(found, scores=scores)
 
     def is_judged(self, plan: StagePlan, rounds: torch.Tensor) -> torch.Tensor:
         """Which trajectories' images are scored, bool [N] for their rounds: all of them, or with

@@ -193,13 +193,47 @@ def until(task: Task, rounds: int = 3, threshold: float = 0.9) -> Tensor:
 SAMPLERS = {f.__name__: f for f in (plain, reflect, best, zigzag, until)}
 
 
+# Of a sampler's keywords the least and the most that they can be.
+RANGES = {
+    "steps": (1, 999),
+    "rounds": (1, 1000),
+    "n": (1, 1000),
+    "depth": (1, 999),
+    "guidance": (0, 100),
+    "denoise": (0, 100),
+    "inversion": (0, 100),
+    "eta": (0, 1),
+    "threshold": (-1e6, 1e6),
+}
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampler and its keywords; `text` is how it is named."""
 
     text: str
-    draw: Callable[[Task], Tensor]
-    weight: float  # about how many plain samplings it costs, for the time left
+    name: str
+    keywords: dict[str, int | float]
+
+    def draw(self, task: Task) -> Tensor:
+        return SAMPLERS[self.name](task, **self.keywords)
+
+    @property
+    def weight(self) -> float:
+        """About how many plain samplings it costs, for the time left."""
+        if self.name == "zigzag":
+            return 3.0
+        parameters = inspect.signature(SAMPLERS[self.name]).parameters
+        given = {key: p.default for key, p in parameters.items()} | self.keywords
+        return float(given.get("n", 2 * given.get("rounds", 1) - 1))
+
+    def check(self, num_steps: int) -> None:
+        """Raise UserError where it goes back more steps than there are, num_steps by the config."""
+        steps, back = self.keywords.get("steps", num_steps), self.keywords.get("depth", 0)
+        if self.name == "zigzag":  # whose steps are those that go back
+            steps, back = num_steps, self.keywords.get("steps", 0)
+        if back > steps:
+            raise UserError(f"sampler {self.text!r}: {back} of {steps} denoising steps: too many")
 
 
 def parse_sampler(text: str) -> Sampler:
@@ -208,20 +242,20 @@ def parse_sampler(text: str) -> Sampler:
     if name not in SAMPLERS:
         raise UserError(f"unknown sampler {name!r}: known are {', '.join(SAMPLERS)}")
     known = dict(list(inspect.signature(SAMPLERS[name]).parameters.items())[1:])
-    keywords = {}
+    keywords: dict[str, int | float] = {}
     for pair in filter(None, given.split(",")):
         key, _, value = pair.partition("=")
         if key not in known:
             raise UserError(f"sampler {text!r}: {name} takes {', '.join(known)}, not {key!r}")
+        if key in keywords:
+            raise UserError(f"sampler {text!r}: {key} is given twice")
         whole = "int" in str(known[key].annotation)
         try:
             keywords[key] = int(value) if whole else float(value)
         except ValueError:
             kind = "a whole number" if whole else "a number"
             raise UserError(f"sampler {text!r}: {key} must be {kind}, not {value!r}") from None
-        if keywords[key] < (1 if whole else 0):
-            raise UserError(f"sampler {text!r}: {key}={value} is too small")
-    defaults = {k: p.default for k, p in known.items()} | keywords
-    weight = float(defaults.get("n", 2 * defaults.get("rounds", 1) - 1))
-    weight = 3.0 if name == "zigzag" else weight
-    return Sampler(text, lambda task: SAMPLERS[name](task, **keywords), weight)
+        least, most = RANGES[key]
+        if not least <= keywords[key] <= most:
+            raise UserError(f"sampler {text!r}: {key}={value} is not from {least:g} to {most:g}")
+    return Sampler(text, name, keywords)

@@ -12,10 +12,13 @@ from ml_collections import ConfigDict
 from rewards import (
     ORIGINALS,
     REGISTRY,
+    Options,
     bound_options,
     check_prompts,
+    keywords,
     load_rewards,
     reward_class,
+    stands_for,
 )
 from rewards.api import APIScore
 from rewards.checker import Checker
@@ -48,35 +51,35 @@ def rewards(config: ConfigDict, offline: bool) -> Iterator[Row]:
         yield from attempted("reward worker", partial(worker, config))
     if r.worker.address:  # it has what it needs, or says so
         return
+    options = r.options.to_dict()
     for name in r.models:
-        options = r.options.to_dict().get(name, {})
         look = partial(original_reward if r.backend == "original" else reward, name, options)
         yield from attempted(f"reward {name}", partial(look, config, offline))
 
 
 def original_reward(
-    name: str, options: dict[str, Any], config: ConfigDict, offline: bool
+    name: str, options: Options, config: ConfigDict, offline: bool
 ) -> Iterator[Row]:
-    model = options.get("model", "its package's own")
-    yield Row(f"reward {name}", f"{ORIGINALS[name]}, {model}, which its package looks for")
+    model = keywords(name, options).get("model", "its package's own")
+    path = ORIGINALS[stands_for(name, options)]
+    yield Row(f"reward {name}", f"{path}, {model}, which its package looks for")
 
 
-def reward(name: str, options: dict[str, Any], config: ConfigDict, offline: bool) -> Iterator[Row]:
+def reward(name: str, options: Options, config: ConfigDict, offline: bool) -> Iterator[Row]:
     """Its class, its options, and the models that a registered one loads; of those that are
     embedded also whether they can judge the prompts."""
-    check, path = f"reward {name}", REGISTRY.get(name, name)
-    made = reward_class(name, path)
-    given = bound_options(name, made, options)
+    check, meant = f"reward {name}", stands_for(name, options)
+    made = reward_class(name, REGISTRY.get(meant, meant))
+    given = bound_options(name, made, keywords(name, options))
     if issubclass(made, APIScore):
         yield from api(check, made, given)
     elif issubclass(made, NetworkReward):
-        bound_options(name, NetworkReward, given["settings"])
         yield from network(check, made, given, offline)
     elif issubclass(made, Checker | SGIoU) and given["model"] != EXACT:
         yield from placed(check, given["model"], find_vlm, offline, f"{name}: model")
     else:
-        for split, lines in texts(config).items() if name in EMBEDDED else ():
-            check_prompts(load_rewards([name], {name: options}), lines, config.prompts[split])
+        for split, lines in texts(config).items() if meant in EMBEDDED else ():
+            check_prompts(load_rewards([name], options), lines, config.prompts[split])
         yield Row(check, f"{made.__module__}:{made.__qualname__}")
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rewards import keywords, stands_for
 from rewards.blank import BlankReward, blank_reward
 from srrl.batch import Batch, pairs_objective
 from srrl.config import resolve
@@ -60,10 +61,10 @@ class Imagined:
         make_trainable(pipe.unet, c)
         self.rewards: dict[str, BlankReward] = {}
         self.uncounted: list[str] = []  # rewards of unknown architecture
+        options, kind = c.reward.options.to_dict(), c.reward.dtype if cuda else "fp32"
         for name in c.reward.models:
-            options, kind = c.reward.options.get(name, {}), c.reward.dtype if cuda else "fp32"
             try:
-                reward = blank_reward(name, options, kind)
+                reward = blank_reward(stands_for(name, options), keywords(name, options), kind)
             except LookupError:
                 self.uncounted.append(name)
             else:

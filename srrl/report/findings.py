@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from srrl.report.gather import Run, number
 from srrl.report.scores import difference, evaluations
+from srrl.run.image_statistics import drifted
 
 LOOKED_AT = (
     "constant rewards, stages that selected nothing, the ratio before a stage's first update, "
     "numbers that are not finite, held-out scores that fall while the trained ones rise, updates "
-    "left out, and lines or pictures that are missing"
+    "left out, evaluated pictures that no longer look like the first ones, and lines or pictures "
+    "that are missing"
 )
 FIRST = "ratio/first_max_dev"
 NEAR = 0.1  # of the deviation at which a run stops
@@ -18,7 +20,8 @@ NEAR = 0.1  # of the deviation at which a run stops
 
 def findings(run: Run) -> list[str]:
     """The warnings, a sentence each."""
-    return [*_rewards(run), *_updates(run), *_numbers(run), *_overfitting(run), *_files(run)]
+    found = [*_rewards(run), *_updates(run), *_numbers(run), *_overfitting(run)]
+    return [*found, *_pictures(run), *_files(run)]
 
 
 def _rewards(run: Run) -> Iterator[str]:
@@ -93,6 +96,11 @@ def _overfitting(run: Run) -> Iterator[str]:
                 f"{best.stage} to {last.stage}, while those of train prompts rose by "
                 f"{rose.mean:.3f}: it may fit what it is trained on."
             )
+
+
+def _pictures(run: Run) -> Iterator[str]:
+    if said := drifted(run.evals):
+        yield f"{said[0].upper()}{said[1:]}: look at them, for a reward may be fooled."
 
 
 def _files(run: Run) -> Iterator[str]:

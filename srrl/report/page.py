@@ -63,7 +63,7 @@ def single(runs: Sequence[Run]) -> str:
             "facts": list(facts(run)),
             "findings": findings(run),
             "scores": scores(run),
-            "evaluations": panels.evaluation_charts(run),
+            "evaluations": panels.evaluation_charts(run) + panels.look_charts(run),
             "training": panels.training_charts(run),
             "time": panels.time_charts(run),
             "costs": costs(run),

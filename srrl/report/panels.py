@@ -1,11 +1,14 @@
 """Which charts a page has: of evaluations, of training and of time; of a run, or of several."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from srrl.report.charts import Chart, Line
 from srrl.report.gather import Run
 from srrl.report.scores import Evaluation, Key, evaluations
+from srrl.run.image_statistics import MEASURES as MEASURES_OF_IMAGES
+from srrl.run.image_statistics import summary_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,22 @@ def evaluation_charts(run: Run) -> list[Chart]:
         )
         for reward, rounds in kinds
     ]
+
+
+def look_charts(run: Run) -> list[Chart]:
+    """How the evaluated pictures look: a chart for each measure, a line for each split and K."""
+    found: dict[tuple, dict[int, dict[str, float]]] = {}
+    for line in run.evals:
+        means = {name: mean for name, (mean, _) in summary_of(line).items()}
+        found.setdefault((line["split"], line["rounds"]), {})[line["stage"]] = means
+    charts = []
+    for name, title in MEASURES_OF_IMAGES.items():
+        lines = [
+            Line(f"{split}, K = {k}", [*stages], [m.get(name, math.nan) for m in stages.values()])
+            for (split, k), stages in found.items()
+        ]
+        charts.append(Chart(f"Evaluated pictures: {title}", lines))
+    return [chart for chart in charts if chart.seen]
 
 
 def evaluated(label: str, some: Sequence[Evaluation]) -> Line:

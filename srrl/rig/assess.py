@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from rewards import REGISTRY, Reward, reward_class, score_all
+from rewards import REGISTRY, Reward, reward_class, score_all, stands_for
 from srrl.rig.graphs import SceneGraph, similarities
 from srrl.rig.loop import Trail
 from srrl.rig.seeing import Seer, within
@@ -81,11 +81,13 @@ def compared(name: str, graph: SceneGraph, truth: SceneGraph) -> dict[str, float
 def judged_by(c: ConfigDict, model: str) -> list[str]:
     """The judges whose model is the checker's."""
     found = []
+    options = c.reward.options.to_dict()
     for name in c.reward.models:
-        path = REGISTRY.get(name, name)
+        path = stands_for(name, options)
+        path = REGISTRY.get(path, path)
         takes = inspect.signature(reward_class(name, path)).parameters
         own = takes["model"].default if "model" in takes else None
-        if c.reward.options.to_dict().get(name, {}).get("model", own) == model:
+        if options.get(name, {}).get("model", own) == model:
             found.append(name)
     return found
 

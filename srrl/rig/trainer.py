@@ -28,6 +28,7 @@ from srrl.rig.walk import States, Tried, of, true_shares, walk
 from srrl.rig.wishes import Wish, split_wishes
 from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, gather_rows, local_range
+from srrl.run.image_statistics import Evaluated
 from srrl.run.pictures import Row
 from srrl.run.stages import Outcome, StagedRun
 from srrl.run.statistics import by_prompt
@@ -182,9 +183,7 @@ class PhaseRun(StagedRun):
             self.tracker.say(cut)
 
     @torch.no_grad()
-    def evaluate_split(
-        self, prompts: list[Wish], rounds: int, shown: list[int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate_split(self, prompts: list[Wish], rounds: int, shown: list[int]) -> Evaluated:
         """Shares of the requirements after so many rounds of the loop: by the checker, in truth
         where it can be read; and the judges' scores."""
         c, parts = self.config, self.parts
@@ -209,12 +208,13 @@ class PhaseRun(StagedRun):
         self.trainee.nfe = counted
         return found
 
-    def log_evaluation(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
-        super().log_evaluation(split, rounds, reward, values)
+    def log_evaluation(self, split: str, rounds: int, reward: str, found: Evaluated) -> None:
+        super().log_evaluation(split, rounds, reward, found)
         if split == self.watched and rounds == max(self.config.eval.rounds):
-            e, stage = self.config.eval, self.progress.stage
+            e, values = self.config.eval, found.scores[reward]
             judged = [split, rounds, e.seeds, e.first_seed, len(values)]
-            line = {"stage": stage, "of": judged, "means": by_prompt(values, e.seeds).tolist()}
+            means = by_prompt(values, e.seeds).tolist()
+            line = {"stage": self.progress.stage, "of": judged, "means": means}
             self.history.setdefault(reward, []).append(line)
 
     @property

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,12 @@ class Images:
 
     sampled    uint8 [n, 3, H, W], in the order of the stage's lines in samples.jsonl
     reflected  for each reflecting round uint8 [P, 3, H, W]
+    scores     and its scores by each reward, float32 [P] or fewer; only the main process has them
     """
 
     sampled: Tensor
     reflected: list[Tensor]
+    scores: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 def short_name(reward: str) -> str:
@@ -143,17 +145,18 @@ def sample_rows(
     """Rows for the first `count` prompts: a prompt's reflected rounds, then its branches, a row for
     each round that was sampled. Prompts of a single branch and round stand side by side.
 
-    lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed.
+    lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed, and
+    those that were trained on say their advantage A.
     """
     lines = [{**x, "scores": with_total(x["scores"] or {}, weights)} for x in lines]
     shown = [i for i, line in enumerate(lines) if line["slot"] < count]
     rounds = sorted({lines[i]["round"] for i in shown})
     if len(shown) == min(count, lines[-1]["slot"] + 1) and not images.reflected:
         own = [lines[i] for i in shown]
-        names = [f"prompt {line['slot'] + 1}" for line in own]
+        names = [f"prompt {line['slot'] + 1}{trained(line)}" for line in own]
         scores, prompts = ([line[key] for line in own] for key in ("scores", "prompt"))
         return side_by_side(list(images.sampled[: len(own)]), names, scores, prompts)
-    rows = []
+    rows, with_totals = [], [with_total(scores, weights) for scores in images.scores]
     for slot in range(min(count, lines[-1]["slot"] + 1)):
         for k in rounds:
             places = [i for i in shown if (lines[i]["slot"], lines[i]["round"]) == (slot, k)]
@@ -161,9 +164,12 @@ def sample_rows(
             totals = [
                 sum(s.get(name, 0) * weight for name, weight in weights.items()) for s in scores
             ]
-            captions = [f"round {n}" for n in range(1, len(images.reflected) + 1)]
+            captions = [
+                labelled(f"round {n}", {name: v[slot].item() for name, v in of_round.items()})
+                for n, of_round in enumerate(with_totals, 1)
+            ]
             captions += [
-                labelled(f"branch {lines[i]['branch'] + 1}", s)
+                labelled(f"branch {lines[i]['branch'] + 1}{trained(lines[i])}", s)
                 for i, s in zip(places, scores, strict=True)
             ]
             pictures = [of_round[slot] for of_round in images.reflected]
@@ -172,6 +178,11 @@ def sample_rows(
             title = lines[places[0]]["prompt"] + (f", round {k}" if len(rounds) > 1 else "")
             rows.append(Row(title, pictures, captions, best))
     return rows
+
+
+def trained(line: dict[str, Any]) -> str:
+    """The advantage of a line of samples.jsonl that was trained on; "" of another."""
+    return f", A {line['advantage']:+.1f}" if line["selected"] else ""
 
 
 def side_by_side(

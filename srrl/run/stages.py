@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from ml_collections import ConfigDict
-from torch import Tensor
 
 from srrl.advantages import with_total
 from srrl.curriculum import evaluated_stages, shows_pictures
@@ -24,6 +23,7 @@ from srrl.run import checkpoint
 from srrl.run.curves import Panel
 from srrl.run.distributed import all_sum, differing, since
 from srrl.run.folder import check_space
+from srrl.run.image_statistics import Evaluated
 from srrl.run.meter import Meter
 from srrl.run.pictures import Images, Row, sample_rows
 from srrl.run.recovery import go_on_from
@@ -116,12 +116,8 @@ class StagedRun(ABC):
         """The prompts that the trainee is evaluated on, by split."""
         return {}
 
-    def evaluate_split(
-        self, prompts: list[str], rounds: int, shown: list[int]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Each reward's scores [n] of pictures of so many rounds at fixed seeds, and the pictures
-        uint8 [len(shown), 3, H, W] of some of the prompts at the first of them. A method whose
-        `splits` gives any has it."""
+    def evaluate_split(self, prompts: list[str], rounds: int, shown: list[int]) -> Evaluated:
+        """Pictures of so many rounds at fixed seeds. A method whose `splits` gives any has it."""
         raise NotImplementedError
 
     def stage_work(self, stage: int, selected: int | None = None) -> float:
@@ -205,7 +201,7 @@ class StagedRun(ABC):
         if shown:
             weights = self.config.reward.models.to_dict()
             rows = sample_rows(records, images, weights, shown)
-            self.tracker.page(done, rows, f"stage {done}")
+            self.tracker.page(done, rows, f"stage {done} (A: advantages that were trained on)")
 
     def evaluate(self) -> None:
         """Log the scores of every split's fixed prompts and seeds."""
@@ -217,16 +213,19 @@ class StagedRun(ABC):
             for rounds in c.eval.rounds:
                 work = self.evaluation_work(prompts) / len(c.eval.rounds)
                 with self.metered(f"evaluation, {split}, K {rounds}", work):
-                    scores, images = self.evaluate_split(prompts, rounds, list(shown[split]))
-                for name, values in with_total(scores, c.reward.models.to_dict()).items():
-                    self.log_evaluation(split, rounds, name, values)
-                self.tracker.fixed(self.progress.stage, split, rounds, images)
+                    found = self.evaluate_split(prompts, rounds, list(shown[split]))
+                scores = with_total(found.scores, c.reward.models.to_dict())
+                for name in scores:
+                    self.log_evaluation(split, rounds, name, replace(found, scores=scores))
+                self.tracker.fixed(self.progress.stage, split, rounds, found)
             self.clock.advance(self.evaluation_work(prompts))
+        self.tracker.drift()
         for rounds in c.eval.rounds:
             self.tracker.progress(rounds, shown)
 
-    def log_evaluation(self, split: str, rounds: int, reward: str, values: Tensor) -> None:
-        """Log a split's scores [n] by a reward."""
+    def log_evaluation(self, split: str, rounds: int, reward: str, found: Evaluated) -> None:
+        """Log a split's scores by a reward, and how its pictures look."""
+        values = found.scores[reward]
         mean = values.double().mean().item()
         self.tracker.evaluation(
             {
@@ -238,6 +237,7 @@ class StagedRun(ABC):
                 "seeds": self.config.eval.seeds,
                 "first_seed": self.config.eval.first_seed,
                 "mean": mean,
+                "pictures": found.pictures,
                 "scores": [round(v, 6) for v in values.tolist()],
             }
         )

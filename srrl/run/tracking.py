@@ -22,6 +22,7 @@ from srrl.run.best import best, latest
 from srrl.run.checkpoint import cut_log, write_atomic
 from srrl.run.curves import Panel, curves
 from srrl.run.folder import LOGS, read_lines
+from srrl.run.image_statistics import Evaluated, drifted
 from srrl.run.statistics import by_prompt, format_difference
 
 SERVER_S = 5  # for wandb's server to answer
@@ -102,12 +103,21 @@ class Tracker:
 
             self._send(show)
 
-    def fixed(self, stage: int, split: str, rounds: int, images: Tensor) -> None:
-        """Keep an evaluation's pictures uint8 [n, 3, H, W], in samples/fixed/."""
+    def fixed(self, stage: int, split: str, rounds: int, found: Evaluated) -> None:
+        """Keep an evaluation's pictures in samples/fixed/, and send how all of them look to the
+        trackers."""
         if self.active:
+            name = f"eval/{split}/pictures{f'/K{rounds}' if rounds > 1 else ''}"
+            values = {f"{name}/{measure}": mean for measure, (mean, _) in found.pictures.items()}
+            self._send(lambda tracker: self._log(tracker, values, stage))
             file = self.folder / "samples/fixed" / f"{split}_K{rounds}" / f"stage_{stage:04d}.png"
             with self.drawn(file, "an evaluation's pictures"):
-                pictures.save_fixed(images, file)
+                pictures.save_fixed(found.shown, file)
+
+    def drift(self) -> None:
+        """Warn where the last evaluation's pictures no longer look like the first one's."""
+        if self.active and (said := drifted(read_lines(self.folder / "eval.jsonl"))):
+            self.say(f"  warning: {said}")
 
     def progress(self, rounds: int, shown: dict[str, dict[int, str]]) -> None:
         """Draw progress_KN.png: prompts (place among the judged ones, and text) by stages."""

@@ -44,6 +44,8 @@ class Costly:
     [
         ("Nothing", {}, "has no 'Nothing'"),
         ("Brightness", {"kind": 1}, "reward.options of .*Brightness'"),
+        ("Brightness", {"class": "vqascore", "modle": "random"}, "argument 'modle'"),
+        ("Brightness", {"class": 3}, "unknown reward 3"),
     ],
 )
 def test_a_mistake_in_the_second_is_found_before_the_first_is_made(second, options, said):
@@ -55,6 +57,16 @@ def test_a_mistake_in_the_second_is_found_before_the_first_is_made(second, optio
     load_rewards(names[:1])
     assert sys.modules[here].Costly.made == 1
     sys.modules[here].Costly.made = 0
+
+
+def test_a_reward_serves_twice_by_another_name():
+    options = {"bright": {"class": "tests.rewards.test_registry:Returning", "values": [1, 2]}}
+    options["dark"] = {**options["bright"], "values": [-1, -2]}
+    scores = score_all(load_rewards(options, options), IMAGES, PROMPTS)
+    assert {name: values.tolist() for name, values in scores.items()} == {
+        "bright": [1, 2],
+        "dark": [-1, -2],
+    }
 
 
 def test_scores_come_back_as_float32_for_each_reward():

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from rewards import load_rewards
+from rewards import load_rewards, score_all
 from srrl.budget import evaluation_cost
 from srrl.config import load_config
 from srrl.curriculum import StagePlan
@@ -20,6 +20,7 @@ from srrl.records import Scored, tied
 from srrl.rollout import Rollout, rollout, rollout_settings
 from srrl.run.best import best
 from srrl.run.folder import read_lines
+from srrl.run.pictures import Images
 from srrl.run.tracking import Tracker
 from srrl.trainer import Trainer, check_processes
 from tests.conftest import PRESET, PROMPTS, load_policy, randomise_lora, small_run
@@ -439,6 +440,24 @@ def test_one_rollout_is_alive_at_a_time_and_none_while_the_policy_is_updated(tmp
     assert len(seen) == 2 and living() == 0
     assert alive["sample"] == [0, 0] and alive["update"] == [0, 0]
     assert set(alive["evaluate"]) == {0}
+
+
+def test_pictures_of_reflecting_rounds_are_shown_with_their_scores(tmp_path):
+    trainer = make_trainer(tmp_path, "--config.pictures.every=1")
+    plan = StagePlan(0, 3, 4)
+    prompts = trainer.draw_prompts(plan)
+    samples = trainer.sample(plan, prompts)
+    scored, images = (
+        trainer.score(plan, samples, prompts),
+        Images(samples.images, samples.reflected),
+    )
+    found = trainer.pictures(images, scored, prompts, 2)
+    assert len(found.scores) == len(found.reflected) == 2
+    for scores, pictures in zip(found.scores, found.reflected, strict=True):
+        expected = score_all(trainer.rewards, pictures, prompts[:2])
+        assert {k: v.tolist() for k, v in scores.items()} == {
+            k: v.tolist() for k, v in expected.items()
+        }
 
 
 def test_the_parts_of_a_rollout_are_freed_as_they_are_joined(policy):

@@ -164,7 +164,10 @@ def test_zigzag_is_the_paper_step_by_step(sd):
         ("magic", "known are plain, reflect, best, zigzag, until"),
         ("best:k=3", "best takes n, not 'k'"),
         ("best:n=many", "n must be a whole number"),
-        ("best:n=0", "n=0 is too small"),
+        ("best:n=0", "n=0 is not from 1 to 1000"),
+        ("reflect:eta=3", "eta=3 is not from 0 to 1"),
+        ("plain:guidance=nan", "guidance=nan is not from 0 to 100"),
+        ("reflect:rounds=2,rounds=3", "rounds is given twice"),
         ("plain:guidance=x", "guidance must be a number"),
     ],
 )
@@ -172,3 +175,18 @@ def test_a_wrong_name_is_one_line(text, said):
     with pytest.raises(UserError, match=said):
         parse_sampler(text)
     assert set(SAMPLERS) == {"plain", "reflect", "best", "zigzag", "until"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("reflect:depth=11", "11 of 10 denoising steps"),
+        ("reflect:depth=7,steps=6", "7 of 6 denoising steps"),
+        ("zigzag:steps=11", "11 of 10 denoising steps"),
+    ],
+)
+def test_more_steps_back_than_there_are_are_refused(text, said):
+    for fits in ("reflect:depth=10", "reflect:depth=7,steps=20", "plain:steps=50", "zigzag"):
+        parse_sampler(fits).check(10)
+    with pytest.raises(UserError, match=said):
+        parse_sampler(text).check(10)

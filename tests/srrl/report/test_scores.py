@@ -10,6 +10,7 @@ import torch
 from srrl.config import flatten, load_config
 from srrl.report.findings import findings, listed
 from srrl.report.gather import Run, read_runs
+from srrl.report.panels import look_charts
 from srrl.report.presets import changes, differing
 from srrl.report.scores import compared, scores, table_lines
 from srrl.run.statistics import half_width
@@ -154,6 +155,18 @@ def test_held_out_falling_while_train_rises_is_a_warning(tmp_path):
     noisy = [eval_line(0, "heldout", [0.5, 0.6, 0.1]), eval_line(3, "heldout", [0.2, 0.2, 0.6])]
     lines(folder / "eval.jsonl", [*both, *noisy])
     assert findings(read(folder)) == []
+
+
+def test_pictures_that_no_longer_look_like_the_first_ones_are_a_warning(tmp_path):
+    looks = [{"dark": [0.1, 0.05]}, {"dark": [0.8, 0.05]}]
+    evals = [eval_line(n, "train", [0.5, 0.6], pictures=look) for n, look in enumerate(looks)]
+    folder = write_run(tmp_path / "run")
+    lines(folder / "eval.jsonl", evals)
+    run = read(folder)
+    assert any("dark pixels 0.10 to 0.80 (train, K 1)" in text for text in findings(run))
+    assert [chart.told for chart in look_charts(run)] == [
+        "Evaluated pictures: dark pixels. train, K = 1: 0.1 at stage 0, 0.8 at 1."
+    ]
 
 
 def test_missing_pictures_and_torn_lines_are_warnings(tmp_path):

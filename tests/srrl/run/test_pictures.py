@@ -67,6 +67,8 @@ def lines_of(prompts: int, branches: int, rounds: tuple[int, ...]) -> list[dict]
             "branch": b,
             "round": k,
             "scores": {"good": b / 10, "my/file.py:Other": 1 - k / 10},
+            "advantage": 0.5 - b,
+            "selected": b == 1,
         }
         for p in range(prompts)
         for b in range(branches)
@@ -107,6 +109,11 @@ def test_no_text_is_wider_than_its_place():
 def test_a_reflecting_rounds_pictures_come_first():
     lines = lines_of(2, 2, (2,))
     reflected = [torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)]
-    images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), reflected)
-    (first, _) = sample_rows(lines, images, {"good": 1.0}, 2)
-    assert first.captions[0] == "round 1" and first.images[0].max() == 9 and first.best == 2
+    scores = [{"good": torch.tensor([0.25, 0.5])}]
+    images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), reflected, scores)
+    (first, second) = sample_rows(lines, images, {"good": 1.0}, 2)
+    assert first.captions[0] == "round 1: good 0.25" and second.captions[0] == "round 1: good 0.50"
+    assert first.images[0].max() == 9 and first.best == 2
+    # What was trained on says its advantage.
+    titles = [caption.partition("\n")[0] for caption in first.captions[1:]]
+    assert titles == ["branch 1", "branch 2, A -0.5"]

@@ -15,6 +15,7 @@ from PIL import Image
 from scripts.train import start_tracker
 from srrl.config import load_config
 from srrl.run.folder import LOGS, read_lines
+from srrl.run.image_statistics import Evaluated
 from srrl.run.pictures import Row
 from srrl.run.tracking import Tracker, to_json
 from tests.conftest import PRESET
@@ -132,7 +133,8 @@ def test_a_picture_that_cannot_be_drawn_is_said_once(fault, tmp_path, capsys, mo
     tracker.evaluation(line | {"seeds": 1, "first_seed": 0, "scores": [1.0]})
     for _ in range(2):
         tracker.page(1, [Row("a", [torch.zeros(3, 8, 8, dtype=torch.uint8)], ["b"])], "c")
-        tracker.fixed(1, "train", 1, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        shown = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        tracker.fixed(1, "train", 1, Evaluated({}, {}, shown))
         tracker.progress(1, {})
         tracker.curves()
         tracker.summary()
