@@ -1,20 +1,18 @@
 """scripts/study.py on two small arms: stopped, gone on with, and its document."""
 
 import json
-import os
 import shutil
 import signal
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 
 from scripts import study as driver
 from srrl.assess.arms import expected, runs_of
-from srrl.config import REPOSITORY, load_study
+from srrl.config import load_study
 from srrl.errors import UserError
-from tests.slow.commands import run, warm_run
+from tests.slow.commands import run, warm_pool
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +21,7 @@ pytestmark = pytest.mark.slow
 def study(monkeypatch, capsys):
     """scripts/study.py in this process; its commands are processes that have imported already.
     Gives what it prints."""
-    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-
-    def command(pool: driver.Pool, command: list[str], log: Path) -> int:
-        done = warm_run(command, given, REPOSITORY, 3600)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout + done.stderr)
-        return done.returncode
+    warm_pool(monkeypatch)
 
     def main(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
@@ -38,7 +30,6 @@ def study(monkeypatch, capsys):
         signal.signal(signal.SIGTERM, handler)
         return capsys.readouterr().out
 
-    monkeypatch.setattr(driver.Pool, "command", command)
     return main
 
 
