@@ -7,8 +7,8 @@
     python scripts/study.py --report                           only write what there is so far
 
 Runs are processes of their own, resumable, several at once; the same command goes on where it was
-stopped. Arms, seeds and budgets are in config/study.py. A line of each finished run is kept beside
-the document (docs/study.jsonl), so that the runs themselves may go: the tables are made from it.
+stopped. Arms, seeds and budgets are in config/study.py. What the tables are made of is kept beside
+the document (docs/study.csv; of RL-RIG docs/rig.jsonl), so that the runs themselves may go.
 """
 
 import argparse
