@@ -7,9 +7,10 @@
 Takes train.py's --config flags; those with several values, between commas, are varied. Lists and
 JSON objects stand between commas as they are, [1],[1,2], and a text with a comma in it is quoted,
 '"a,b.json",c.json'. --dry-run prints the commands and what they take. Runs are processes of their
-own in runs/NAME, several at once; the same command goes on where it was stopped, and with more
-values trains only what is new. The table has the mean of each combination over its seeds and the
-differences from the first one; the page beside the runs (report.html) has every run.
+own in runs/NAME, --parallel at once, all on the first GPU where there is one; the same command goes
+on where it was stopped, and with more values trains only what is new. The table has the mean of
+each combination over its seeds and the differences from the first one; the page beside the runs
+(report.html) has every run.
 """
 
 import argparse
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> None:
     failed = run_all(jobs, pool, folder)
     print(table([trial.folder for trial in some], folder))
     refuse(failed, jobs)
+    if left := sum(bool(trial.todo()) for trial in some):
+        print(f"{left} of {len(some)} runs are not finished: the same command goes on with them")
 
 
 def bill(some: Sequence[Trial]) -> str:

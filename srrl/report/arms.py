@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from srrl.report.gather import Run
 from srrl.report.presets import NAMES, differing
 
+MOST_KEYS = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Arm:
@@ -16,8 +18,15 @@ class Arm:
     values: dict[str, str]
 
     @property
+    def shown(self) -> dict[str, str]:
+        """What it is told apart by: its values, or its first run where they are none or too many to
+        be read."""
+        few = 0 < len(self.values) <= MOST_KEYS
+        return self.values if few else {"run": self.runs[0].title}
+
+    @property
     def title(self) -> str:
-        return ", ".join(self.values.values()) or self.runs[0].title
+        return ", ".join(self.shown.values())
 
 
 def arms_of(runs: Sequence[Run]) -> list[Arm]:

@@ -15,8 +15,7 @@ def arm_table(runs: Sequence[Run]) -> list[list[str]]:
     table = arm_scores(runs)
     if not table:
         return []
-    keys = list(table[0].arm.values) or ["run"]
-    first = table[0].arm.title
+    keys, first = list(table[0].arm.shown), table[0].arm.title
     heads = ("runs", "stage", "mean", "by seed", f"less {first}", "by seed", "95% over prompts")
     return [["judged", *keys, *heads], *(_row(score) for score in table)]
 
@@ -25,7 +24,7 @@ def _row(score: ArmScore) -> list[str]:
     (split, reward, rounds), gained = score.key, score.gained
     return [
         f"{split}, {reward}, K = {rounds}",
-        *(score.arm.values.values() or [score.arm.title]),
+        *score.arm.shown.values(),
         str(len(score.values)),
         _stages(score.stages),
         _number(_mean(score.values)),

@@ -31,6 +31,9 @@ def test_two_rates_at_two_seeds_from_one_command_to_the_table(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
     warm_pool(monkeypatch)
+    sweep.main(command(tmp_path, "--budget-minutes", "1e-9"))
+    said = capsys.readouterr().out
+    assert "no table yet: 0 of 4" in said and "4 of 4 runs are not finished: the same" in said
     sweep.main(command(tmp_path))
     said = capsys.readouterr().out
     assert "4 runs, 0 done, 1 at once" in said and said.count(": done  ETA") == 4

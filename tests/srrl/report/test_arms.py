@@ -10,6 +10,7 @@ from srrl.report.arms import arms_of
 from srrl.report.gather import Run, read_runs
 from srrl.report.page import write_report
 from srrl.report.scores import arm_scores, compared
+from srrl.report.tables import arm_table
 from srrl.run.statistics import half_width
 from tests.conftest import PROMPTS
 from tests.srrl.report.folders import eval_line, lines, write_run
@@ -58,6 +59,14 @@ def test_runs_that_differ_only_in_their_seed_are_one_arm(tmp_path):
         {"train.learning_rate": "0.0001"},
         {"train.learning_rate": "0.0003"},
     ]
+
+
+def test_arms_that_differ_in_many_keys_are_told_apart_by_their_runs(tmp_path):
+    runs = swept(tmp_path, (300,))
+    flags = ["lora.rank=8", "branch.count=4", "sample.eta=0.5", "train.clip_range=0.2", "seed=300"]
+    runs += read_runs(write_run(tmp_path / "other", *(f"--config.{flag}" for flag in flags)))
+    assert arm_table(runs)[0][:2] == ["judged", "run"]
+    assert {row[1] for row in arm_table(runs)[1:]} == {"1e-4_300", "3e-4_300", "other"}
 
 
 def test_a_run_whose_config_is_lost_is_an_arm_by_itself(tmp_path):
