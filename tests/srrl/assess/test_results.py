@@ -198,6 +198,12 @@ def test_an_arm_that_was_chosen_later_is_marked_and_said_under_its_tables(study)
     assert "[1]" not in tables(study)
 
 
+def test_further_ways_to_sample_stay_where_they_are_kept_only(study):
+    text = tables(study)
+    shutil.rmtree(runs_of(study)[0].folder / "test_time")
+    assert "`best:n=3`" in text and tables(study) == text
+
+
 def test_a_new_run_replaces_its_line_and_the_other_arms_stay(study, tmp_path):
     before = tables(study)
     shutil.rmtree(study.output_dir)
