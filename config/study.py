@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 def tiny() -> ConfigDict:
     c = ConfigDict()
     # Runs and evaluations are below it. In the document the tables between the marks of this name,
-    # of these splits ("heldout", "train" or "all"), and its plots are written anew. NAME.jsonl
-    # beside the document keeps a line of each run, and the tables are made from it.
+    # of these splits ("heldout", "train" or "all"), and its plots are written anew. NAME.csv
+    # beside the document keeps what is made of each run, and the tables are made from it.
     c.name, c.output_dir = "study", "runs/study"
     c.report, c.splits = "docs/RESULTS.md", ("heldout", "train")
     # What all arms share: a preset of config/stage_process.py and values over it.
@@ -30,6 +30,8 @@ def tiny() -> ConfigDict:
     c.reference, c.stages = "K1", 16
     # K of "growing" arms goes up to this, in stages of equal number.
     c.max_rounds = 3
+    # What each arm is called in the tables, its preset and its values over it. "chosen" says how it
+    # was where that was not before any run, and marks it there.
     extremes = "select.mode=extremes"
     c.arms = {
         "K1": {"label": "K = 1 (B2-DiffuRL)", "preset": "b2diffurl", "values": ()},
@@ -37,6 +39,7 @@ def tiny() -> ConfigDict:
             "label": "K = 1, every sample trained",
             "preset": "",
             "values": ("reflect.rounds=1", "select.mode=all"),
+            "chosen": "later by no score, as the control of K = 3 with every sample trained",
         },
         "ddpo": {"label": "DDPO", "preset": "ddpo", "values": ()},
         "K2": {"label": "SRRL, K = 2", "preset": "", "values": ("reflect.rounds=2", extremes)},
@@ -45,6 +48,7 @@ def tiny() -> ConfigDict:
             "label": "SRRL, K = 3, every sample trained",
             "preset": "",
             "values": ("reflect.rounds=3", "select.mode=all"),
+            "chosen": "after a look at seed 300",
         },
         "grow": {"label": "SRRL, K grows", "preset": "", "values": (extremes,)},
         "all2": {

@@ -11,6 +11,7 @@ A reward is a class with
 - check_prompts(prompts), if it can only score some: raises ValueError for the others.
 - details, if it has more to say: after `score`, a list of B things that JSON can hold, which go
   into samples.jsonl.
+- right, an attribute of the class, if it can say so: the score from which a picture is right.
 - Its constructor's keywords come from `reward.options`. `device` (as "cuda:0") and `dtype` ("fp32",
   "fp16", "bf16") come from `reward.device` and `reward.dtype`, where it takes them.
 

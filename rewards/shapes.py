@@ -58,7 +58,10 @@ class ShapesVerifier:
 
     outline: the IoU with the named shape from which an outline counts, and at which it is full.
     success: if given, the score is 1 from this one on and 0 below: a reward that says only whether.
+    right: a picture is right from this score on; with `success`, those are right that it says are.
     """
+
+    right = 0.9
 
     def __init__(self, outline: Sequence[float] = OUTLINE, success: float | None = None):
         self.outline, self.success = outline, success

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from srrl.curriculum import StagePlan, plan_for, shows_pictures
+from srrl.curriculum import StagePlan, evaluated_stages, plan_for, shows_pictures
+from srrl.prompts import split_prompts
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,28 @@ def expected_selected(c: ConfigDict, cost: StageCost) -> int:
     """A guess of the trajectories that a stage selects: at most two in a group, usually fewer."""
     share = 1.0 if c.select.mode == "all" else min(1.0, 1.5 / c.branch.count)
     return round(cost.images * share)
+
+
+def run_images(c: ConfigDict) -> int:
+    """The scored images of a run's stages."""
+    return sum(stage_cost(c, plan_for(c, n)).images for n in range(c.stages.total))
+
+
+def run_evaluations(c: ConfigDict) -> int:
+    """Network evaluations of training a run, as far as known before it has selected."""
+    costs = [stage_cost(c, plan_for(c, n)) for n in range(c.stages.total)]
+    return sum(
+        cost.reflect
+        + cost.sample
+        + cost.update_per_pass * trained_passes(c, expected_selected(c, cost))
+        for cost in costs
+    )
+
+
+def judging_evaluations(c: ConfigDict) -> int:
+    """Network evaluations of a run's own evaluations."""
+    times = len(evaluated_stages(c))
+    return times and sum(times * evaluation_cost(c, len(p)) for p in split_prompts(c).values())
 
 
 def stage_work(c: ConfigDict, stage: int, selected: int | None = None) -> float:

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import json
 import re
+import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,8 @@ def _preset(source: str) -> ConfigDict:
     if spec is None:
         raise UserError(f"--config: {path!r} is no Python file: try config/stage_process.py:PRESET")
     module = importlib.util.module_from_spec(spec)
+    if str(REPOSITORY) not in sys.path:  # for a file of one's own that begins with one of ours
+        sys.path.append(str(REPOSITORY))
     with _faults_of(file):
         spec.loader.exec_module(module)
         known = list(module.PRESETS)

@@ -7,10 +7,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from srrl.assess.cells import Result, finished
-from srrl.budget import expected_selected, stage_cost, trained_passes
+from srrl.budget import run_evaluations, run_images
 from srrl.config import REPOSITORY, load_config
-from srrl.curriculum import plan_for
-from srrl.run.folder import read_lines
+from srrl.run.folder import read_lines, stage_folder
 
 FLAG = "--config."
 
@@ -49,18 +48,10 @@ def arm_flags(study: ConfigDict, arm: str, stages: int) -> list[str]:
     return [*shared_flags(study, given.preset), *(FLAG + value for value in values)]
 
 
-def expected(study: ConfigDict, arm: str, stages: int, budget: str) -> float:
+def expected(study: ConfigDict, arm: str, stages: int, budget: str) -> int:
     """The "images" or network "evaluations" of a run, as far as known before it has selected."""
     config = load_config(arm_flags(study, arm, stages))
-    total = 0.0
-    for n in range(stages):
-        cost = stage_cost(config, plan_for(config, n))
-        if budget == "images":
-            total += cost.images
-            continue
-        passes = trained_passes(config, expected_selected(config, cost))
-        total += cost.reflect + cost.sample + cost.update_per_pass * passes
-    return total
+    return run_images(config) if budget == "images" else run_evaluations(config)
 
 
 def stages_of(study: ConfigDict, arm: str, budget: str) -> int:
@@ -177,4 +168,4 @@ def nfe_of(run: Run) -> int:
 
 def is_trained(run: Run) -> bool:
     """A stage's checkpoint is the last thing that is written of it."""
-    return (run.folder / "checkpoints" / f"stage_{run.stages:04d}").is_dir()
+    return stage_folder(run.folder, run.stages).is_dir()

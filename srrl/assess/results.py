@@ -14,25 +14,35 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from srrl.assess.arms import Run, evaluation_of
-from srrl.assess.records import Record, asked_for, collect, keep
+from srrl.assess.collect import asked_for, collect
+from srrl.assess.records import Record, keep
 from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
-from srrl.run.statistics import half_width
+from srrl.run.statistics import half_width, spread
 
 SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
 
 
-def over_seeds(values: Sequence[float], digits: int = 3) -> str:
-    """The mean of values and, for two and more, the half-width of its 95% interval."""
-    if not values:
-        return ""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} +- {half_width(values):.{digits}f}"
+def over_seeds(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
+    """One value, both of two, or the mean of three and more with its 95% interval (Student's t)."""
+    if len(values) == 2:
+        return spread(values, sign, digits)
+    mean = f"{statistics.fmean(values):{sign}.{digits}f}" if values else ""
+    return f"{mean} {spread(values, sign, digits)}".strip()
 
 
-def signed(values: Sequence[float]) -> str:
-    text = over_seeds(values)
-    return text and ("+" if statistics.fmean(values) >= 0 else "") + text
+def label_of(study: ConfigDict, arm: str) -> str:
+    """An arm's label, with a mark if it was chosen after the fact."""
+    late = [name for name in study.arms if study.arms[name].get("chosen")]
+    mark = f" [{late.index(arm) + 1}]" if arm in late else ""
+    return study.arms[arm].label + mark
+
+
+def notes(study: ConfigDict, table: str) -> str:
+    """What the marks in a table say: how those arms were chosen."""
+    late = [arm.chosen for arm in study.arms.values() if arm.get("chosen")]
+    marked = [f"[{n}] Chosen {how}." for n, how in enumerate(late, 1) if f" [{n}]" in table]
+    return "\n" + "  \n".join(marked) + "\n" if marked else ""
 
 
 def heading(sampler: str) -> str:
@@ -47,10 +57,19 @@ def runs_at(records: list[Record], arm: str, budget: str) -> list[Record]:
     return [r for r in records if (r.arm, r.budget) == (arm, budget)]
 
 
-def gains(runs: list[Record], others: list[Record], what: tuple[str, str, str]) -> list[float]:
-    """Differences of a split's, sampler's and reward's means, seed by seed."""
+def gains(runs: list[Record], others: list[Record], what: tuple[str, str, str]) -> dict[int, float]:
+    """For each seed that both have, the difference of a split's, sampler's and reward's means."""
     other = {r.seed: r.mean(*what) for r in others}
-    return [r.mean(*what) - other[r.seed] for r in runs if r.seed in other]
+    return {r.seed: r.mean(*what) - other[r.seed] for r in runs if r.seed in other}
+
+
+def gained(runs: list[Record], others: list[Record], what: tuple[str, str, str]) -> str:
+    """These differences; of which seeds, where some have no other."""
+    found = gains(runs, others, what)
+    if not found:
+        return ""
+    some = f" at seed {', '.join(map(str, found))}" if len(found) < len(runs) else ""
+    return over_seeds([*found.values()], sign="+") + some
 
 
 def comparisons(study: ConfigDict, records: list[Record]) -> str:
@@ -63,20 +82,19 @@ def comparisons(study: ConfigDict, records: list[Record]) -> str:
     }
     text = ""
     for reward, split in itertools.product(study.rewards, ("heldout", "all")):
-        text += f"\n**{reward}, {SPLITS[split]} prompts, equal {budget}**\n\n"
-        text += f"| difference | {' | '.join(heading(s) for s in study.samplers)} |\n"
-        text += "|---|" + "---|" * len(study.samplers) + "\n"
+        rows = ""
         for number, other in enumerate(study.against):
             for arm in study.arms:
                 if arm in study.against[:number]:
                     continue  # it stands there the other way round
-                cells = [
-                    signed(gains(arms[arm], arms[other], (split, s, reward)))
-                    for s in study.samplers
-                ]
+                cells = [gained(arms[arm], arms[other], (split, s, reward)) for s in study.samplers]
                 if arm != other and all(cells):
-                    label, base = study.arms[arm].label, study.arms[other].label
-                    text += f"| {label}, less {base} | {' | '.join(cells)} |\n"
+                    label, base = label_of(study, arm), label_of(study, other)
+                    rows += f"| {label}, less {base} | {' | '.join(cells)} |\n"
+        if rows:
+            text += f"\n**{reward}, {SPLITS[split]} prompts, equal {budget}**\n\n"
+            text += f"| difference | {' | '.join(heading(s) for s in study.samplers)} |\n"
+            text += "|---|" + "---|" * len(study.samplers) + "\n" + rows + notes(study, rows)
     return text
 
 
@@ -84,8 +102,17 @@ def confirmation(study: ConfigDict, records: list[Record]) -> str:
     """The comparisons of the seeds that did not choose the arms, under a heading."""
     seeds = ", ".join(str(seed) for seed in study.confirm)
     chosen = [r for r in records if r.seed in study.confirm]
-    text = f"\n### Seeds {seeds} alone, by which no arm was chosen\n"
-    return text + comparisons(study, chosen)
+    tables = comparisons(study, chosen)
+    return tables and f"\n### Seeds {seeds} alone, by which no arm was chosen\n" + tables
+
+
+def cell_of(runs: list[Record], reference: list[Record], what: tuple[str, str, str]) -> str:
+    """Means over seeds; shares of right pictures, where they are known; the difference."""
+    rights = [r.right(*what) for r in runs]
+    parts = [over_seeds([r.mean(*what) for r in runs])]
+    parts += [f"right {over_seeds(rights)}"] if None not in rights else []
+    less = gained(runs, reference, what)
+    return "; ".join(parts) + (f" ({less})" if less else "")
 
 
 def matrix(study: ConfigDict, base: Record, records: list[Record], split: str, reward: str) -> str:
@@ -93,7 +120,7 @@ def matrix(study: ConfigDict, base: Record, records: list[Record], split: str, r
     columns = [heading(s) for s in study.samplers]
     text = f"| trained | stages | evaluations | seeds | {' | '.join(columns)} |\n"
     text += "|---|---|---|---|" + "---|" * len(columns) + "\n"
-    untrained = [f"{base.mean(split, s, reward):.3f}" for s in study.samplers]
+    untrained = [cell_of([base], [], (split, s, reward)) for s in study.samplers]
     text += f"| not at all | | | | {' | '.join(untrained)} |\n"
     reference = [r for r in records if r.arm == study.reference]
     for budget in study.budgets:
@@ -101,21 +128,16 @@ def matrix(study: ConfigDict, base: Record, records: list[Record], split: str, r
             runs = runs_at(records, arm, budget)
             if not runs:
                 continue
-            cells = []
-            for sampler in study.samplers:
-                cell = over_seeds([r.mean(split, sampler, reward) for r in runs])
-                gained = gains(runs, reference, (split, sampler, reward))
-                if gained and arm != study.reference:
-                    cell += f" ({signed(gained)})"
-                cells.append(cell)
+            first = arm == study.reference
+            others = [] if first else reference
+            cells = [cell_of(runs, others, (split, s, reward)) for s in study.samplers]
+            label = label_of(study, arm)
+            label = f"**{label}**, the reference" if first else f"{label}, equal {budget}"
             nfe = round(statistics.fmean(r.nfe for r in runs), -3)
-            label = f"{study.arms[arm].label}, equal {budget}"
-            if arm == study.reference:
-                label = f"**{study.arms[arm].label}**, the reference"
             text += (
                 f"| {label} | {runs[0].stages} | {nfe:,.0f} | {len(runs)} | {' | '.join(cells)} |\n"
             )
-    return text
+    return text + notes(study, text)
 
 
 def signal(study: ConfigDict, records: list[Record]) -> str:
@@ -128,17 +150,17 @@ def signal(study: ConfigDict, records: list[Record]) -> str:
             if signals:
                 mixed = [s.mixed for s in signals]
                 text += (
-                    f"| {study.arms[arm].label}, equal {budget} | "
-                    f"{over_seeds([s.score for s in signals])} | "
+                    f"| {label_of(study, arm)}, equal {budget} | "
+                    f"{over_seeds([s.sampled for s in signals])} | "
                     f"{'' if None in mixed else over_seeds(mixed)} | "
                     f"{over_seeds([s.selected for s in signals], 2)} |\n"
                 )
-    return text
+    return text + notes(study, text)
 
 
 def plot(study: ConfigDict, base: Record, records: list[Record], path: Path) -> None:
     """The first split: a panel for each way of sampling, a line for each arm and budget with its
-    mean and interval over seeds by each reward."""
+    mean and interval over seeds (of two seeds from one to the other) by each reward."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -147,7 +169,7 @@ def plot(study: ConfigDict, base: Record, records: list[Record], path: Path) -> 
         for arm in study.arms:
             runs = runs_at(records, arm, budget)
             if runs:
-                labelled[f"{study.arms[arm].label}, equal {budget}"] = runs
+                labelled[f"{label_of(study, arm)}, equal {budget}"] = runs
     figure = Figure(
         figsize=(2.2 + 2.9 * len(study.samplers), 1.4 + 0.34 * len(labelled)), layout="constrained"
     )
@@ -161,7 +183,7 @@ def plot(study: ConfigDict, base: Record, records: list[Record], path: Path) -> 
                 for runs in labelled.values()
             ]
             means = [statistics.fmean(v) for v in values]
-            halves = [half_width(v) if len(v) > 1 else 0.0 for v in values]
+            halves = [half_width(v) if len(v) > 2 else (max(v) - min(v)) / 2 for v in values]
             axes.errorbar(
                 means,
                 heights + 0.12 - 0.24 * k,
@@ -200,7 +222,7 @@ def put_between(text: str, name: str, new: str) -> str:
 
 def test_time(study: ConfigDict, records: list[Record], picture: Path) -> str:
     """The ways to sample from one trained policy, cheapest first, against the first of them."""
-    lines = next((r.test_time for r in records if r.test_time), [])
+    lines = next((r.test_time() for r in records if r.test_time()), [])
     if not lines:
         return ""
     against_cost(picture, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from srrl.assess.results import over_seeds, put_between, signed
+from srrl.assess.results import over_seeds, put_between
 from srrl.config import REPOSITORY
 from srrl.rig.assess import column, markdown
 from srrl.run.checkpoint import write_atomic
@@ -169,7 +169,7 @@ def write_results(study: ConfigDict) -> str:
         pairs = [paired_difference(untrained, record.values) for record in found]
         clear = sum(gain - half > 0 for gain, half in pairs)
         cells = [over_seeds(every[:, 0].tolist()), *formatted(every.mean(0).tolist())[1:]]
-        gains = signed([gain for gain, _ in pairs])
+        gains = over_seeds([gain for gain, _ in pairs], sign="+")
         rows.append([title, *cells, f"{gains} (seeds)", f"{clear} of {len(found)}"])
     text = markdown(rows) + "\n"
     write_atomic(page, put_between(page.read_text(encoding="utf-8"), study.name, text))

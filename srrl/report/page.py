@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,30 @@ from markupsafe import Markup
 
 from srrl.errors import UserError, writing
 from srrl.report import panels, thumbnails
+from srrl.report.arms import arms_of
 from srrl.report.charts import BARS, COLOURS, GRID, INK, Chart
 from srrl.report.facts import costs, duration, facts, progress
 from srrl.report.findings import LOOKED_AT, findings
 from srrl.report.gather import Run, read_runs
 from srrl.report.presets import MISSING, changes, differing, shown
 from srrl.report.scores import Estimate, compared, scores, table_lines
+from srrl.report.tables import arm_lines, arm_table, text_of
 from srrl.run.folder import make_folder
 
-NAME, TABLE = "report.html", "report.csv"
+NAME, TABLE, ARMS = "report.html", "report.csv", "arms.csv"
 MOST_STARTS = 5
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write a run's page into a folder, or that of several, and then their table, too; returns the
+    """Write a run's page into a folder, or that of several, and then their tables, too; returns the
     page's file. Raises UserError, before anything is written, for a folder that is no run."""
     found = gather(runs)
     several = len(runs) > 1
     text = comparison(found) if several else single(found)
     make_folder(out, str(out))
     if several:
-        _replace(out / TABLE, table(found))
+        _replace(out / TABLE, table(found, lambda runs: table_lines(compared(runs))))
+        _replace(out / ARMS, table(found, arm_lines))
     _replace(out / NAME, text)
     return out / NAME
 
@@ -90,8 +93,7 @@ def made_by(run: Run) -> dict[str, list[str]]:
 def comparison(runs: Sequence[Run]) -> str:
     """The page of several runs; phases of RL-RIG's are compared each with its like."""
     groups = []
-    for part in dict.fromkeys(run.part for run in runs):
-        own = [run for run in runs if run.part == part]
+    for part, own in by_part(runs).items():
         groups.append(
             {
                 "part": part,
@@ -99,6 +101,7 @@ def comparison(runs: Sequence[Run]) -> str:
                 "progress": [progress(run) for run in own],
                 "findings": [findings(run) for run in own],
                 "scores": compared(own),
+                "arms": arm_table(own) if len(arms_of(own)) < len(own) else [],
                 "evaluations": panels.overlaid_evaluations(own),
                 "training": panels.overlaid_training(own),
                 "pictures": thumbnails.last_tables(own),
@@ -109,19 +112,29 @@ def comparison(runs: Sequence[Run]) -> str:
     return _render("several.html", title=", ".join(names), groups=groups)
 
 
-def table(runs: Sequence[Run]) -> str:
-    """report.csv: the table of scores, those of each phase apart."""
-    parts = dict.fromkeys(run.part for run in runs)
-    lines = [
-        line
-        for part in parts
-        for line in table_lines(compared([run for run in runs if run.part == part]))
-    ]
+def table(
+    runs: Sequence[Run], lines_of: Callable[[Sequence[Run]], Iterable[dict[str, Any]]]
+) -> str:
+    """The CSV of the lines that runs give, those of each phase apart."""
+    lines = [line for some in by_part(runs).values() for line in lines_of(some)]
+    columns = dict.fromkeys(key for line in lines for key in line)
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]) if lines else ["run"], lineterminator="\n")
+    writer = csv.DictWriter(file, list(columns) or ["run"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
+
+
+def by_part(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs, or their phases of each name."""
+    parts = dict.fromkeys(run.part for run in runs)
+    return {part: [run for run in runs if run.part == part] for part in parts}
+
+
+def summary(folders: Sequence[Path]) -> str:
+    """The tables of the arms of several runs, for the terminal."""
+    texts = [text_of(arm_table(some)) for some in by_part(gather(folders)).values()]
+    return "\n\n".join(filter(None, texts)) or "nothing is evaluated yet"
 
 
 def _render(name: str, **values: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srrl.report.arms import Arm, arms_of, partner
 from srrl.report.gather import Run, number
 from srrl.run.statistics import by_prompt, interval
 
@@ -49,9 +50,10 @@ class Evaluation:
 class Score:
     """A line of the table of scores: of one run, split, reward and K.
 
-    gain   the last evaluation less the first one of the same pictures
-    than   the last one, and the best, less the first run's; None where they do not pair, and
-           `apart` says why
+    gain    the last evaluation less the first one of the same pictures
+    beside  the run that it is compared with (arms.partner); None for that run itself
+    than    the last one, and the best, less that run's; None where they do not pair, and `apart`
+            says why
     """
 
     run: Run
@@ -62,6 +64,7 @@ class Score:
     best: Evaluation
     last: Evaluation
     gain: Estimate
+    beside: Run | None = None
     than: tuple[Estimate, Estimate] | None = None
     apart: str = ""
 
@@ -101,22 +104,77 @@ def scores(run: Run) -> list[Score]:
 
 
 def compared(runs: Sequence[Run]) -> list[Score]:
-    """The tables of all runs, ordered by what is judged; each beside the first run's."""
-    tables = [{score.key: score for score in scores(run)} for run in runs]
-    keys = dict.fromkeys(key for table in tables for key in table)
+    """The tables of all runs, ordered by what is judged; each beside the first run's, or that of
+    the first arm with the same seed."""
+    arms = arms_of(runs)
+    tables = {run: {score.key: score for score in scores(run)} for run in runs}
+    keys = dict.fromkeys(key for table in tables.values() for key in table)
     return [
-        _beside(tables[0].get(key), table[key]) for key in keys for table in tables if key in table
+        _beside(partner(arms, run), tables[partner(arms, run)].get(key), table[key])
+        for key in keys
+        for run, table in tables.items()
+        if key in table
     ]
 
 
-def _beside(first: Score | None, score: Score) -> Score:
-    if first is score:
+def _beside(run: Run, other: Score | None, score: Score) -> Score:
+    if other is score:
         return score
-    apart = why_apart(first, score)
+    apart = why_apart(other, score)
     than = None
-    if first and not apart:
-        than = difference(first.last, score.last), difference(first.best, score.best)
-    return replace(score, than=than, apart=apart)
+    if other and not apart:
+        than = difference(other.last, score.last), difference(other.best, score.best)
+    return replace(score, beside=run, than=than, apart=apart)
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """A line of the table of arms: the last evaluations of an arm's runs by a split, reward and K.
+
+    values  the mean of each run
+    gains   of each that pairs with the first arm's run of its seed, the mean difference, prompt by
+            prompt
+    gained  their mean over the seeds, with an interval over prompts: of these seeds, not of others
+    """
+
+    arm: Arm
+    key: Key
+    stages: list[int]
+    values: list[float]
+    gains: list[float]
+    gained: Estimate | None
+
+
+def arm_scores(runs: Sequence[Run]) -> list[ArmScore]:
+    """The table of arms, ordered by what is judged."""
+    arms, table = arms_of(runs), compared(runs)
+    lasts = {(score.key, score.run): score.last for score in table}
+    return [
+        _arm_score(arm, key, [s for s in table if s.key == key and s.run in arm.runs], lasts)
+        for key in dict.fromkeys(score.key for score in table)
+        for arm in arms
+        if any((key, run) in lasts for run in arm.runs)
+    ]
+
+
+def _arm_score(
+    arm: Arm, key: Key, own: Sequence[Score], lasts: dict[tuple[Key, Run], Evaluation]
+) -> ArmScore:
+    gains = []
+    for score in own:
+        beside = score.beside
+        same = beside is not None and beside.config.get("seed") == score.run.config.get("seed")
+        if same and beside not in arm.runs and not score.apart:
+            gains.append(score.last.prompts - lasts[key, beside].prompts)
+    alike = bool(gains) and len({len(gain) for gain in gains}) == 1
+    return ArmScore(
+        arm,
+        key,
+        [score.last.stage for score in own],
+        [score.last.estimate.mean for score in own],
+        [gain.mean().item() for gain in gains],
+        Estimate.of(torch.stack(gains).mean(0)) if alike else None,
+    )
 
 
 def why_apart(one: Score | None, other: Score) -> str:
@@ -155,6 +213,7 @@ def table_lines(table: Sequence[Score]) -> Iterator[dict[str, Any]]:
             **_columns("best", s.best),
             **_columns("last", s.last),
             **_bounds("gain", s.gain),
+            "first_run": s.beside.title if s.beside else "",
             **_bounds("last_minus_first_run", last),
             **_bounds("best_minus_first_run", best),
             "not_paired": s.apart,

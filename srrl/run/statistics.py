@@ -31,6 +31,14 @@ def half_width(values: Sequence[float] | Tensor) -> float:
     return float(stats.t.ppf(0.975, n - 1)) * values.std(unbiased=True).item() / math.sqrt(n)
 
 
+def spread(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
+    """How values of few seeds lie about their mean: both of two, like "0.320, 0.350", the 95%
+    interval of three and more, like "+- 0.041", and "" of fewer. sign: "+" for differences."""
+    if len(values) == 2:
+        return ", ".join(f"{value:{sign}.{digits}f}" for value in values)
+    return f"+- {half_width(values):.{digits}f}" if len(values) > 2 else ""
+
+
 def paired_difference(before: Tensor, after: Tensor) -> tuple[float, float]:
     """Mean of after - before (float [n], paired) and the half-width of its 95% interval."""
     difference = after.double() - before.double()

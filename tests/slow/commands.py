@@ -12,9 +12,11 @@ import threading
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from srrl.assess.pool import Pool
 from srrl.config import REPOSITORY
 from srrl.models.weights import LORA_FILE
 from tests import lines
@@ -94,6 +96,19 @@ def warm_run(
         code = int(warm().stdout.readline())
         watch.cancel()
         return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+
+
+def warm_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a pool's commands be processes that have imported already, one at a time."""
+    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def command(pool: Pool, command: list[str], log: Path) -> int:
+        done = warm_run(command, given, REPOSITORY, 3600)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout + done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr(Pool, "command", command)
 
 
 def logged(run_folder: Path, name: str) -> list[dict]:

@@ -31,6 +31,7 @@ SHORTENED = {
     "train_rig.sh": RIG_SHORT,
     "doctor.py": SHORT,
     "evaluate.py": FEW,
+    "sweep.py": ["--dry-run"],
     "rig.py draw": ["--images", "1"],
     "rig.py evaluate": ["--num-prompts", "1", "--config.evaluate.images=1"],
 }
@@ -40,6 +41,7 @@ LEFT_OUT = {
     "vllm serve": "another program",
     "gpu_report.py": "tests/slow/test_report.py runs it",
     "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
+    "runs/lr/*": "of six runs, by the shell's *; tests/slow/test_sweep.py shows a sweep again",
     "--watch": "goes on until Ctrl-C; tests/slow/test_report_page.py stops it",
     "multi_node.yaml": "several hosts with GPUs",
     "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",

@@ -1,20 +1,20 @@
 """scripts/study.py on two small arms: stopped, gone on with, and its document."""
 
 import json
-import os
+import re
 import shutil
 import signal
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 
 from scripts import study as driver
 from srrl.assess.arms import expected, runs_of
+from srrl.assess.records import read
 from srrl.config import REPOSITORY, load_study
 from srrl.errors import UserError
-from tests.slow.commands import run, warm_run
+from tests.slow.commands import run, warm_pool
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +23,7 @@ pytestmark = pytest.mark.slow
 def study(monkeypatch, capsys):
     """scripts/study.py in this process; its commands are processes that have imported already.
     Gives what it prints."""
-    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-
-    def command(pool: driver.Pool, command: list[str], log: Path) -> int:
-        done = warm_run(command, given, REPOSITORY, 3600)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout + done.stderr)
-        return done.returncode
+    warm_pool(monkeypatch)
 
     def main(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
@@ -38,7 +32,6 @@ def study(monkeypatch, capsys):
         signal.signal(signal.SIGTERM, handler)
         return capsys.readouterr().out
 
-    monkeypatch.setattr(driver.Pool, "command", command)
     return main
 
 
@@ -95,14 +88,11 @@ def test_a_study_stops_goes_on_and_writes_what_it_found(study, tmp_path):
             )
             scores = [v for row in cell["scores"]["shapes"] for v in row]
             means.append(round(statistics.fmean(scores), 6))  # as it is kept
-        half = 12.7062 * statistics.stdev(means) / 2**0.5
-        assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in text
+        assert f"| {means[0]:.3f}, {means[1]:.3f}; right " in text
         found[name] = means
     gained = [k2 - k1 for k2, k1 in zip(found["K2_evaluations"], found["K1_images"], strict=True)]
-    half = 12.7062 * statistics.stdev(gained) / 2**0.5
-    assert f"{statistics.fmean(gained):+.3f} +- {half:.3f}" in text.partition("less K = 1")[2]
-    kept = [json.loads(x) for x in (out / "study.jsonl").read_text().splitlines()]
-    assert len(kept) == 7 and "### Seeds 301 alone" in text
+    assert f"{gained[0]:+.3f}, {gained[1]:+.3f}" in text.partition("less K = 1")[2]
+    assert len(read(out / "study.csv")) == 7 and "### Seeds 301 alone" in text
     (out / "RESULTS.md").write_text("Prose.\n" + text.replace("K = 2", "changed"))
     assert "6 of 6 runs" in run(*command, "--report", PYTHONPATH=".").stdout
     assert (out / "RESULTS.md").read_text() == "Prose.\n" + text
@@ -167,12 +157,45 @@ def test_the_study_of_rl_rigs_phases(study, tmp_path):
         ("phase 1, then 2: both", "both_{}/drawn_both"),
     ):
         means = [share(folder.format(seed)) for seed in (300, 301)]
-        half = 12.7062 * statistics.stdev(means) / 2**0.5
         row = next(line for line in text.splitlines() if line.startswith(f"| {title} "))
-        assert f"{statistics.fmean(means):.3f} +- {half:.3f}" in row and "of 2 |" in row
+        assert f"{means[0]:.3f}, {means[1]:.3f}" in row and "of 2 |" in row
     assert f"| `actor` | {share('base'):.3f} [" in text
     shutil.rmtree(out / "both_300")  # its lines are kept
     shutil.rmtree(out / "base")
     again = run(*command, "--report", PYTHONPATH=".").stdout
     assert "phase 1: the actor" in again and (out / "RIG.md").read_text() == text
     assert len((out / "rig.jsonl").read_text().splitlines()) == 2 + 3 * 2
+
+
+PAGE = (REPOSITORY / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_study_that_the_page_shows_runs_as_printed(study, tmp_path):
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    file = tmp_path / "my_study.py"
+    file.write_text(text)
+    commands = re.findall(
+        r"    python (scripts/study\.py --config my_study\.py:rank( --report)?)", PAGE
+    )
+    assert len(commands) == 2
+    script = REPOSITORY / "scripts" / "study.py"
+    command = [sys.executable, script, *commands[1][0].split()[1:]]
+    said = run(*command, folder=tmp_path).stdout
+    assert said == "nothing to write yet: runs/rank/base is not evaluated\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["my_study.py"]
+
+    own = load_study(f"{file}:rank")
+    (low, high) = (r for r in runs_of(own) if r.seed == 300)
+    wanted = expected(own, "r4", own.stages, "evaluations")
+    assert expected(own, "r16", high.stages, "evaluations") == wanted and low.stages == 16
+    small = f"""    c.output_dir = {str(tmp_path / "out")!r}
+    c.report, c.seeds, c.stages, c.max_rounds = c.output_dir + "/RESULTS.md", (300,), 1, 1
+    c.overrides += ("sample.batch_size=2", "branch.count=2", "tracker=none", "sample.num_steps=5")
+    c.overrides += ("interval.skip_last=1", "interval.left=3", "interval.right=3")
+    c.samplers, c.num_prompts, c.images, c.parallel = ("plain",), 2, 1, 1
+    return c
+"""
+    file.write_text(text.replace("    return c\n", small))
+    assert "2 of 2 runs in" in study("--config", f"{file}:rank")
+    written = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "| **rank 4**, the reference |" in written and "| rank 16, less rank 4 |" in written

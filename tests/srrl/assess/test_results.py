@@ -1,17 +1,24 @@
 """What a run had to learn from, counted by hand; a study's tables from what is kept of its runs."""
 
+import csv
+import inspect
 import json
 import re
 import shutil
+import statistics
 
 import pytest
 import torch
 
-from config.study import get_config
-from srrl.assess.arms import Run, evaluations, runs_of
+from config.study import PRESETS, get_config
+from rewards.shapes import ShapesVerifier
+from srrl.assess.arms import Run, arm_flags, evaluations, runs_of
 from srrl.assess.cells import Cell, Result
-from srrl.assess.records import signal_of
-from srrl.assess.results import write_results
+from srrl.assess.collect import right_from, signal_of
+from srrl.assess.records import file_of, read
+from srrl.assess.results import over_seeds, write_results
+from srrl.assess.samplers import until
+from srrl.config import REPOSITORY, load_config
 
 
 def a_run(folder, scores: list[float | None], branches: int) -> Run:
@@ -35,8 +42,16 @@ def a_run(folder, scores: list[float | None], branches: int) -> Run:
 def test_rounds_that_share_the_last_ones_score_do_not_count(tmp_path):
     run = a_run(tmp_path, [None, None, 0.1, 0.9, None, None, 0.2, 0.3], branches=2)
     signal = signal_of(get_config("tiny"), run)
-    assert signal.score == pytest.approx((0.1 + 0.9 + 0.2 + 0.3) / 4)
+    assert signal.sampled == pytest.approx((0.1 + 0.9 + 0.2 + 0.3) / 4)
     assert signal.mixed == 0.5 and signal.selected == 1000 * 1 / 500
+
+
+@pytest.mark.parametrize("arm", ["ddpo", "K1", "K3_every"])
+def test_arms_without_branches_have_no_share_of_mixed_groups(arm, tmp_path):
+    study = get_config("tiny")
+    branches = load_config(arm_flags(study, arm, 2)).branch.count
+    run = a_run(tmp_path, [0.1, 0.9] * 2 * branches, branches)
+    assert (branches == 1) == (arm == "ddpo") == (signal_of(study, run).mixed is None)
 
 
 def test_groups_of_one_picture_are_not_said_to_be_mixed(tmp_path):
@@ -90,14 +105,103 @@ def tables(study) -> str:
 def test_the_tables_are_the_same_from_what_is_kept_of_the_runs(study, tmp_path):
     text = tables(study)
     assert text.count("`best:n=3`") == 1 and "| 3 |" in text
-    kept = (tmp_path / "study.jsonl").read_text()
-    lines = [json.loads(x) for x in kept.splitlines()]
-    assert len(lines) == 1 + len(runs_of(study))
+    kept = (tmp_path / "study.csv").read_text()
+    records = read(tmp_path / "study.csv")
+    assert len(records) == 1 + len(runs_of(study))
     shutil.rmtree(study.output_dir)
     (tmp_path / "RESULTS.md").unlink()
-    assert tables(study) == text and (tmp_path / "study.jsonl").read_text() == kept
-    plain = [x for x, line in zip(kept.splitlines(), lines, strict=True) if not line["test_time"]]
-    assert max(map(len, plain)) < 3_000  # a study of 75 runs stays small enough to commit
+    assert tables(study) == text and (tmp_path / "study.csv").read_text() == kept
+    assert len(kept) / len(records) < 3_000  # a study of 75 runs stays small enough to commit
+
+
+def test_the_csv_has_a_row_for_each_run_split_way_and_reward(study, tmp_path):
+    tables(study)
+    with open(tmp_path / "study.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    judged = [row for row in rows if row["part"] == "judged"]
+    assert len(judged) == (1 + len(runs_of(study))) * 2 * 2 * 2
+    assert {(row["prompts"], row["images"]) for row in judged} == {("4", "2")}
+    assert {row["right"] == "" for row in judged if row["reward"] == "judge"} == {True}
+    run = next(r for r in runs_of(study) if (r.arm, r.seed) == ("K1_every", 301))
+    lines = map(json.loads, (run.folder / "judged" / "cells.jsonl").read_text().splitlines())
+    for line in lines:
+        split = "train" if line["prompts"] == evaluations(study, run)[0].prompts[0] else "heldout"
+        scores = [s for row in line["scores"]["shapes"] for s in row]
+        what = {"arm": run.arm, "budget": run.budget, "seed": "301", "split": split}
+        what |= {"sampler": line["sampler"], "reward": "shapes"}
+        (row,) = [row for row in judged if what.items() <= row.items()]
+        assert float(row["mean"]) == pytest.approx(statistics.fmean(scores), abs=1e-6)
+        right = statistics.fmean(s >= ShapesVerifier.right for s in scores)
+        assert float(row["right"]) == pytest.approx(right, abs=1e-6)
+
+
+def test_right_is_beside_the_mean_where_it_is_known(study, tmp_path):
+    text = tables(study)
+    rights = [r for r in read(tmp_path / "study.csv") if r.arm == "K1"]
+    shown = over_seeds([r.right("heldout", "plain", "shapes") for r in rights])
+    row = next(line for line in text.splitlines() if line.startswith("| **K = 1"))
+    assert f"; right {shown} |" in row and "right" not in text.partition("**judge, held")[2]
+    file = tmp_path / "study.csv"
+    shutil.rmtree(study.output_dir)
+    with open(file, newline="", encoding="utf-8") as opened:
+        rows = [row | {"right": ""} for row in csv.DictReader(opened)]
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert tables(study) == re.sub(r"; right [^(|]*(?= [(|])", "", text)
+
+
+def test_what_all_calls_right_is_one_score():
+    assert right_from("shapes") == ShapesVerifier.right and right_from("judge") is None
+    assert get_config("hard").overrides[-1].endswith(f'"success": {ShapesVerifier.right}}}}}')
+    ways = get_config("tiny").test_time.samplers
+    told = {way.rpartition("=")[2] for way in ways if way.startswith("until")}
+    default = inspect.signature(until).parameters["threshold"].default
+    assert told == {str(ShapesVerifier.right)} and default == ShapesVerifier.right
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([], ""),
+        ([0.32], "0.320"),
+        ([0.32, 0.35], "0.320, 0.350"),
+        ([0.1, 0.2, 0.3], "0.200 +- 0.248"),
+    ],
+)
+def test_one_seed_is_a_value_two_are_both_and_three_have_an_interval(values, shown):
+    assert over_seeds(values) == shown
+
+
+def test_two_seeds_differences_are_both_shown(study):
+    study.seeds, study.confirm = (300, 301), ()
+    row = next(x for x in tables(study).splitlines() if x.startswith("| K = 1, every"))
+    assert re.search(r"\([+-]0\.\d{3}, [+-]0\.\d{3}\)", row) and "+- " not in row
+
+
+def test_a_difference_of_some_seeds_only_says_which(study):
+    for run in runs_of(study):
+        if (run.arm, run.seed) in (("K1", 300), ("K1", 302)):
+            shutil.rmtree(run.folder)
+    row = next(x for x in tables(study).splitlines() if x.startswith("| K = 1, every"))
+    assert re.search(r"\([+-]0\.\d{3} at seed 301\)", row)
+
+
+def test_an_arm_that_was_chosen_later_is_marked_and_said_under_its_tables(study):
+    text = tables(study)
+    assert "K = 1, every sample trained [1], equal images" in text
+    note = f"[1] Chosen {study.arms.K1_every.chosen}."
+    marked = [part for part in re.split(r"\n\*\*|<!-- end", text) if "trained [1]" in part]
+    assert len(marked) > 4 and all(part.count(note) == 1 for part in marked)
+    study.arms.K1_every.chosen = ""
+    assert "[1]" not in tables(study)
+
+
+def test_further_ways_to_sample_stay_where_they_are_kept_only(study):
+    text = tables(study)
+    shutil.rmtree(runs_of(study)[0].folder / "test_time")
+    assert "`best:n=3`" in text and tables(study) == text
 
 
 def test_a_new_run_replaces_its_line_and_the_other_arms_stay(study, tmp_path):
@@ -120,13 +224,31 @@ def test_a_new_run_replaces_its_line_and_the_other_arms_stay(study, tmp_path):
 def test_comparisons_are_made_again_for_the_seeds_that_chose_no_arm(study, tmp_path):
     every, _, confirmed = tables(study).partition("### Seeds 301, 302 alone")
     assert "less K = 1" in every and "less K = 1" in confirmed
-    records = [json.loads(x) for x in (tmp_path / "study.jsonl").read_text().splitlines()]
     mean = {
-        (r["arm"], r["seed"]): r["means"]["heldout"]["plain"]["shapes"]
-        for r in records
-        if r["budget"] == ("images" if r["arm"] == "K1" else "evaluations")
+        (r.arm, r.seed): r.mean("heldout", "plain", "shapes")
+        for r in read(tmp_path / "study.csv")
+        if r.budget == ("images" if r.arm == "K1" else "evaluations")
     }
     gained = [mean["K1_every", seed] - mean["K1", seed] for seed in (301, 302)]
     row = next(x for x in confirmed.splitlines() if x.startswith("| K = 1, every"))
-    half = 12.7062 * abs(gained[0] - gained[1]) / 2
-    assert re.split(r" \| ", row)[1] == f"{sum(gained) / 2:+.3f} +- {half:.3f}"
+    assert re.split(r" \| ", row)[1] == f"{gained[0]:+.3f}, {gained[1]:+.3f}"
+
+
+KEPT = [name for name in PRESETS if file_of(get_config(name)).exists()]
+
+
+def test_some_files_are_committed():
+    assert "control" in KEPT
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_committed_tables_are_those_of_the_committed_file(name, tmp_path):
+    study = get_config(name)
+    text = (REPOSITORY / study.report).read_text(encoding="utf-8")
+    kept = file_of(study).read_bytes()
+    (tmp_path / "PAGE.md").write_text(text, encoding="utf-8")
+    (tmp_path / f"{study.name}.csv").write_bytes(kept)
+    study.report, study.output_dir = str(tmp_path / "PAGE.md"), str(tmp_path / "runs")
+    assert "runs in" in write_results(study, runs_of(study))
+    assert (tmp_path / "PAGE.md").read_text(encoding="utf-8") == text
+    assert (tmp_path / f"{study.name}.csv").read_bytes() == kept
