@@ -122,6 +122,17 @@ def base() -> ConfigDict:
     # Steps that the inversion walks back, and the next round denoises again. Unset: all of them, to
     # pure noise. No more than these (less interval.skip_last) can be trained then.
     r.depth = placeholder(int)
+    # Steps of a reflecting round, evenly taken from the others. Unset: all of them.
+    r.num_steps = placeholder(int)
+    # A stage's reflections serve so many stages, its own and the next ones, which have the same
+    # prompts and new branches.
+    r.reuse = 1
+    # "always", or only prompts whose first round "failed": the weighted sum of its scores is below
+    # the threshold. The others are trained from where their first round began.
+    r.when = "always"
+    r.threshold = 0.5
+    # No credit below the first round: after a failed one a score counts as that one's at least.
+    r.clamp = False
     # "last": rounds before the last only reflect (released code). "all": every round is sampled
     # by the policy with sample.*, scored and trained (the paper's figure 2).
     r.train_rounds = "last"

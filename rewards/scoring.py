@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -106,6 +106,10 @@ class Scorer:
             self.pending.append(self.pool.submit(self._score, images, prompts))
         else:
             self.pending.append(self._score(images, prompts))
+
+    def wait(self) -> None:
+        """Until all that was submitted has been scored."""
+        wait([p for p in self.pending if isinstance(p, Future)])
 
     def collect(self) -> tuple[dict[str, Tensor], dict[str, list]]:
         """Each reward's scores float32 [N] of all batches since the last time, in their order, and

@@ -134,7 +134,7 @@ def main() -> None:
     from srrl.assess.samplers import parse_sampler
     from srrl.models.lora_uses import load_trained
     from srrl.models.policy import Policy
-    from srrl.rollout import rollout_settings
+    from srrl.rounds import rollout_settings
     from srrl.run.meter import Meter
     from srrl.run.tracking import Clock
 

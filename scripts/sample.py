@@ -132,7 +132,7 @@ def main() -> None:
     from rewards.scoring import rewards_of
     from srrl.models.lora_uses import KOHYA_FILE, export_kohya, load_trained
     from srrl.models.policy import Policy
-    from srrl.rollout import rollout_settings
+    from srrl.rounds import rollout_settings
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards = rewards_of(config, device) if prompts and not args.no_score else {}

@@ -13,7 +13,7 @@ from srrl.ddim import log_prob
 from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
 from srrl.ppo import Objective, clipped_objective
-from srrl.rollout import RolloutSettings, generator
+from srrl.rounds import RolloutSettings, generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from srrl.curriculum import StagePlan, evaluated_stages, plan_for, shows_pictures
+from srrl.curriculum import StagePlan, evaluated_stages, plan_for, reflected_at, shows_pictures
 from srrl.prompts import split_prompts
 
 
@@ -62,7 +62,8 @@ def rollout_calls(
 ) -> list[Calls]:
     """The network calls of one rollout (srrl.rollout.rollout) of `prompts` prompts."""
     steps, again, w = c.sample.num_steps, rounds - 1, c.sample.guidance_scale
-    depth = c.reflect.depth or steps
+    down = c.reflect.num_steps or steps  # of a reflecting round
+    depth = c.reflect.depth or down
     parted = trained_steps + c.interval.skip_last if trained_steps else 0
     spread, back = prompts * branches, c.reflect.inversion_guidance
     if train_rounds == "all":
@@ -72,8 +73,8 @@ def rollout_calls(
             Calls("sample", spread, again * depth, w),
         ]
     else:
-        branched = depth if again else steps
-        reflected = steps + (again - 1) * depth if again else 0
+        branched = c.reflect.depth or steps if again else steps
+        reflected = down + (again - 1) * depth if again else 0
         rest = [
             Calls("reflect", prompts, reflected, c.reflect.denoise_guidance),
             Calls("reflect", prompts, again * depth, back),
@@ -83,12 +84,12 @@ def rollout_calls(
 
 
 def rollout_decodes(
-    prompts: int, rounds: int, branches: int, reflected: bool, train_rounds: str
+    prompts: int, rounds: int, branches: int, reflected: int, train_rounds: str
 ) -> list[Calls]:
-    """The pictures that one rollout decodes; `reflected`: those of its reflecting rounds, too."""
+    """The pictures that one rollout decodes; `reflected`: of so many reflecting rounds, too."""
     if train_rounds == "all":
         return [Calls("decode", prompts * branches, rounds, 1)]
-    shown = [Calls("decode", prompts, rounds - 1, 1)] if reflected else []
+    shown = [Calls("decode", prompts, reflected, 1)] if reflected else []
     return [Calls("decode", prompts * branches, 1, 1), *shown]
 
 
@@ -100,13 +101,16 @@ def batches(c: ConfigDict, prompts: int | None = None) -> Iterator[tuple[int, in
 
 
 def stage_calls(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
-    """The network calls of sampling a stage, or of a process's share of so many prompts."""
+    """The network calls of sampling a stage, or of a process's share of so many prompts; with
+    reflect.when "failed" as many as there are where every first round fails."""
+    reflects = reflected_at(c, plan.stage) == plan.stage
     return [
         replace(calls, times=n * calls.times)
         for n, size in batches(c, prompts)
         for calls in rollout_calls(
             c, size, plan.rounds, plan.trained_steps, c.branch.count, c.reflect.train_rounds
         )
+        if reflects or calls.phase != "reflect"
     ]
 
 
@@ -118,7 +122,10 @@ def sampling_calls(c: ConfigDict) -> int:
 
 def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) -> list[Calls]:
     """The pictures decoded in a stage, likewise."""
-    shown, trained = shows_pictures(c, plan.stage), c.reflect.train_rounds
+    shown, trained = 0, c.reflect.train_rounds
+    if plan.rounds > 1 and reflected_at(c, plan.stage) == plan.stage:
+        judged = int(c.reflect.when == "failed")
+        shown = plan.rounds - 1 if shows_pictures(c, plan.stage) else judged
     return [
         replace(calls, times=n * calls.times)
         for n, size in batches(c, prompts)
@@ -134,9 +141,12 @@ def stage_cost(c: ConfigDict, plan: StagePlan) -> StageCost:
     sample   g(w) P (T - b + G b), where the branches' steps b are m + skip_last
     update   g(w) m for each time that a trajectory is trained (trained_passes)
 
-    That is for reflections over all steps. With reflect.depth D the inversions and the rounds after
-    the first have D steps. With train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and
-    only the P G (K-1) T g(inversion) of walking back is reflection.
+    That is for reflections over all steps. With reflect.num_steps S theirs are S, not T; in stages
+    that share others' reflections (reflect.reuse) there are none. With reflect.when "failed" P
+    counts for the inversions and later rounds the prompts whose first round fails, and all of them
+    here. With reflect.depth D the inversions and the rounds after the first have D steps. With
+    train_rounds "all", rounds 2 .. K are sampled at P G T g(w), and only the P G (K-1) T
+    g(inversion) of walking back is reflection.
     """
     calls = stage_calls(c, plan)
     by_phase = {
@@ -167,7 +177,7 @@ def evaluation_calls(c: ConfigDict, num_prompts: int) -> list[Calls]:
 def evaluation_decodes(c: ConfigDict, num_prompts: int) -> list[Calls]:
     """The pictures decoded there."""
     prompts = min(c.eval.num_prompts, num_prompts)
-    calls = (rollout_decodes(prompts, k, 1, False, "last") for k in c.eval.rounds)
+    calls = (rollout_decodes(prompts, k, 1, 0, "last") for k in c.eval.rounds)
     return [replace(x, times=c.eval.seeds * x.times) for of_k in calls for x in of_k]
 
 

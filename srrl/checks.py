@@ -161,6 +161,7 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     for key, allowed in {
         "prompts.draw": ("passes", "replacement"),
         "reflect.train_rounds": ("last", "all"),
+        "reflect.when": ("always", "failed"),
         "select.mode": ("extremes", "all"),
         "train.updates": ("even", "full"),
         "reward.rounds": ("last", "all"),
@@ -169,9 +170,24 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     ordered = c.select.neg_threshold <= c.select.pos_threshold
     require(ordered, "select.neg_threshold", "at most pos_threshold")
     require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
+    check_reflection(c, require)
     compared = c.branch.count > 1 or c.reward.history > 0
     expected = "at least 2 without reward.history: a score has nothing to be compared with"
     require(compared, "branch.count", expected)
+
+
+def check_reflection(c: ConfigDict, require: Require) -> None:
+    """What reflects less than always, and does not go together."""
+    r, steps = c.reflect, c.sample.num_steps
+    require(r.reuse >= 1, "reflect.reuse", "at least 1")
+    fewer = r.num_steps is None or 1 <= r.num_steps <= steps
+    require(fewer, "reflect.num_steps", f"1 to num_steps={steps}, or unset")
+    given = {"reuse": r.reuse > 1, "num_steps": bool(r.num_steps), "when": r.when == "failed"}
+    for name in (name for name, changed in given.items() if changed):
+        require(r.train_rounds == "last", f"reflect.{name}", 'with reflect.train_rounds "last"')
+        whole = r.depth is None or name == "reuse"
+        require(whole, f"reflect.{name}", "with reflect.depth unset")
+    require(not r.clamp or r.when == "failed", "reflect.clamp", 'with reflect.when "failed"')
 
 
 # What is a phase's own where it is unset for both.

@@ -66,6 +66,16 @@ def plan_for(c: ConfigDict, stage: int) -> StagePlan:
     )
 
 
+def reflected_at(c: ConfigDict, stage: int) -> int:
+    """The stage whose reflections a stage begins from, and whose prompts it has: with reflect.reuse
+    the first of so many that share them and have as many rounds, else its own."""
+    rounds = plan_for(c, stage).rounds
+    if c.reflect.reuse == 1 or rounds == 1:
+        return stage
+    first = 0 if c.reflect.rounds is not None else (rounds - 1) * c.stages.per_cycle
+    return stage - (stage - first) % c.reflect.reuse
+
+
 def shows_pictures(c: ConfigDict, stage: int) -> bool:
     """Is a stage one whose pictures are written, its reflecting rounds' as well?"""
     every, total = c.pictures.every, c.stages.total

@@ -6,7 +6,7 @@ it; on the last denoising step s < 0. All arithmetic is float32 whatever the net
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,17 @@ class Schedule:
             self.alpha_next.to(device),
             self.alpha_0,
             self.prediction,
+        )
+
+    def thinned(self, steps: int) -> "Schedule":
+        """The same of fewer steps, evenly taken: it begins and ends as this one does."""
+        index = torch.arange(steps, device=self.timesteps.device) * self.num_steps // steps
+        alpha = self.alpha[index]
+        return replace(
+            self,
+            timesteps=self.timesteps[index],
+            alpha=alpha,
+            alpha_next=torch.cat([alpha[1:], self.alpha_next[-1:]]),
         )
 
     def coefficients(self, steps: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:

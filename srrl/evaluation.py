@@ -11,7 +11,8 @@ from torch import Tensor
 from rewards import Reward, score_all
 from srrl.models.policy import Policy
 from srrl.prompts import evenly
-from srrl.rollout import rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import rollout_settings
 from srrl.run.distributed import gather_rows, local_range
 from srrl.run.image_statistics import Evaluated, measured, summary
 

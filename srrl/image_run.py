@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from rewards import Reward, check_prompts
 from rewards.scoring import counts_of
 from srrl.budget import evaluation_cost, stage_cost, stage_work
-from srrl.curriculum import StagePlan, plan_for
+from srrl.curriculum import StagePlan, plan_for, reflected_at
 from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
 from srrl.prompts import foreign_heldout, split_prompts, stage_prompts
@@ -51,13 +51,14 @@ class ImageRun(StagedRun):
         """The stage's prompts; a trajectory's `prompt` is its prompt's index in this list."""
         s = self.config.sample
         count = s.num_batches_per_stage * s.batch_size
-        drawn = self.seeding(plan), count, self.config.seed, self.config.prompts.draw
+        stage = self.seeding(reflected_at(self.config, plan.stage))
+        drawn = stage, count, self.config.seed, self.config.prompts.draw
         return stage_prompts(self.prompts["train"], *drawn)
 
-    def seeding(self, plan: StagePlan) -> int:
-        """The stage whose prompts and noise this one draws: its own, but for stages.seed_cycle."""
+    def seeding(self, stage: int) -> int:
+        """The stage whose prompts and noise one draws: its own, but for stages.seed_cycle."""
         cycle = self.config.stages.seed_cycle
-        return plan.stage % cycle if cycle else plan.stage
+        return stage % cycle if cycle else stage
 
     def begin(self) -> None:
         if self.config.pretrained.lora:

@@ -8,13 +8,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from rewards import score_all
 from rewards.scoring import Scorer, rewards_of
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.batch import Batch, pairs_objective, shuffled_pairs
 from srrl.budget import totals_table
-from srrl.curriculum import StagePlan, plan_for, shows_pictures
+from srrl.curriculum import StagePlan, plan_for, reflected_at, shows_pictures
 from srrl.errors import UserError
 from srrl.image_run import ImageRun
 from srrl.learner import Learner
@@ -22,7 +23,8 @@ from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.prompts import split_prompts
 from srrl.records import Scored, Selected, stage_images, stage_metrics, stage_records
-from srrl.rollout import Rollout, rollout, rollout_settings
+from srrl.rollout import Rollout, Starts, rollout
+from srrl.rounds import rollout_settings
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_objects, gather_rows, local_range
 from srrl.run.pictures import Images
@@ -46,6 +48,7 @@ class Trainer(ImageRun):
         objective = partial(pairs_objective, sampling, clip_range, policy)
         self.learner = Learner(self.config, policy, self.accelerator, objective)
         self.history = ScoreHistory(self.config.reward.history)
+        self.starts: Starts | None = None  # of a stage's prompts, where they are needed again
 
     def stage(self, stage: int) -> Outcome:
         return self.train(plan_for(self.config, stage))
@@ -60,7 +63,10 @@ class Trainer(ImageRun):
         images = Images(samples.images, samples.reflected)
         del samples  # the update needs the batch alone
         weights = self.config.reward.models.to_dict()
-        metrics = stage_metrics(scored, selected, weights) | self.update(plan, batch)
+        metrics = stage_metrics(scored, selected, weights)
+        if self.config.reflect.when == "failed" and plan.rounds > 1:
+            metrics["reflected"] = self.starts.again.float().mean().item()
+        metrics |= self.update(plan, batch)
         return Outcome(
             {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
             metrics,
@@ -75,19 +81,23 @@ class Trainer(ImageRun):
         A batch's images begin to be scored as soon as they are there.
         """
         c, settings = self.config, rollout_settings(self.config)
+        shared = reflected_at(c, plan.stage) != plan.stage
         local, parts = list(local_range(self.accelerator, len(prompts))), []
         for start in range(0, len(local), c.sample.batch_size):
             indices = local[start : start + c.sample.batch_size]
+            own = [prompts[i] for i in indices]
             part = rollout(
                 self.policy,
-                self.policy.encode([prompts[i] for i in indices]),
+                self.policy.encode(own),
                 settings,
                 rounds=plan.rounds,
                 trained_steps=plan.trained_steps,
                 seed=c.seed,
-                stage=self.seeding(plan),
+                stage=self.seeding(plan.stage),
                 prompts=indices,
-                keep_reflected=shows_pictures(self.config, plan.stage),
+                starts=self.starts.rows(indices) if shared else None,
+                judging=partial(self.first_scores, own) if c.reflect.when == "failed" else None,
+                keep_reflected=shows_pictures(c, plan.stage),
                 timed=self.timed,
             )
             judged = self.is_judged(plan, part.round)
@@ -95,7 +105,29 @@ class Trainer(ImageRun):
                 of_image = [prompts[i] for i in part.prompt[judged].tolist()]
                 self.scorer.submit(part.images[judged], of_image)
             parts.append(part)
-        return Rollout.cat(parts)
+        samples = Rollout.cat(parts)
+        if not shared:
+            self.keep(samples.starts, torch.tensor(local), len(prompts))
+        return samples
+
+    def first_scores(self, prompts: list[str], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The scores of first rounds' images, and whether their weighted sum is too low."""
+        with self.timed("score"):
+            self.scorer.wait()
+            scores = score_all(self.rewards, images, prompts)
+        total = sum(w * scores[name] for name, w in self.config.reward.models.items())
+        return scores, total < self.config.reflect.threshold
+
+    def keep(self, starts: Starts, index: Tensor, prompts: int) -> None:
+        """Remember every process's starts, where later stages or the scores need them."""
+        if self.config.reflect.reuse == 1 and self.config.reflect.when == "always":
+            return
+        x, again, *scores = (
+            gather_rows(self.accelerator, tensor.cpu(), index, prompts)
+            for tensor in (starts.x, starts.again.int(), *starts.scores.values())
+        )
+        named = dict(zip(starts.scores, scores, strict=True))
+        self.starts = Starts(x, again.bool(), named)
 
     def score(self, plan: StagePlan, samples: Rollout, prompts: list[str]) -> Scored:
         """Each reward's scores of the final images, of every process."""
@@ -110,10 +142,17 @@ class Trainer(ImageRun):
         every = torch.arange(n)
         judged = place[self.is_judged(plan, samples.round)]
         details = {k: gather_objects(self.accelerator, v, judged, n) for k, v in details.items()}
+        prompt = every // (branches * rounds)
+        scores = {k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()}
+        if self.config.reflect.clamp and plan.rounds > 1:
+            again = self.starts.again[prompt]
+            for name, values in scores.items():
+                least = torch.maximum(values, self.starts.scores[name][prompt])
+                scores[name] = torch.where(again, least, values)
         return Scored(
-            prompt=every // (branches * rounds),
+            prompt=prompt,
             round=every % rounds + first,
-            scores={k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()},
+            scores=scores,
             judged=self.is_judged(plan, every % rounds + first),
             local=local,
             details={k: v for k, v in details.items() if any(v)},
@@ -186,13 +225,18 @@ class Trainer(ImageRun):
             return self.learner.update(plan.stage, batch, pairs)
 
     def state(self) -> dict:
-        return {"history": self.history.entries}
+        kept = {"history": self.history.entries}
+        if self.starts is not None and self.config.reflect.reuse > 1:
+            kept["starts"] = self.starts.state()
+        return kept
 
     def load_state(self, state: dict) -> None:
         self.history.entries = {
             key: [(stage, scores) for stage, scores in entries]
             for key, entries in state["history"].items()
         }
+        if "starts" in state:
+            self.starts = Starts.from_state(state["starts"])
 
     def describe(self) -> str:
         return totals_table(self.config)
@@ -222,6 +266,11 @@ def check_processes(config: ConfigDict, accelerator: Accelerator) -> None:
         raise UserError(
             "FSDP shards the whole UNet: add --config.use_lora=false, or train the LoRA with "
             "config/accelerate/multi_gpu.yaml"
+        )
+    if config.reflect.when == "failed":
+        raise UserError(
+            "FSDP with config.reflect.when='failed': the processes that share the UNet must all "
+            "call it equally often: set it to 'always'"
         )
     counts = {"config.sample.num_batches_per_stage x sample.batch_size": prompts}
     if config.eval.every:

@@ -18,7 +18,7 @@ from rewards import Reward, score_all
 from srrl.assess.samplers import Sampler, Task
 from srrl.models.policy import Policy
 from srrl.models.weights import LORA_FILE, UNET_FILE
-from srrl.rollout import RolloutSettings
+from srrl.rounds import RolloutSettings
 from srrl.run.distributed import all_sum, gather_rows, local_range
 from srrl.run.folder import read_lines
 from srrl.run.pictures import to_pil

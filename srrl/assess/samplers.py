@@ -17,14 +17,8 @@ from srrl.ddim import make_schedule
 from srrl.errors import UserError
 from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
-from srrl.rollout import (
-    Noise,
-    Randomness,
-    RolloutSettings,
-    denoise_steps,
-    invert_steps,
-    rollout,
-)
+from srrl.rollout import rollout
+from srrl.rounds import Noise, Randomness, RolloutSettings, denoise_steps, invert_steps
 
 Score = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prompts -> float32 [B]
 

@@ -26,7 +26,7 @@ from srrl.models.architectures import blank_like, blank_pipeline
 from srrl.models.parts import faults, vae_config
 from srrl.models.policy import DTYPES, Conditioning, Policy
 from srrl.models.weights import make_trainable
-from srrl.rollout import rollout_settings
+from srrl.rounds import rollout_settings
 
 
 class Imagined:

@@ -19,7 +19,7 @@ from srrl.models.conditioning import Conditioning
 from srrl.models.instruct import InstructPolicy, evaluations_a_step
 from srrl.models.parts import quiet
 from srrl.models.policy import Policy
-from srrl.rollout import Randomness, RolloutSettings, Sampled, invert_steps, sample_round
+from srrl.rounds import Randomness, RolloutSettings, Sampled, invert_steps, sample_round
 
 EDITORS = ("instruct", "inversion")
 

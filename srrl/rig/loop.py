@@ -23,7 +23,8 @@ from srrl.rig.forms import Edit
 from srrl.rig.graphs import Requirement
 from srrl.rig.seeing import Seer
 from srrl.rig.wishes import Wish
-from srrl.rollout import RolloutSettings, generator, rollout
+from srrl.rollout import rollout
+from srrl.rounds import RolloutSettings, generator
 
 
 @dataclass(frozen=True)

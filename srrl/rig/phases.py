@@ -20,7 +20,7 @@ from srrl.rig.loop import Asked, acting
 from srrl.rig.setup import Parts
 from srrl.rig.trainer import PhaseRun
 from srrl.rig.walk import States, Tried
-from srrl.rollout import generator
+from srrl.rounds import generator
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_rows
 

@@ -26,7 +26,7 @@ from srrl.rig.editors import Editor
 from srrl.rig.loop import Meter
 from srrl.rig.seeing import EMBEDDED, TINY_VLM, Seer
 from srrl.rig.wishes import Wish
-from srrl.rollout import RolloutSettings
+from srrl.rounds import RolloutSettings
 from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from srrl.shapes.scenes import parse
 

@@ -15,7 +15,8 @@ from srrl.config import load_config
 from srrl.models.instruct import InstructPolicy
 from srrl.models.policy import Policy
 from srrl.rig.editors import Editor
-from srrl.rollout import RolloutSettings, rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import RolloutSettings, rollout_settings
 from srrl.shapes.edits import naive
 from srrl.shapes.lessons import moved, shows_any
 from srrl.shapes.pipeline import TINY_EDITOR, TINY_SD

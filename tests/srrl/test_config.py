@@ -168,6 +168,12 @@ def test_overrides_take_the_type_of_the_key():
         (["--config.sample.resolution=100000"], "at most 20,000"),
         (["--config.eval.rounds=" + "[" * 5000], "expected JSON list"),
         (["--config=README.md:tiny"], "'README.md' is no Python file"),
+        (["--config.reflect.reuse=0"], "reflect.reuse=0"),
+        (["--config.reflect.num_steps=99"], "reflect.num_steps=99"),
+        (["--config.reflect.when=never"], "reflect.when"),
+        (["--config.reflect.clamp=true"], "reflect.clamp"),
+        (["--config.reflect.reuse=2", "--config.reflect.train_rounds=all"], "reflect.reuse"),
+        (["--config.reflect.when=failed", "--config.reflect.depth=7"], "reflect.when"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(arguments, said):

@@ -13,7 +13,7 @@ from diffusers import (
 
 from srrl.ddim import denoise_mean, invert, log_prob, make_schedule
 from srrl.errors import UserError
-from srrl.rollout import denoise_steps, invert_steps
+from srrl.rounds import denoise_steps, invert_steps
 from srrl.shapes.pipeline import SD_SCHEDULER, build_tiny_sd, build_tiny_sdxl
 from tests.conftest import MODELS, PROMPTS, load_policy
 

@@ -14,7 +14,8 @@ from srrl.models.architectures import blank_pipeline
 from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
-from srrl.rollout import rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import rollout_settings
 from tests.conftest import MODELS, PRESET
 
 

@@ -17,7 +17,8 @@ from srrl.curriculum import StagePlan
 from srrl.ddim import denoise_mean, log_prob
 from srrl.errors import UserError
 from srrl.records import Scored, tied
-from srrl.rollout import Rollout, rollout, rollout_settings
+from srrl.rollout import Rollout, rollout
+from srrl.rounds import rollout_settings
 from srrl.run.best import best
 from srrl.run.folder import read_lines
 from srrl.run.pictures import Images
@@ -482,6 +483,7 @@ def test_the_parts_of_a_rollout_are_freed_as_they_are_joined(policy):
         (["--config.use_lora=false"], 5, "batch_size = 12 is not a multiple of the 5"),
         (["--config.use_lora=false", "--config.eval.num_prompts=4"], 4, None),
         (["--config.use_lora=false", "--config.eval.every=0"], 4, None),
+        (["--config.use_lora=false", "--config.reflect.when=failed"], 2, "set it to 'always'"),
     ],
 )
 def test_processes_that_cannot_share_the_work_are_refused(flags, processes, said, tmp_path):

@@ -12,7 +12,8 @@ from srrl.assess.cells import Cell, Result, distances, finished, run_cell
 from srrl.assess.report import lines_of, markdown_table, write_report
 from srrl.assess.samplers import parse_sampler
 from srrl.config import load_config
-from srrl.rollout import rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import rollout_settings
 from tests.conftest import PRESET, PROMPTS, load_policy
 
 SETTINGS = rollout_settings(load_config([PRESET]), branches=1)

@@ -8,7 +8,8 @@ from srrl.assess.samplers import SAMPLERS, Task, parse_sampler
 from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.errors import UserError
-from srrl.rollout import rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import rollout_settings
 from tests.conftest import PRESET, PROMPTS, load_policy
 
 SETTINGS = rollout_settings(load_config([PRESET]), branches=1)

@@ -19,7 +19,7 @@ from srrl.errors import UserError
 from srrl.models.instruct import InstructPolicy
 from srrl.models.policy import Policy
 from srrl.models.weights import add_lora
-from srrl.rollout import Randomness, denoise_steps, rollout_settings, sample_round
+from srrl.rounds import Randomness, denoise_steps, rollout_settings, sample_round
 from srrl.shapes.scenes import all_scenes, render
 from tests.conftest import LORA, MODELS, PRESET, load_policy, randomise_lora
 

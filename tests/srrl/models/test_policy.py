@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, add_lora, load_weights, save_weights, trained_weights
-from srrl.rollout import denoise_steps
+from srrl.rounds import denoise_steps
 from tests.conftest import LORA, MODELS, PROMPTS, load_policy, randomise_lora
 
 

@@ -15,7 +15,8 @@ from srrl.models.weights import (
     save_weights,
     trained_weights,
 )
-from srrl.rollout import rollout, rollout_settings
+from srrl.rollout import rollout
+from srrl.rounds import rollout_settings
 from tests.conftest import LORA, PRESET, PROMPTS, load_policy, randomise_lora
 from tests.loras import kohya, layers, merged, random_delta, write
 

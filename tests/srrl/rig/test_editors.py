@@ -9,7 +9,7 @@ from srrl.ddim import log_prob
 from srrl.models.instruct import InstructPolicy
 from srrl.models.policy import Policy
 from srrl.rig.editors import Editor
-from srrl.rollout import RolloutSettings, denoise_steps, invert_steps
+from srrl.rounds import RolloutSettings, denoise_steps, invert_steps
 from srrl.shapes.pipeline import TINY_EDITOR, TINY_SD
 from srrl.shapes.scenes import parse, render
 from tests.conftest import PROMPTS
