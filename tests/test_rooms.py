@@ -14,7 +14,7 @@ LEVELS = [
     ["srrl.measure", "srrl.assess", "srrl.doctor", "srrl.report"],
     ["srrl.trainer"],
     ["srrl.batch", "srrl.image_run", "srrl.records", "srrl.rig", "srrl.shapes.pretraining"],
-    ["srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.run"],
+    ["srrl.drawing", "srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.run"],
     ["srrl.models"],
     ["rewards"],
     ["srrl.rig.actor", "srrl.rig.seeing"],
