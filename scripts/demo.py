@@ -15,6 +15,7 @@ it, unless --host says otherwise. Needs `pip install -e '.[demo]'`. Ends with Ct
 import argparse
 import importlib.util
 import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -71,7 +72,8 @@ def listening(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(found[4][:2], family=found[0])
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        number = getattr(error, "errno", None) or 0
+        reason = (os.strerror(number) if number > 0 else str(error)).lower()
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({reason}): choose another port, or "
             f"0 for a free one"

@@ -46,7 +46,7 @@ class Rounds:
             *common(reflect.rounds or reflect.max_rounds, most_rounds, "Rounds K"),
             Field("guidance_scale", "Guidance scale", float(s.guidance_scale), high=100),
             Field("eta", "Eta", float(s.eta), high=1, advanced=True),
-            Field("steps", "Steps", s.num_steps, low=1, high=1000, advanced=True),
+            Field("steps", "Steps", s.num_steps, low=1, high=999, advanced=True),
             Field("negative_prompt", "Negative prompt", "", advanced=True),
         ]
 

@@ -40,8 +40,8 @@ class Strips:
         self.parts = Parts(config, "cuda" if torch.cuda.is_available() else "cpu")
         self.parts.check((), (), "")
         _ = self.parts.diffuser, self.parts.seer, way_of(self.parts, "actor")  # loaded now
-        parts = {"Actor": config.actor, "Editor": config.editor}
-        loras = {name: part.lora or "untrained" for name, part in parts.items()}
+        parts = {"Actor's LoRA": config.actor, "Editor's LoRA": config.editor}
+        loras = {name: part.lora or "none" for name, part in parts.items()}
         self.name = str(config.editor.lora or config.actor.lora or config.pretrained.model)
         self.facts = {"Model": config.pretrained.model, "Checker": config.checker.model, **loras}
         heldout = config.prompts.heldout

@@ -80,6 +80,7 @@ class Tab:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **size)
+        self.send("Emulation.setScrollbarsHidden", hidden=True)
         self.send("Page.navigate", url=address)
         self.wait(f"location.href == {json.dumps(address)} && document.readyState == 'complete'")
 

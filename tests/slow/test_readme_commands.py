@@ -41,6 +41,7 @@ LEFT_OUT = {
     "gpu_report.py": "tests/slow/test_report.py runs it",
     "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
     "--watch": "goes on until Ctrl-C; tests/slow/test_report_page.py stops it",
+    "demo.py": "goes on until Ctrl-C; tests/slow/test_demo_page.py stops it",
     "multi_node.yaml": "several hosts with GPUs",
     "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",
     "sdxl --card all": "minutes; tests/slow/test_plan.py asks for one card",

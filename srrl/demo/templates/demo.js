@@ -105,6 +105,7 @@ for (const button of document.querySelectorAll(".example")) {
 }
 
 document.getElementById("another").addEventListener("click", () => {
+  if (draw.disabled) return;
   form.elements.seed.value = Math.floor(Math.random() * 2 ** 32);
   form.requestSubmit();
 });
