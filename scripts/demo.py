@@ -73,7 +73,8 @@ def listening(host: str, port: int) -> socket.socket:
         return socket.create_server(found[4][:2], family=found[0])
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or 0
-        reason = (os.strerror(number) if number > 0 else str(error)).lower()
+        named = getattr(error, "strerror", None) or str(error)
+        reason = (os.strerror(number) if number > 0 else named).lower()  # without Python's addition
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({reason}): choose another port, or "
             f"0 for a free one"
@@ -101,7 +102,8 @@ def main(argv: list[str]) -> None:
     scored = not args.no_score
     painter = painter_of(args.checkpoint, args.config, overrides, args.max_rounds, scored)
     desk = Desk(painter)
-    hosts = [LOOPBACK, "localhost", args.host] if alone else ["*"]
+    shown = f"[{at}]" if ":" in at else at
+    hosts = [LOOPBACK, "localhost", args.host, shown] if alone else ["*"]
     settings = uvicorn.Config(
         application(desk, hosts), log_level="error", lifespan="off", server_header=False
     )
@@ -109,7 +111,6 @@ def main(argv: list[str]) -> None:
         target=uvicorn.Server(settings).run, args=([listener],), daemon=True, name="server"
     )
     server.start()
-    shown = f"[{at}]" if ":" in at else at
     print(f"{painter.name}: http://{shown}:{port} (Ctrl-C ends it)", flush=True)
     desk.serve()  # in the main thread, where signals end it
 

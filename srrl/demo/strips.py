@@ -63,17 +63,18 @@ class Strips:
             f"seed {wish.number}, {evaluations:g} network evaluations, {calls:g} VLM calls",
             self.parts.cut([wish]).strip(),
         ]
-        return Answer(wish.prompt, cards_of(trail, values), [note for note in notes if note])
+        cards = cards_of(trail, {**values, "checkpoint": self.name})
+        return Answer(wish.prompt, cards, [note for note in notes if note])
 
 
-def cards_of(trail: Trail, values: dict[str, Any]) -> list[Card]:
-    """A card for each picture of a trail, drawn by the form's values."""
+def cards_of(trail: Trail, drawn_from: dict[str, Any]) -> list[Card]:
+    """A card for each picture of a trail."""
     cards, required = [], [requirement.text for requirement in trail.wish.requirements]
     for number, step in enumerate(trail.steps):
         title = f"Edit {number}" if step.edit else "Drawn again" if number else "Drawn"
         edit = step.edit.text if step.edit else ""
         marks = list(zip(required, step.passed.tolist(), strict=True))
-        text = {**values, "picture": number, "edit": edit, "checked": dict(marks)}
+        text = {**drawn_from, "picture": number, "edit": edit, "checked": dict(marks)}
         file = f"seed_{trail.wish.number}_picture_{number}.png"
         kept = number == trail.kept
         cards.append(Card(title, png(step.image, text), file, {}, marks, edit, kept))

@@ -1,5 +1,6 @@
 """The page and its server around a painter, here a small one: what is shown, refused, and waits."""
 
+import asyncio
 import base64
 import re
 import threading
@@ -12,16 +13,17 @@ from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra `demo` is not installed")
 
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from srrl.demo.answers import Answer, Card, png
 from srrl.demo.desk import LONGEST_LINE, Desk
 from srrl.demo.fields import Field, common
-from srrl.demo.page import application
+from srrl.demo.page import application, waited
 from srrl.errors import UserError
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-HOSTS = ["testserver"]
+HOSTS = ["testserver", "[::1]"]
 
 
 class Plain:
@@ -95,9 +97,19 @@ def test_what_nobody_foresaw_is_told_and_the_next_one_is_drawn(client):
 
 def test_other_names_of_this_machine_are_refused(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    assert client.get("/", headers={"host": "[::1]:7860"}).status_code == 200
 
 
-def test_who_leaves_is_not_drawn_for_and_a_long_line_is_refused():
+def test_who_leaves_waits_no_longer():
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    future = Future()
+    assert asyncio.run(waited(Request({"type": "http"}, receive), future)) is None
+    assert future.cancelled()
+
+
+def test_who_left_is_not_drawn_for_and_a_long_line_is_refused():
     desk = Desk(Plain())
     line = [desk.ask({"prompt": "x", "seed": i}) for i in range(LONGEST_LINE)]
     with pytest.raises(UserError, match=f"{LONGEST_LINE} others are waiting: try again later"):
