@@ -86,8 +86,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     for name in ("rounds", "batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
-    if args.num_steps is not None and not 1 <= args.num_steps <= 1000:
-        raise UserError(f"--num-steps {args.num_steps} is out of range: 1 to 1000")
+    if args.num_steps is not None and not 1 <= args.num_steps <= 999:
+        raise UserError(f"--num-steps {args.num_steps} is out of range: 1 to 999")
     if args.eta is not None and not 0 <= args.eta <= 1:
         raise UserError(f"--eta {args.eta} is out of range: 0 to 1")
     return args, overrides
@@ -158,10 +158,7 @@ def main() -> None:
 
 def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None:
     """Draw, score and write all samples, a batch at a time."""
-    import torch
-
-    from rewards import score_all
-    from srrl.rollout import rollout
+    from srrl import drawing
     from srrl.run.checkpoint import write_atomic
     from srrl.run.pictures import (
         CELL,
@@ -183,29 +180,11 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
     records, small = [], []
     for first in range(0, len(jobs), args.batch_size):
         batch = jobs[first : first + args.batch_size]
-        texts = [prompt for prompt, _ in batch]
-        start = [
-            torch.randn(policy.latent_shape, generator=torch.Generator().manual_seed(seed))
-            for _, seed in batch
-        ]
-        samples = rollout(
-            policy,
-            policy.encode(texts),
-            settings,
-            rounds=args.rounds,
-            trained_steps=0,
-            seed=0,
-            stage=0,
-            prompts=[seed for _, seed in batch],
-            start=torch.stack(start),
-            keep_reflected=True,
-        )
-        # each [batch, 3, H, W]; with train_rounds "all" every round is among the images
-        by_round = [*samples.reflected, *samples.images.split(len(batch))]
-        scores = [score_all(rewards, images, texts) for images in by_round]
+        texts, seeds = map(list, zip(*batch, strict=True))
+        drawn = drawing.draw(policy, settings, rewards, texts, seeds, args.rounds)
         for i, (prompt, seed) in enumerate(batch):
             number = len(records)
-            rounds = [{reward: s[reward][i].item() for reward in s} for s in scores]
+            rounds = drawn.scores_of(i)
             record = {
                 "prompt": prompt,
                 "seed": seed,
@@ -214,21 +193,13 @@ def draw(args, policy, settings, rewards, prompts: list[str], name: str) -> None
                 "strip": f"strip_{number:03d}.png",
             }
             captions = [labelled(f"round {k}", values) for k, values in enumerate(rounds, 1)]
-            strip = Row(f"{prompt}, seed {seed}", [images[i] for images in by_round], captions)
+            strip = Row(f"{prompt}, seed {seed}", [images[i] for images in drawn.images], captions)
             sheet([strip]).save(args.out / record["strip"])
-            drawn_from = {
-                "prompt": prompt,
-                "negative_prompt": args.negative_prompt,
-                "seed": seed,
-                "rounds": args.rounds,
-                "steps": policy.schedule.num_steps,
-                "eta": settings.eta,
-                "guidance_scale": settings.guidance_scale,
-                "checkpoint": name,
-                "scores": rounds[-1],
-            }
-            final = by_round[-1][i]
-            save_with_text(to_pil(final), args.out / record["image"], drawn_from)
+            final = drawn.images[-1][i]
+            text = drawing.drawn_from(policy, settings, prompt, seed, args.rounds, name)
+            save_with_text(
+                to_pil(final), args.out / record["image"], {**text, "scores": rounds[-1]}
+            )
             small.append(thumbnail(final, CELL))
             records.append(record)
         write_atomic(args.out / "samples.json", json.dumps(records, indent=1) + "\n")

@@ -11,10 +11,17 @@ from srrl.config import REPOSITORY
 # order is its own business, but no two modules import each other.
 LEVELS = [
     ["scripts"],
-    ["srrl.measure", "srrl.assess", "srrl.doctor", "srrl.report"],
+    ["srrl.measure", "srrl.assess", "srrl.demo", "srrl.doctor", "srrl.report"],
     ["srrl.trainer"],
     ["srrl.batch", "srrl.image_run", "srrl.records", "srrl.rig", "srrl.shapes.pretraining"],
-    ["srrl.evaluation", "srrl.learner", "srrl.rollout", "srrl.rounds", "srrl.run"],
+    [
+        "srrl.drawing",
+        "srrl.evaluation",
+        "srrl.learner",
+        "srrl.rollout",
+        "srrl.rounds",
+        "srrl.run",
+    ],
     ["srrl.models"],
     ["rewards"],
     ["srrl.rig.actor", "srrl.rig.seeing"],

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -45,13 +45,13 @@ def thumbnail(image: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.array(to_pil(image, size))).permute(2, 0, 1)
 
 
-def save_with_text(picture: Image.Image, path: Path, text: dict[str, Any]) -> None:
+def save_with_text(picture: Image.Image, file: Path | IO[bytes], text: dict[str, Any]) -> None:
     """Save a PNG that carries what it was drawn from, a text field for each key."""
     fields = PngInfo()
     for key, value in text.items():
         told = value if isinstance(value, str) else json.dumps(value)
         fields.add_itxt(key, told.encode(errors="backslashreplace").decode())  # a path's odd bytes
-    picture.save(path, pnginfo=fields)
+    picture.save(file, "PNG", pnginfo=fields)
 
 
 def clear(folder: Path, *patterns: str) -> None:

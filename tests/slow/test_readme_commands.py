@@ -43,6 +43,7 @@ LEFT_OUT = {
     "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
     "runs/lr/*": "of six runs, by the shell's *; tests/slow/test_sweep.py shows a sweep again",
     "--watch": "goes on until Ctrl-C; tests/slow/test_report_page.py stops it",
+    "demo.py": "goes on until Ctrl-C; tests/slow/test_demo_page.py stops it",
     "multi_node.yaml": "several hosts with GPUs",
     "fsdp.yaml": "several GPUs; tests/slow/test_processes.py runs FSDP over two CPU processes",
     "sdxl --card all": "minutes; tests/slow/test_plan.py asks for one card",
