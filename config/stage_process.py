@@ -64,7 +64,8 @@ def base() -> ConfigDict:
     p.train = "config/prompts/unlikely_activities_train.json"
     p.heldout = "config/prompts/unlikely_activities_heldout.json"
     # "passes": a stage's prompts are the next ones of endless shuffled passes over the file.
-    # "replacement": each is drawn from the whole file (released code).
+    # "replacement": each is drawn from the whole file (released code). "variance": those whose
+    # scores have varied more of late, and those that have none yet, are drawn more often.
     p.draw = "passes"
 
     c.stages = s = ConfigDict()

@@ -3,6 +3,7 @@
     --config config/study.py:tiny     the embedded models, on a laptop
     --config config/study.py:control  is it the rounds, or training every sample?
     --config config/study.py:sweep    one thing changed at a time, where training reflects
+    --config config/study.py:less     what training needs of its reflections
     --config config/study.py:hard     where a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
     --config config/study.py:rig      RL-RIG's phases
@@ -85,8 +86,8 @@ def tiny() -> ConfigDict:
         "best:n=5",
         "zigzag:steps=5",
         "zigzag",
-        "until:rounds=3,threshold=0.9",
-        "until:rounds=5,threshold=0.9",
+        "until:rounds=3,threshold=0.5",
+        "until:rounds=5,threshold=0.5",
     )
     # Runs at once, with so many threads each.
     c.parallel, c.threads = 2, 1
@@ -186,6 +187,43 @@ def sweep() -> ConfigDict:
     return c
 
 
+def less() -> ConfigDict:
+    """Does training through three rounds beat one round where reflecting costs less? One economy at
+    a time, every sample trained, at equal evaluations, one seed. Of the arms that reflect only what
+    fails, the stages are those that are paid for where every first round fails."""
+    c = tiny()
+    c.name, c.output_dir, c.splits = "less", "runs/less", ("heldout", "train")
+    c.seeds, c.budgets, c.reference = (310,), ("evaluations",), "ddpo"
+    c.stages = 12
+    c.test_time.samplers, c.against, c.confirm = (), (), ()
+    every = ("reflect.rounds=3", "select.mode=all")
+    failed = (*every, "reflect.when=failed")
+    one = ("reflect.rounds=1", "select.mode=all")
+    changes = {
+        "K1_every": ("K = 1, every sample trained", one),
+        "K3_every": ("K = 3, every sample trained", every),
+        "reuse4": ("starts reused for 4 stages", (*every, "reflect.reuse=4")),
+        "reuse4_inv0": (
+            "starts reused for 4 stages, invert at 0",
+            (*every, "reflect.reuse=4", "reflect.inversion_guidance=0"),
+        ),
+        "steps5": ("5 steps in reflecting rounds", (*every, "reflect.num_steps=5")),
+        "failed": ("only what failed is reflected", failed),
+        "failed_clamp": (
+            "only what failed, no credit below its first round",
+            (*failed, "reflect.clamp=true"),
+        ),
+        "variance": ("prompts by their variance", (*every, "prompts.draw=variance")),
+        "failed_reuse4": ("only what failed, reused for 4 stages", (*failed, "reflect.reuse=4")),
+    }
+    with c.unlocked():
+        c.arms = {"ddpo": c.arms["ddpo"]} | {
+            name: {"label": label, "preset": "", "values": values}
+            for name, (label, values) in changes.items()
+        }
+    return c
+
+
 def control() -> ConfigDict:
     """Is it the rounds or is it training every sample? K = 1 and K = 3 with every sample, beside
     K = 1 with extremes; the runs are those of `tiny`."""
@@ -204,7 +242,7 @@ def hard() -> ConfigDict:
     c.name, c.output_dir, c.splits = "hard", "runs/hard", ("heldout", "train")
     c.overrides += (
         "sample.guidance_scale=2",
-        'reward.options={"shapes": {"success": 0.9}}',
+        'reward.options={"shapes": {"success": 0.5}}',
     )
     c.seeds, c.budgets = (300, 301), ("evaluations",)
     c.test_time.samplers, c.against, c.confirm = (), (), ()
@@ -256,7 +294,7 @@ def sd14() -> ConfigDict:
     return c
 
 
-PRESETS = {f.__name__: f for f in (tiny, control, sweep, hard, rig, sd14)}
+PRESETS = {f.__name__: f for f in (tiny, control, sweep, less, hard, rig, sd14)}
 
 
 def get_config(name: str) -> ConfigDict:

@@ -13,9 +13,10 @@ prompt's pictures are, network evaluations and seconds a picture. Prints the tab
 --out as markdown, CSV and JSON with a plot and a grid.
 Stopped and started again it goes on where it was; under accelerate all processes share the prompts.
 
-Samplers: plain(steps, guidance), reflect(rounds, depth, steps, guidance, denoise,
-inversion, eta), best(n), zigzag(steps,
-inversion), until(rounds, threshold); best and until choose by the first reward.
+Samplers: plain(steps, guidance), reflect(rounds, depth, steps, guidance, denoise, inversion, eta),
+zigzag(steps, inversion); and by the first reward's score best(n), best_round(rounds),
+best_reflect(n, rounds), until(rounds, threshold), repair(rounds, threshold, low) and
+cycle(cycles, particles, threshold). Of these "scored" counts the pictures that they looked at.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python scripts/pretrain_judge.py
 
 makes srrl/shapes/judge.safetensors again: a small network that says of each colour whether it is
-there and as which shape, or malformed, and how two colours stand to each other. Its pictures hold
-one to three things, whole or with spikes, bumps and wrong sizes, anywhere, in any colours; nothing
-in them comes from the verifier.
+there and as which shape, or malformed, how two colours stand to each other, and whether there is
+anything else. Most of its pictures hold one to three things, whole or with spikes, bumps and wrong
+sizes, anywhere, in any colours; the others are of the kinds that fool judges
+(srrl/shapes/frauds.py), and scenes as they should be. Nothing in them comes from the verifier.
 """
 
 import srrl  # noqa: F401, I001  first: it quiets what importing transformers would log
@@ -13,7 +14,8 @@ import srrl  # noqa: F401, I001  first: it quiets what importing transformers wo
 import argparse
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -22,8 +24,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from srrl.shapes import frauds
 from srrl.shapes.deform import CORNERS, deformed
-from srrl.shapes.judge import JUDGE_FILE, KINDS, PAIRS, Judge, read_parts
+from srrl.shapes.judge import JUDGE_FILE, KINDS, PAIRS, Judge, pair_of, read_parts
 from srrl.shapes.pipeline import TINY_SD
 from srrl.shapes.scenes import (
     BACKGROUND,
@@ -32,24 +35,33 @@ from srrl.shapes.scenes import (
     RELATIONS,
     SHAPES,
     SIZE,
+    Scene,
     all_scenes,
     render,
 )
 
-BANK, BATCH, STEPS, RATE = 30_000, 128, 6_000, 2e-3
+BANK, BATCH, STEPS, RATE = 80_000, 128, 10_000, 2e-3
 MALFORMED = 0.25  # of the things
 APART = 12.0  # pixels between two things' centres, at least
+OF_SCENES, CLEAN = 0.5, "none"  # the share of scenes' pictures, and those without a fraud
 CLEAR = 3.0  # pixels by which a relation's axis must lead over the other one
 
 
 @dataclass
 class Bank:
     """pictures float32 [N, 3, 32, 32] in [0, 1]; kinds int64 [N, 4]; relations int64 [N, 6], -1
-    where a pair is not there or its relation unclear."""
+    where a pair is not there or its relation unclear; strange float32 [N], 1 where there is
+    anything else."""
 
     pictures: Tensor
     kinds: Tensor
     relations: Tensor
+    strange: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence["Bank"]) -> "Bank":
+        names = ("pictures", "kinds", "relations", "strange")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 class Maker:
@@ -138,23 +150,54 @@ class Maker:
             beside = torch.where(apart[:, 0] < 0, names.index("left of"), names.index("right of"))
             stacked = torch.where(apart[:, 1] < 0, names.index("above"), names.index("below"))
             relations[:, p] = torch.where(both, torch.where(lead > 0, beside, stacked), -1)
-        return Bank(picture, kinds, relations)
+        return Bank(picture, kinds, relations, torch.zeros(n))
+
+    def scenes(self, n: int) -> Bank:
+        """n pictures of scenes: half of them as they should be, the others evenly of all kinds."""
+        kinds = [*frauds.KINDS, *[CLEAN] * len(frauds.KINDS)]
+        every, parts = all_scenes(), []
+        for i, kind in enumerate(kinds):
+            drawable = [s for s in every if kind == CLEAN or frauds.drawable(kind, s)]
+            count = n * (i + 1) // len(kinds) - n * i // len(kinds)
+            chosen = torch.randint(len(drawable), (count,), generator=self.generator)
+            some = [drawable[k] for k in chosen]
+            if kind == CLEAN:
+                made = frauds.fraud_of(render(some, self.generator))
+            else:
+                made = frauds.KINDS[kind](some, self.generator)
+            parts.append(told(made, some))
+        return Bank.cat(parts)
 
     @torch.no_grad()
     def bank(self, n: int, vae: AutoencoderKL) -> Bank:
         """n pictures; half of them have been through the pipeline's VAE, as drawn ones have."""
         parts = []
         for _ in range(n // 500):
-            part = self.pictures(500)
+            scenes = int(500 * OF_SCENES)
+            part = Bank.cat([self.pictures(500 - scenes), self.scenes(scenes)])
+            mixed = torch.randperm(500, generator=self.generator)
+            part = Bank(*(getattr(part, f.name)[mixed] for f in fields(Bank)))
             through = vae.decode(vae.encode(part.pictures[:250] * 2 - 1).latent_dist.mean).sample
             part.pictures = torch.cat([(through / 2 + 0.5).clamp(0, 1), part.pictures[250:]])
             parts.append(part)
-        return Bank(
-            *(
-                torch.cat([getattr(p, name) for p in parts])
-                for name in ("pictures", "kinds", "relations")
-            )
-        )
+        return Bank.cat(parts)
+
+
+def told(made: frauds.Fraud, scenes: list[Scene]) -> Bank:
+    """What pictures of scenes show, and what is wrong with them."""
+    n, colours, malformed = len(scenes), list(COLOURS), len(KINDS) - 1
+    kinds, rows = torch.zeros(n, len(COLOURS), dtype=torch.int64), torch.arange(n)
+    for k, things in enumerate(([s.first for s in scenes], [s.second for s in scenes])):
+        colour = torch.tensor([colours.index(c) for c, _ in things])
+        shape = torch.tensor([SHAPES.index(s) + 1 for _, s in things])
+        kinds[rows, colour] = torch.where(made.malformed[:, k], malformed, shape)
+    further = (made.third >= 0).nonzero()[:, 0]
+    # Whatever shape it has: that it is there is what counts.
+    kinds[further, made.third[further]] = malformed
+    relations = torch.full((n, len(PAIRS)), -1)
+    pairs = torch.tensor([pair_of(scene) for scene in scenes])
+    relations[rows, pairs[:, 0]] = pairs[:, 1]
+    return Bank(made.pictures, kinds, relations, made.strange.float())
 
 
 def train(judge: Judge, bank: Bank, steps: int, generator: torch.Generator) -> None:
@@ -166,11 +209,12 @@ def train(judge: Judge, bank: Bank, steps: int, generator: torch.Generator) -> N
         noise = 0.03 * torch.rand(BATCH, 1, 1, 1, generator=generator)
         pictures = bank.pictures[rows]
         pictures = pictures + noise * torch.randn(pictures.shape, generator=generator)
-        kinds, relations = judge(pictures)
+        kinds, relations, strange = judge(pictures)
         loss = F.cross_entropy(kinds.flatten(0, 1), bank.kinds[rows].flatten())
         loss = loss + F.cross_entropy(
             relations.flatten(0, 1), bank.relations[rows].flatten(), ignore_index=-1
         )
+        loss = loss + F.binary_cross_entropy_with_logits(strange, bank.strange[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -184,7 +228,7 @@ def report(judge: Judge, seed: int) -> None:
     """Say how often the judge is right about fresh pictures and renders."""
     fresh, scenes = Maker(seed).pictures(2000), all_scenes()
     with torch.no_grad():
-        kinds, relations = judge(fresh.pictures)
+        kinds, relations, _ = judge(fresh.pictures)
     right = (kinds.argmax(-1) == fresh.kinds)[fresh.kinds > 0].float().mean()
     clear = fresh.relations >= 0
     stands = (relations.argmax(-1) == fresh.relations)[clear].float().mean()
@@ -195,6 +239,12 @@ def report(judge: Judge, seed: int) -> None:
         f"things {right:.3f} and relations {stands:.3f} right on fresh pictures; renders of the "
         f"432 scenes: mean {own.mean():.3f}, lowest {own.min():.3f}"
     )
+    for kind, made in frauds.KINDS.items():
+        some = [s for s in scenes if frauds.drawable(kind, s)]
+        shown = made(some, torch.Generator().manual_seed(seed)).pictures
+        parts = read_parts(judge, (shown * 255).round().to(torch.uint8), some)
+        own = torch.stack(list(parts.values())).prod(0)
+        print(f"{kind}: mean {own.mean():.3f}, above 0.5 {(own > 0.5).float().mean():.3f}")
 
 
 def main() -> None:

@@ -36,6 +36,17 @@ class ScoreHistory:
         kept = [s for n, s in self.entries.get(key, []) if stage - self.length <= n < stage]
         return [value for scores in kept for value in scores.get(reward, [])]
 
+    def spreads(self, weights: Mapping[str, float]) -> dict[Key, float]:
+        """For each key the standard deviation of the weighted sums of its scores."""
+        found = {}
+        for key, entries in self.entries.items():
+            sums = [
+                sum(weights[name] * torch.tensor(scores[name]).double() for name in weights)
+                for _, scores in entries
+            ]
+            found[key] = torch.cat(sums).std(unbiased=False).item()
+        return found
+
     def add(self, stage: int, key: Key, scores: dict[str, list[float]]) -> None:
         """Remember a stage's scores and forget those that are too old to be used again."""
         kept = [e for e in self.entries.get(key, []) if stage - self.length < e[0] != stage]

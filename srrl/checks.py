@@ -159,7 +159,7 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     side = c.sample.resolution
     require(side is None or side >= 8, "sample.resolution", "at least 8, or unset")
     for key, allowed in {
-        "prompts.draw": ("passes", "replacement"),
+        "prompts.draw": ("passes", "replacement", "variance"),
         "reflect.train_rounds": ("last", "all"),
         "reflect.when": ("always", "failed"),
         "select.mode": ("extremes", "all"),
@@ -170,6 +170,10 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
     ordered = c.select.neg_threshold <= c.select.pos_threshold
     require(ordered, "select.neg_threshold", "at most pos_threshold")
     require(c.pretrained.lora is None or c.use_lora, "pretrained.lora", "unset with use_lora=False")
+    varied = c.prompts.draw == "variance"
+    known = c.reward.history > 0 and c.reflect.train_rounds == "last"
+    expected = 'with reward.history above 0 and reflect.train_rounds "last"'
+    require(not varied or known, "prompts.draw", expected)
     check_reflection(c, require)
     compared = c.branch.count > 1 or c.reward.history > 0
     expected = "at least 2 without reward.history: a score has nothing to be compared with"

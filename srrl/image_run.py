@@ -10,7 +10,7 @@ from srrl.budget import evaluation_cost, stage_cost, stage_work
 from srrl.curriculum import StagePlan, plan_for, reflected_at
 from srrl.evaluation import evaluate
 from srrl.models.policy import Policy
-from srrl.prompts import foreign_heldout, split_prompts, stage_prompts
+from srrl.prompts import foreign_heldout, split_prompts, stage_prompts, varied_prompts
 from srrl.run.checkpoint import growth
 from srrl.run.image_statistics import Evaluated
 from srrl.run.stages import StagedRun
@@ -42,6 +42,7 @@ class ImageRun(StagedRun):
         super().__init__(config, policy, accelerator, tracker)
         self.rewards = rewards
         self.prompts = split_prompts(config)
+        self.drawn: list[str] = []  # a stage's, drawn by their variance
         for split, prompts in self.prompts.items():
             check_prompts(rewards, prompts, config.prompts[split])
         if foreign := foreign_heldout(config):
@@ -51,9 +52,17 @@ class ImageRun(StagedRun):
         """The stage's prompts; a trajectory's `prompt` is its prompt's index in this list."""
         s = self.config.sample
         count = s.num_batches_per_stage * s.batch_size
-        stage = self.seeding(reflected_at(self.config, plan.stage))
-        drawn = stage, count, self.config.seed, self.config.prompts.draw
-        return stage_prompts(self.prompts["train"], *drawn)
+        first = reflected_at(self.config, plan.stage)
+        stage, train = self.seeding(first), self.prompts["train"]
+        if self.config.prompts.draw != "variance":
+            return stage_prompts(train, stage, count, self.config.seed, self.config.prompts.draw)
+        if first == plan.stage or not self.drawn:
+            self.drawn = varied_prompts(train, self.spreads(), stage, count, self.config.seed)
+        return self.drawn
+
+    def spreads(self) -> dict[str, float]:
+        """The standard deviation of the scores that prompts have had, where they have some."""
+        return {}
 
     def seeding(self, stage: int) -> int:
         """The stage whose prompts and noise one draws: its own, but for stages.seed_cycle."""
@@ -65,6 +74,8 @@ class ImageRun(StagedRun):
             self.tracker.say(self.trainee.start(self.config.pretrained.lora))
 
     def prompts_of(self, stage: int) -> list[str]:
+        if self.config.prompts.draw == "variance":  # any of them
+            return self.prompts["train"]
         return self.draw_prompts(plan_for(self.config, stage))
 
     def counts(self) -> dict[str, int]:

@@ -3,10 +3,12 @@
 import codecs
 import contextlib
 import json
+import math
 import os
 import random
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict
 from srrl.config import REPOSITORY, resolve
 from srrl.errors import UserError
 
+LEAST = 0.1  # of the chance to be drawn, of a prompt whose scores do not vary
 LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -110,6 +113,25 @@ def stage_prompts(
             order = random.Random(f"{seed}/{epoch}").sample(prompts, len(prompts))
         drawn.append(order[place])
     return drawn
+
+
+def varied_prompts(
+    prompts: list[str], spreads: Mapping[str, float], stage: int, count: int, seed: int
+) -> list[str]:
+    """`count` prompts, each once before any comes again, drawn by how much their scores have varied
+    (after CGPO, arXiv 2605.17807): those of no or little spread teach nothing.
+
+    spreads: a standard deviation of scores for each prompt that has some. The others have a chance
+    as the most varied one has, and none has less than LEAST of that.
+    """
+    most = max(spreads.values(), default=0.0) or 1.0
+    weights = [max(spreads.get(prompt, most) / most, LEAST) for prompt in prompts]
+    chance = random.Random(f"{seed}/{stage}/variance")
+    # The largest of u^(1/w) are a draw without replacement of these weights.
+    keys = [math.log(1 - chance.random()) / weight for weight in weights]
+    order = sorted(range(len(prompts)), key=keys.__getitem__, reverse=True)
+    whole, rest = divmod(count, len(prompts))
+    return [prompts[i] for i in [*order * whole, *order[:rest]]]
 
 
 def evenly_spaced(n: int, count: int) -> list[int]:

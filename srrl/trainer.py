@@ -227,7 +227,7 @@ class Trainer(ImageRun):
     def state(self) -> dict:
         kept = {"history": self.history.entries}
         if self.starts is not None and self.config.reflect.reuse > 1:
-            kept["starts"] = self.starts.state()
+            kept |= {"starts": self.starts.state(), "drawn": self.drawn}
         return kept
 
     def load_state(self, state: dict) -> None:
@@ -236,7 +236,10 @@ class Trainer(ImageRun):
             for key, entries in state["history"].items()
         }
         if "starts" in state:
-            self.starts = Starts.from_state(state["starts"])
+            self.starts, self.drawn = Starts.from_state(state["starts"]), state["drawn"]
+
+    def spreads(self) -> dict[str, float]:
+        return self.history.spreads(self.config.reward.models.to_dict())
 
     def describe(self) -> str:
         return totals_table(self.config)

@@ -5,6 +5,7 @@ A finished cell is one line of cells.jsonl, so an evaluation that was stopped go
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,11 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rewards import Reward, score_all
-from srrl.assess.samplers import Sampler, Task
+from srrl.assess.samplers import Sampler
+from srrl.assess.task import Task
 from srrl.models.policy import Policy
 from srrl.models.weights import LORA_FILE, UNET_FILE
 from srrl.rounds import RolloutSettings
-from srrl.run.distributed import all_sum, gather_rows, local_range
+from srrl.run.distributed import all_max, all_sum, gather_rows, local_range
 from srrl.run.folder import read_lines
 from srrl.run.pictures import to_pil
 
@@ -55,7 +57,9 @@ class Result:
 
     scores     for each reward float32 [prompts, images]
     diversity  float32 [prompts]: mean distance between a prompt's pictures in the embedding
-    nfe        network evaluations a picture; seconds: of all processes' time, a picture
+    nfe        network evaluations a picture, and the most of any
+    calls      of the scorer that a sampler chooses by, a picture
+    seconds    of all processes' time, a picture
     """
 
     cell: Cell
@@ -63,12 +67,16 @@ class Result:
     diversity: Tensor | None
     nfe: float
     seconds: float
+    most: float = math.nan
+    calls: float = math.nan
 
     def line(self) -> dict:
         return {
             "key": self.cell.key,
             **asdict(self.cell),
             "evaluations": self.nfe,
+            "most": self.most,
+            "calls": self.calls,
             "seconds": round(self.seconds, 4),
             "diversity": None if self.diversity is None else rounded(self.diversity),
             "scores": {name: [rounded(row) for row in rows] for name, rows in self.scores.items()},
@@ -79,7 +87,8 @@ class Result:
         cell = Cell(**{name: line[name] for name in Cell.__dataclass_fields__})
         diversity = None if line["diversity"] is None else torch.tensor(line["diversity"])
         scores = {name: torch.tensor(rows) for name, rows in line["scores"].items()}
-        return cls(cell, scores, diversity, line["evaluations"], line["seconds"])
+        spent = (line[key] for key in ("evaluations", "seconds", "most", "calls"))
+        return cls(cell, scores, diversity, *spent)
 
 
 def rounded(values: Tensor) -> list[float]:
@@ -125,16 +134,21 @@ def run_cell(
     conditioning = policy.encode(part) if part else None
     scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
     drawn: list[Tensor] = []
+    chosen, most = 0, 0.0
     counted, start = policy.nfe, time.monotonic()
 
     def score(images: Tensor, of: list[str]) -> Tensor:
+        nonlocal chosen
+        chosen += len(of)
         return score_all({chooser: rewards[chooser]}, images, of)[chooser]
 
     for seed in range(cell.first_seed, cell.first_seed + cell.images):
         of_seed = {name: torch.zeros(0) for name in rewards}
         if part:
-            task = Task(policy, conditioning, settings, part, prompt_indices, seed, score)
+            given = policy, conditioning, settings, part, prompt_indices, seed, score
+            task, before = Task(*given), policy.nfe
             images = sampler.draw(task)
+            most = max(most, *(task.spent or [(policy.nfe - before) / len(part)]))
             of_seed = score_all(rewards, images, part)
             if embedding:
                 drawn.append(embedding(images))
@@ -154,6 +168,8 @@ def run_cell(
         gather_rows(accelerator, spread, index, len(prompts)) if compared else None,
         all_sum(accelerator, used) / number,
         seconds / number,
+        all_max(accelerator, most),
+        all_sum(accelerator, chosen) / number,
     )
 
 

@@ -48,6 +48,8 @@ class Line:
     diversity: float | None
     nfe: float  # network evaluations a picture
     seconds: float
+    most: float = math.nan  # network evaluations of any picture
+    calls: float = math.nan  # pictures that a sampler chose from, a picture
 
 
 def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> list[Line]:
@@ -78,6 +80,8 @@ def lines_of(results: list[Result], baseline: tuple[str, str] | None = None) -> 
                     spread,
                     result.nfe,
                     result.seconds,
+                    result.most,
+                    result.calls,
                 )
             )
     return lines
@@ -93,6 +97,8 @@ HEADER = (
     "to baseline [95%]",
     "diversity",
     "evaluations",
+    "at most",
+    "scored",
     "seconds",
 )
 
@@ -108,6 +114,8 @@ def cells_of(line: Line) -> list[str]:
         line.difference.signed() if line.difference else "",
         "" if line.diversity is None else f"{line.diversity:.3f}",
         f"{line.nfe:.0f}",
+        f"{line.most:.0f}",
+        f"{line.calls:.1f}",
         f"{line.seconds:.3f}",
     ]
 
@@ -150,6 +158,8 @@ def write_report(
             ),
             "diversity": x.diversity,
             "evaluations": x.nfe,
+            "at_most": x.most,
+            "scored": x.calls,
             "seconds": x.seconds,
         }
         for x in lines

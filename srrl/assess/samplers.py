@@ -6,56 +6,20 @@ A sampler is named as in "reflect:rounds=3" or "best:n=4": the function's name a
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from srrl.assess.search import best, best_reflect, best_round, cycle, repair, until
+from srrl.assess.task import Task
 from srrl.ddim import make_schedule
 from srrl.errors import UserError
-from srrl.models.conditioning import Conditioning
 from srrl.models.policy import Policy
 from srrl.rollout import rollout
-from srrl.rounds import Noise, Randomness, RolloutSettings, denoise_steps, invert_steps
-
-Score = Callable[[Tensor, list[str]], Tensor]  # images uint8 [B, 3, H, W], prompts -> float32 [B]
-
-
-@dataclass(frozen=True)
-class Task:
-    """P prompts to draw with a policy at one seed.
-
-    settings: how the policy samples (one branch); numbers: of the prompts, which with the seed
-    decide the noise; score: what best and until choose by.
-    """
-
-    policy: Policy
-    conditioning: Conditioning
-    settings: RolloutSettings
-    prompts: list[str]
-    numbers: list[int]
-    seed: int
-    score: Score
-
-    def noise(self, purpose: str, to_go: int = 0) -> Noise:
-        """The noise that rollout draws for this seed, of the start or of a round's steps."""
-        return Randomness(self.policy, self.seed, 0, self.numbers, 1).noise(purpose, to_go)
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.device
-
-    def part(self, indices: list[int]) -> "Task":
-        """The same for some of the prompts."""
-        index = torch.tensor(indices, device=self.device)
-        return replace(
-            self,
-            conditioning=self.conditioning.rows(index),
-            prompts=[self.prompts[i] for i in indices],
-            numbers=[self.numbers[i] for i in indices],
-        )
+from srrl.rounds import denoise_steps
 
 
 @contextmanager
@@ -122,21 +86,6 @@ def _rolled(
         ).images[-len(task.numbers) :]
 
 
-def best(task: Task, n: int = 2) -> Tensor:
-    """The best-scored of n independent pictures; the first of them is plain's."""
-    images, scores = None, None
-    for i in range(n):
-        drawn = _rolled(task, 1, i)
-        new_scores = task.score(drawn, task.prompts)
-        if images is None:
-            images, scores = drawn, new_scores
-            continue
-        better = new_scores > scores
-        images = torch.where(better[:, None, None, None], drawn, images)
-        scores = torch.where(better, new_scores, scores)
-    return images
-
-
 @torch.no_grad()
 def zigzag(task: Task, steps: int | None = None, inversion: float | None = None) -> Tensor:
     """Z-Sampling (arXiv 2412.10891): in each of the first `steps` steps (all of them), denoise,
@@ -156,43 +105,19 @@ def zigzag(task: Task, steps: int | None = None, inversion: float | None = None)
     return policy.decode(x)
 
 
-@torch.no_grad()
-def until(task: Task, rounds: int = 3, threshold: float = 0.9) -> Tensor:
-    """Sample; where the score is below the threshold, invert and sample again, up to K
-    rounds. The best-scored picture of those that were drawn; the first is plain's."""
-    policy, s = task.policy, task.settings
-    total = range(policy.schedule.num_steps)
-    images, scores = None, torch.zeros(len(task.numbers))
-    prompt_index, x = list(range(len(task.numbers))), task.noise("start").draw()
-    for k in range(rounds):
-        now = task.part(prompt_index)
-        noise = now.noise("steps", to_go=k)
-        taken = denoise_steps(policy, x, now.conditioning, total, s.guidance_scale, s.eta, noise)
-        x0 = taken[0][-1]
-        drawn = policy.decode(x0)
-        new_scores = task.score(drawn, now.prompts)
-        if images is None:
-            images, scores = drawn.clone(), new_scores.clone()
-        for i, p in enumerate(prompt_index):
-            if new_scores[i] > scores[p]:
-                images[p], scores[p] = drawn[i], new_scores[i]
-        left = [i for i, p in enumerate(prompt_index) if scores[p] < threshold]
-        if not left or k == rounds - 1:
-            break
-        x = invert_steps(policy, x0[left], now.part(left).conditioning, s.inversion_guidance)
-        prompt_index = [prompt_index[i] for i in left]
-    return images
-
-
-SAMPLERS = {f.__name__: f for f in (plain, reflect, best, zigzag, until)}
-
-
+SAMPLERS = {
+    f.__name__: f
+    for f in (plain, reflect, best, zigzag, until, best_round, best_reflect, repair, cycle)
+}
 # Of a sampler's keywords the least and the most that they can be.
 RANGES = {
     "steps": (1, 999),
     "rounds": (1, 1000),
     "n": (1, 1000),
     "depth": (1, 999),
+    "cycles": (1, 1000),
+    "particles": (1, 1000),
+    "low": (-1e6, 1e6),
     "guidance": (0, 100),
     "denoise": (0, 100),
     "inversion": (0, 100),
@@ -219,7 +144,8 @@ class Sampler:
             return 3.0
         parameters = inspect.signature(SAMPLERS[self.name]).parameters
         given = {key: p.default for key, p in parameters.items()} | self.keywords
-        return float(given.get("n", 2 * given.get("rounds", 1) - 1))
+        drawn = given.get("n", 1) + given.get("cycles", 0) * given.get("particles", 0)
+        return float(drawn + 2 * (given.get("rounds", 1) - 1))
 
     def check(self, num_steps: int) -> None:
         """Raise UserError where it goes back more steps than there are, num_steps by the config."""

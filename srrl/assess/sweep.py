@@ -98,7 +98,7 @@ def check(some: Sequence[Trial]) -> None:
 
     for x in some:
         check_files(x.config)
-        check_names(x.config.reward.models)
+        check_names(x.config.reward.models, x.config.reward.options.to_dict())
         check_same_run(x.folder, x.config)
 
 

@@ -105,6 +105,11 @@ def all_sum(accelerator: Accelerator, number: int) -> int:
     return int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "sum"))
 
 
+def all_max(accelerator: Accelerator, number: float) -> float:
+    """The largest of every process's number."""
+    return max(accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist())
+
+
 def differing(accelerator: Accelerator, tensors: dict[str, Tensor]) -> list[str]:
     """The names of float32 tensors that are not the same bits on every process, in their order; by
     a sum of their bits, so what they cost is one small reduction."""

@@ -1,7 +1,8 @@
 """A network that reads pictures of the embedded world: the judge that nothing was trained on.
 
 It was trained by scripts/pretrain_judge.py on renders of whole, malformed, missing and crowded
-shapes, knows nothing of the verifier's rules, and is small.
+shapes and on what fools it (srrl/shapes/frauds.py), knows nothing of the verifier's rules, and is
+small.
 """
 
 from pathlib import Path
@@ -31,6 +32,7 @@ class Judge(nn.Module):
         self.embedding = nn.Linear(2 * width * (SIZE // 8) ** 2, embedding)
         self.kinds = nn.Linear(embedding, len(COLOURS) * len(KINDS))
         self.relations = nn.Linear(embedding, len(PAIRS) * len(RELATIONS))
+        self.strange = nn.Linear(embedding, 1)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """[B, 128] of pixels [B, 3, 32, 32] in [0, 1]."""
@@ -39,13 +41,14 @@ class Judge(nn.Module):
             x = F.gelu(layer(x))
         return F.gelu(self.embedding(x.flatten(1)))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of each colour's kind [B, 4, 5], and of how the first of a pair of colours stands
-        to the second [B, 6, 4], for the pairs of PAIRS."""
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of each colour's kind [B, 4, 5], of how the first of a pair of colours stands to
+        the second [B, 6, 4], for the pairs of PAIRS, and of whether there is anything else [B]."""
         x = self.embed(pixels)
         return (
             self.kinds(x).view(-1, len(COLOURS), len(KINDS)),
             self.relations(x).view(-1, len(PAIRS), len(RELATIONS)),
+            self.strange(x)[:, 0],
         )
 
 
@@ -70,11 +73,12 @@ def pair_of(scene: Scene) -> tuple[int, int]:
 def read_parts(judge: Judge, images: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
     """What the judge thinks of images uint8 [B, 3, H, W], as probabilities float32 [B]:
 
-    presence  both colours are there, and no other
+    presence  both colours are there, and nothing else
     shape     both are the right shapes, given that they are there
     relation  the first stands to the second as it should
     """
-    kinds, relations = (x.softmax(-1) for x in judge(pixels_of(images)))
+    kinds, relations, strange = judge(pixels_of(images))
+    kinds, relations = kinds.softmax(-1), relations.softmax(-1)
     rows, colours = torch.arange(len(scenes)), list(COLOURS)
     presence, shape = torch.ones(len(scenes)), torch.ones(len(scenes))
     named = torch.zeros(len(scenes), len(colours), dtype=torch.bool)
@@ -90,7 +94,7 @@ def read_parts(judge: Judge, images: Tensor, scenes: list[Scene]) -> dict[str, T
     absent = torch.where(named, torch.ones(()), kinds[..., 0]).prod(-1)
     pairs = torch.tensor([pair_of(scene) for scene in scenes]).view(-1, 2)
     return {
-        "presence": presence * absent,
+        "presence": presence * absent * torch.sigmoid(-strange),
         "shape": shape.clamp(max=1),
         "relation": relations[rows, pairs[:, 0], pairs[:, 1]],
     }

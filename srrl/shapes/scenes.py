@@ -8,6 +8,7 @@ coverage function draws the shapes and serves the verifier as its template.
 import itertools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +101,10 @@ def coverage(shape: str, centre: Tensor, radius: Tensor, size: int = SIZE) -> Te
     return (0.5 - distance).clamp(0, 1)
 
 
+# Masks [B, 32, 32] of a shape by its name, at centres [B, 2], of radii [B].
+Drawn = Callable[[str, Tensor, Tensor], Tensor]
+
+
 def pixels_of(images: Tensor) -> Tensor:
     """float32 [B, 3, 32, 32] in [0, 1] of uint8 [B, 3, H, W]."""
     pixels = images.cpu().float() / 255
@@ -108,8 +113,24 @@ def pixels_of(images: Tensor) -> Tensor:
     return pixels
 
 
-def render(scenes: list[Scene], generator: torch.Generator) -> Tensor:
-    """Pictures [B, 3, 32, 32] in [0, 1] of the scenes, with jittered place, size and shade."""
+@dataclass
+class Layout:
+    """Where the two things of each of B scenes stand, and in which paint.
+
+    ground   [B, 3, 32, 32], the picture without them
+    shapes   of the first things, and of the second ones, B names each
+    centres, radii, paints  of each of the two [B, 2], [B] and [B, 3, 1, 1]
+    """
+
+    ground: Tensor
+    shapes: list[list[str]]
+    centres: list[Tensor]
+    radii: list[Tensor]
+    paints: list[Tensor]
+
+
+def lay_out(scenes: list[Scene], generator: torch.Generator) -> Layout:
+    """The scenes with jittered place, size and shade."""
     n = len(scenes)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -118,16 +139,37 @@ def render(scenes: list[Scene], generator: torch.Generator) -> Tensor:
     direction = torch.tensor([RELATIONS[s.relation] for s in scenes])
     across = direction.flip(1).abs()
     middle = torch.full((n, 2), SIZE / 2)
-    pictures = BACKGROUND + uniform(-0.04, 0.04, 1, 1, 1).expand(n, 3, SIZE, SIZE)
-    for side, thing in ((1.0, "first"), (-1.0, "second")):
+    ground = BACKGROUND + uniform(-0.04, 0.04, 1, 1, 1).expand(n, 3, SIZE, SIZE)
+    found = Layout(ground, [], [], [], [])
+    for side, things in ((1.0, [s.first for s in scenes]), (-1.0, [s.second for s in scenes])):
         along = side * uniform(7.0, 9.0, 1) * direction
-        centre = middle + along + uniform(-3.0, 3.0, 1) * across
-        radius = uniform(*RADIUS)
-        names = [getattr(s, thing) for s in scenes]
-        masks = torch.stack([coverage(shape, centre, radius) for shape in SHAPES])
-        which = torch.tensor([SHAPES.index(shape) for _, shape in names])
-        mask = masks[which, torch.arange(n)][:, None]
-        colour = torch.tensor([COLOURS[c] for c, _ in names])[:, :, None, None]
-        colour = (colour + uniform(-0.04, 0.04, 3, 1, 1)).clamp(0, 1)
+        found.centres.append(middle + along + uniform(-3.0, 3.0, 1) * across)
+        found.radii.append(uniform(*RADIUS))
+        paint = torch.tensor([COLOURS[colour] for colour, _ in things])[:, :, None, None]
+        found.paints.append((paint + uniform(-0.04, 0.04, 3, 1, 1)).clamp(0, 1))
+        found.shapes.append([shape for _, shape in things])
+    return found
+
+
+def masks_of(shapes: list[str], centre: Tensor, radius: Tensor, drawn: Drawn = coverage) -> Tensor:
+    """Masks [B, 32, 32] of B shapes by their names, each drawn by `drawn`."""
+    masks = torch.zeros(len(shapes), SIZE, SIZE)
+    for name in SHAPES:
+        rows = torch.tensor([i for i, shape in enumerate(shapes) if shape == name]).long()
+        masks[rows] = drawn(name, centre[rows], radius[rows])
+    return masks
+
+
+def paint(layout: Layout, drawn: Drawn = coverage) -> Tensor:
+    """Pictures [B, 3, 32, 32] in [0, 1] of a layout, its shapes drawn by `drawn`."""
+    pictures = layout.ground
+    things = (layout.shapes, layout.centres, layout.radii, layout.paints)
+    for shapes, centre, radius, colour in zip(*things, strict=True):
+        mask = masks_of(shapes, centre, radius, drawn)[:, None]
         pictures = pictures * (1 - mask) + colour * mask
     return pictures
+
+
+def render(scenes: list[Scene], generator: torch.Generator) -> Tensor:
+    """Pictures [B, 3, 32, 32] in [0, 1] of the scenes, with jittered place, size and shade."""
+    return paint(lay_out(scenes, generator))

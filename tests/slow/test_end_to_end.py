@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from srrl.config import REPOSITORY
 from srrl.models.weights import LORA_FILE
+from srrl.run.image_statistics import MEASURES
 from srrl.shapes.pipeline import TINY_SD
 from tests.conftest import PRESET, PROMPTS, small_run
 from tests.slow.commands import flat, logged, lora, run
@@ -80,6 +81,7 @@ def test_a_run_leaves_everything_the_readme_promises(undisturbed):
         (s, split) for s in range(STAGES + 1) for split in ("train", "heldout")
     ]
     assert all(len(e["scores"]) == e["n"] == 3 for e in evals)
+    assert all(set(e["pictures"]) == set(MEASURES) for e in evals)
     assert json.loads((folder / "config.json").read_text())["stages.total"] == STAGES
     (made,) = json.loads((folder / "environment.json").read_text())
     typed = ["bash", "train.sh", *small_run(undisturbed, STAGES), "--config.report=true"]

@@ -48,6 +48,9 @@ def test_every_cell_costs_what_it_says_and_pairs_with_the_baseline(whole):
     assert len(lines) == 2 * 3 * 2
     costs = {line["sampler"]: line["evaluations"] for line in lines}
     assert costs == {"plain": 20, "best:n=2": 40, "reflect:rounds=2": 60}
+    assert all(line["at_most"] == line["evaluations"] for line in lines)
+    looked = {line["sampler"]: line["scored"] for line in lines}
+    assert looked == {"plain": 0, "best:n=2": 2, "reflect:rounds=2": 0}
     for line in lines:
         assert line["n"] == 10 and line["low"] <= line["mean"] <= line["high"]
         assert (line["difference_mean"] is None) == (line["sampler"] == "plain")

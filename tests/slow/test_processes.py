@@ -80,6 +80,15 @@ def test_also_of_sdxl(tmp_path):
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
 
 
+def test_also_where_reflections_are_shared_and_only_of_what_failed(tmp_path):
+    shared = ["--config.reflect.rounds=2", "--config.reflect.reuse=2"]
+    failed = ["--config.reflect.when=failed", "--config.reflect.threshold=0.05"]
+    one_and_two(tmp_path, 2, *shared, *failed, "--config.reflect.clamp=true")
+    one = tmp_path / "one" / "run"
+    assert_same_run(one, tmp_path / "two" / "run", 2)
+    assert 0 < logged(one, "metrics.jsonl")[0]["reflected"] < 1
+
+
 def test_two_processes_know_each_others_answers(tmp_path):
     options = ['--config.reward.models={"checker": 1.0}', "--config.reward.backend=worker"]
     one_and_two(tmp_path, 1, *options)

@@ -72,3 +72,12 @@ def test_selection_by_hand():
 
 def test_a_group_of_one_is_selected_once():
     assert select(torch.tensor([0.9]), torch.tensor([0]), 0.5, -0.5, "extremes").tolist() == [0]
+
+
+def test_a_keys_spread_is_of_the_weighted_sums_of_what_is_remembered():
+    history = ScoreHistory(2)
+    history.add(0, "a", {"x": [0.0, 1.0], "y": [1.0, 0.0]})
+    history.add(1, "a", {"x": [1.0], "y": [2.0]})
+    history.add(1, "b", {"x": [3.0, 3.0], "y": [1.0, 1.0]})
+    spreads = history.spreads({"x": 1.0, "y": 0.5})
+    assert spreads["b"] == 0 and spreads["a"] == pytest.approx(statistics.pstdev([0.5, 1.0, 2.0]))

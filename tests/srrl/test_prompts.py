@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from srrl.errors import UserError
-from srrl.prompts import evenly, load_prompts, stage_prompts, typed
+from srrl.prompts import evenly, load_prompts, stage_prompts, typed, varied_prompts
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
 
@@ -131,3 +131,22 @@ def test_a_typed_prompt_is_utf_8_whatever_the_locale():
         typed(os.fsdecode(b"a \xff"), "--prompt")
     with pytest.raises(UserError, match=r"--negative-prompt .*control character \(U\+001B\)"):
         typed("a\x1b[0m", "--negative-prompt")
+
+
+def test_prompts_that_vary_are_drawn_more_often_and_each_once_before_any_again():
+    prompts = [f"prompt {i}" for i in range(6)]
+    spreads = {"prompt 0": 0.5, "prompt 1": 0.05, "prompt 2": 0.0, "prompt 3": 0.25}
+    drawn = [varied_prompts(prompts, spreads, stage, 3, seed=1) for stage in range(2000)]
+    assert all(len(set(some)) == 3 for some in drawn)
+    share = {p: sum(p in some for some in drawn) / len(drawn) for p in prompts}
+    # Those without scores have the chance of the most varied one.
+    assert share["prompt 4"] == pytest.approx(share["prompt 0"], abs=0.05)
+    assert share["prompt 0"] > share["prompt 3"] + 0.1 > share["prompt 1"] + 0.2
+    assert share["prompt 2"] > 0.05 and share["prompt 2"] == pytest.approx(
+        share["prompt 1"], abs=0.05
+    )
+    assert drawn[7] == varied_prompts(prompts, spreads, 7, 3, seed=1) != drawn[8]
+    many = varied_prompts(prompts, spreads, 0, 14, seed=1)
+    assert sorted(many[:6]) == sorted(many[6:12]) == prompts
+    flat = varied_prompts(prompts, dict.fromkeys(prompts, 0.0), 0, 6, seed=1)
+    assert sorted(flat) == prompts

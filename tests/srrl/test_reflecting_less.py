@@ -28,6 +28,8 @@ ECONOMIES = {
         "--config.reflect.when=failed",
         "--config.reflect.threshold=0.2",
     ),
+    "prompts by variance": ("--config.prompts.draw=variance",),
+    "prompts by variance, reused": ("--config.prompts.draw=variance", "--config.reflect.reuse=2"),
 }
 
 
@@ -119,6 +121,7 @@ def test_the_ledger_is_the_formula(name, tmp_path):
     if "failed" in name or name == "all":
         flags.append("--config.reflect.threshold=99")  # every first round fails
     trainer = make_trainer(tmp_path, *flags)
+    trainer.prepare(0)
     decoded = []
     decode = trainer.policy.decode
     trainer.policy.decode = lambda x: decoded.append(len(x)) or decode(x)

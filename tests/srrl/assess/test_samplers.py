@@ -43,6 +43,13 @@ def drawn(policy, text: str, seed: int = 3, score=SCORE) -> tuple[torch.Tensor, 
         ("zigzag:steps=2", 16),
         ("until:rounds=2,threshold=2", 24),
         ("until:rounds=3,threshold=0", 8),
+        ("best_round:rounds=3", 40),
+        ("best_reflect:n=2,rounds=2", 32),
+        ("repair:rounds=2,threshold=2,low=-1", 24),
+        ("repair:rounds=2,threshold=2,low=2", 16),
+        ("repair:threshold=0", 8),
+        ("cycle:cycles=1,particles=2,threshold=2", 20),
+        ("cycle:threshold=0", 8),
     ],
 )
 def test_each_costs_what_it_says(sd, text, evaluations):
@@ -52,7 +59,17 @@ def test_each_costs_what_it_says(sd, text, evaluations):
 
 
 @pytest.mark.parametrize(
-    "text", ["reflect:rounds=1", "best:n=1", "until:rounds=1", "plain:steps=4"]
+    "text",
+    [
+        "reflect:rounds=1",
+        "best:n=1",
+        "until:rounds=1",
+        "plain:steps=4",
+        "best_round:rounds=1",
+        "best_reflect:n=1,rounds=1",
+        "repair:rounds=1",
+        "cycle:threshold=0",
+    ],
 )
 def test_without_what_makes_it_special_each_is_plain(sd, text):
     assert torch.equal(drawn(sd, text)[0], drawn(sd, "plain")[0])
@@ -120,6 +137,74 @@ def test_until_goes_on_only_where_the_score_is_low(sd):
     assert same == [True, False, True, False]
 
 
+def reds(images, prompts):
+    """A score that differs from picture to picture."""
+    return images[:, 0].float().mean((1, 2))
+
+
+def test_the_best_round_is_chosen_among_those_that_are_drawn(sd):
+    rounds = rollout(
+        sd,
+        sd.encode(PROMPTS),
+        SETTINGS,
+        rounds=3,
+        trained_steps=0,
+        seed=3,
+        stage=0,
+        prompts=[0, 1, 2, 3],
+        keep_reflected=True,
+    )
+    assert torch.equal(rounds.images, drawn(sd, "reflect:rounds=3")[0])
+    every = torch.stack([*rounds.reflected, rounds.images])
+    scores = torch.stack([reds(images, PROMPTS) for images in every])
+    chosen = drawn(sd, "best_round:rounds=3", score=reds)[0]
+    assert torch.equal(chosen, every[scores.argmax(0), torch.arange(4)])
+
+
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [
+        ("best_reflect:n=2", "best:n=2"),
+        ("repair:rounds=3,threshold=999,low=0", "plain"),
+        ("cycle:threshold=999", "plain"),
+        ("until:rounds=3,threshold=999", "plain"),
+    ],
+)
+def test_looking_further_never_ends_lower(sd, text, least):
+    more, less = (reds(drawn(sd, t, score=reds)[0], PROMPTS) for t in (text, least))
+    assert (more >= less).all() and (more > less).any()
+
+
+def test_what_fails_in_part_is_reflected_and_what_fails_whole_is_drawn_anew(sd):
+    first = drawn(sd, "plain")[0]
+    content = torch.tensor([1.0, 0.3, 0.0, 0.3])
+
+    def score(images, prompts):
+        known = [next((i for i in range(4) if torch.equal(first[i], x)), None) for x in images]
+        return torch.tensor([0.6 if i is None else float(content[i]) for i in known])
+
+    task = Task(sd, sd.encode(PROMPTS), SETTINGS, PROMPTS, [0, 1, 2, 3], 3, score)
+    images = parse_sampler("repair:rounds=2,threshold=0.5,low=0.1").draw(task)
+    assert task.spent == [8, 24, 16, 24]
+    assert torch.equal(images[0], first[0])
+    reflected = drawn(
+        sd,
+        "until:rounds=2,threshold=2",
+        score=lambda images, prompts: torch.tensor(
+            [float(not any(torch.equal(x, y) for y in first)) for x in images]
+        ),
+    )[0]
+    anew = drawn(
+        sd,
+        "best:n=2",
+        score=lambda images, prompts: torch.tensor(
+            [float(not any(torch.equal(x, y) for y in first)) for x in images]
+        ),
+    )[0]
+    apart = (images[1].int() - reflected[1].int()).abs().max()
+    assert apart <= 2 and (images[2].int() - anew[2].int()).abs().max() <= 2
+
+
 def test_another_number_of_steps_is_that_schedule_and_leaves_the_policys_own(sd):
     images = drawn(sd, "plain:steps=6")[0]
     other = load_policy("sd", num_steps=6)
@@ -162,7 +247,7 @@ def test_zigzag_is_the_paper_step_by_step(sd):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("magic", "known are plain, reflect, best, zigzag, until"),
+        ("magic", "known are plain, reflect, best, zigzag, until, best_round"),
         ("best:k=3", "best takes n, not 'k'"),
         ("best:n=many", "n must be a whole number"),
         ("best:n=0", "n=0 is not from 1 to 1000"),
@@ -175,7 +260,8 @@ def test_zigzag_is_the_paper_step_by_step(sd):
 def test_a_wrong_name_is_one_line(text, said):
     with pytest.raises(UserError, match=said):
         parse_sampler(text)
-    assert set(SAMPLERS) == {"plain", "reflect", "best", "zigzag", "until"}
+    known = {"plain", "reflect", "zigzag", "best", "best_round", "best_reflect"}
+    assert set(SAMPLERS) == known | {"until", "repair", "cycle"}
 
 
 @pytest.mark.parametrize(
