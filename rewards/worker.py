@@ -30,6 +30,8 @@ TOKEN = "SRRL_WORKER_TOKEN"
 CONNECTIONS = 16
 # Seconds that a stranger has to prove the token, and that a message may take to come or go.
 GREETING_S, MESSAGE_S = 5, 60
+# A signal that comes just before a wait does not end it: none is longer than this.
+WAKE_S = 1
 
 
 class Server:
@@ -85,9 +87,12 @@ class Gate:
         self.known: set[Line] = set()
 
     def serve(self, listener: socket.socket) -> None:
+        listener.settimeout(WAKE_S)
         while True:
             try:
                 opened, _ = listener.accept()
+            except TimeoutError:
+                continue
             except OSError:  # too many files of other users
                 time.sleep(0.1)
                 continue
