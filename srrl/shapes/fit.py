@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srrl.shapes.reader import assign, place
-from srrl.shapes.scenes import BACKGROUND, COLOURS, SHAPES, SIZE, Scene, coverage
+from srrl.shapes.scenes import BACKGROUND, COLOURS, SHAPES, SIZE, Scene, masks_of
 
 # How far paint and background may be from the palette's, in each channel; renders are within .04.
 PAINT, GREY = 0.07, 0.06
@@ -40,15 +40,6 @@ class Fit:
     left: Tensor
 
 
-def templates(shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """Masks [N, 32, 32] of shapes, given by their index [N]."""
-    masks = torch.zeros(len(shape), SIZE, SIZE)
-    for k, name in enumerate(SHAPES):
-        rows = (shape == k).nonzero()[:, 0]
-        masks[rows] = coverage(name, centre[rows], radius[rows])
-    return masks
-
-
 def _apart(centre: Tensor) -> Tensor:
     """Squared distance [N, 32, 32] of each pixel to a centre [N, 2]."""
     axis = torch.arange(SIZE) + 0.5
@@ -68,7 +59,7 @@ def _search(shape: Tensor, wanted: Tensor, near: Tensor, centre: Tensor, radius:
                 for factor in (1 - grow, 1.0, 1 + grow):
                     moved = centre + torch.tensor([dx, dy])
                     grown = (radius * factor).clamp(SMALLEST, LARGEST)
-                    apart = (templates(shape, moved, grown) - wanted).square()
+                    apart = (masks_of(shape, moved, grown) - wanted).square()
                     error = torch.where(near, apart, 0.0).sum((1, 2))
                     better = error < least
                     least = torch.where(better, error, least)
@@ -112,7 +103,7 @@ def _fit(pixels: Tensor, scenes: list[Scene]) -> Fit:
     along = ((pixels - grey[:, :, None, None]) * line).sum(1) / line.square().sum(1)
     radius = (area / math.pi).sqrt().clamp(SMALLEST, LARGEST)
     centre, radius = _search(shape, along.clamp(-0.3, 1.3), near, centre, radius)
-    covered = templates(shape, centre, radius)
+    covered = masks_of(shape, centre, radius)
     lines = covered[:, None] * line
     apart = (pixels - grey[:, :, None, None] - lines - lines.roll(n, 0)).square().sum(1)
     strange = apart + 0.6 * (apart.sqrt() - FAINT).clamp(min=0)

@@ -71,7 +71,8 @@ def fraud_of(pictures: Tensor, **wrong: Tensor) -> Fraud:
 
 def _which(layout: Layout, *shapes: str) -> Tensor:
     """bool [B, 2], which things have one of the shapes."""
-    return torch.tensor([[name in shapes for name in some] for some in layout.shapes]).T
+    wanted = torch.tensor([SHAPES.index(name) for name in shapes])
+    return torch.isin(torch.stack(layout.shapes, 1), wanted)
 
 
 def spiked(scenes: list[Scene], generator: torch.Generator, height: float) -> Fraud:
@@ -109,13 +110,13 @@ def cut(scenes: list[Scene], generator: torch.Generator) -> Fraud:
     """Both things moved apart until a third of each lies outside the picture."""
     layout = lay_out(scenes, generator)
     direction = torch.tensor([RELATIONS[s.relation] for s in scenes])
-    for side, (shapes, centre, radius) in enumerate(
+    for side, (shape, centre, radius) in enumerate(
         zip(layout.shapes, layout.centres, layout.radii, strict=True)
     ):
         outward = direction if side == 0 else -direction
         away = torch.zeros(len(scenes), 1)
         for moved in torch.arange(0, 12, 0.25):
-            masks = masks_of(shapes, centre + moved * outward, radius)
+            masks = masks_of(shape, centre + moved * outward, radius)
             whole = masks.sum((1, 2)) > 2 / 3 * math.pi * radius.square()
             away = torch.where(whole[:, None], moved, away)
         layout.centres[side] = centre + away * outward
@@ -137,7 +138,7 @@ def third(
     centre = tried[torch.arange(n), torch.minimum(*away).argmax(1)]
     low, high = radius
     size = low + (high - low) * torch.rand(n, generator=generator)
-    mask = masks_of([SHAPES[k] for k in among(len(SHAPES))], centre, size)[:, None]
+    mask = masks_of(among(len(SHAPES)), centre, size)[:, None]
     choices = [
         list(FOREIGN) if foreign else [c for c in palette if c not in _colours(scene)]
         for scene in scenes

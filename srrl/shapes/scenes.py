@@ -118,12 +118,12 @@ class Layout:
     """Where the two things of each of B scenes stand, and in which paint.
 
     ground   [B, 3, 32, 32], the picture without them
-    shapes   of the first things, and of the second ones, B names each
-    centres, radii, paints  of each of the two [B, 2], [B] and [B, 3, 1, 1]
+    shapes, centres, radii, paints  of the first things, and of the second ones: int64 [B] (an index
+             of SHAPES), [B, 2], [B] and [B, 3, 1, 1]
     """
 
     ground: Tensor
-    shapes: list[list[str]]
+    shapes: list[Tensor]
     centres: list[Tensor]
     radii: list[Tensor]
     paints: list[Tensor]
@@ -147,15 +147,15 @@ def lay_out(scenes: list[Scene], generator: torch.Generator) -> Layout:
         found.radii.append(uniform(*RADIUS))
         paint = torch.tensor([COLOURS[colour] for colour, _ in things])[:, :, None, None]
         found.paints.append((paint + uniform(-0.04, 0.04, 3, 1, 1)).clamp(0, 1))
-        found.shapes.append([shape for _, shape in things])
+        found.shapes.append(torch.tensor([SHAPES.index(shape) for _, shape in things]))
     return found
 
 
-def masks_of(shapes: list[str], centre: Tensor, radius: Tensor, drawn: Drawn = coverage) -> Tensor:
-    """Masks [B, 32, 32] of B shapes by their names, each drawn by `drawn`."""
-    masks = torch.zeros(len(shapes), SIZE, SIZE)
-    for name in SHAPES:
-        rows = torch.tensor([i for i, shape in enumerate(shapes) if shape == name]).long()
+def masks_of(shape: Tensor, centre: Tensor, radius: Tensor, drawn: Drawn = coverage) -> Tensor:
+    """Masks [B, 32, 32] of shapes, given by their index [B], each drawn by `drawn`."""
+    masks = torch.zeros(len(shape), SIZE, SIZE)
+    for k, name in enumerate(SHAPES):
+        rows = (shape == k).nonzero()[:, 0]
         masks[rows] = drawn(name, centre[rows], radius[rows])
     return masks
 
@@ -164,8 +164,8 @@ def paint(layout: Layout, drawn: Drawn = coverage) -> Tensor:
     """Pictures [B, 3, 32, 32] in [0, 1] of a layout, its shapes drawn by `drawn`."""
     pictures = layout.ground
     things = (layout.shapes, layout.centres, layout.radii, layout.paints)
-    for shapes, centre, radius, colour in zip(*things, strict=True):
-        mask = masks_of(shapes, centre, radius, drawn)[:, None]
+    for shape, centre, radius, colour in zip(*things, strict=True):
+        mask = masks_of(shape, centre, radius, drawn)[:, None]
         pictures = pictures * (1 - mask) + colour * mask
     return pictures
 

@@ -8,7 +8,7 @@ from srrl.assess.samplers import SAMPLERS, Task, parse_sampler
 from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.errors import UserError
-from srrl.rollout import rollout
+from srrl.rollout import Rollout, rollout
 from srrl.rounds import rollout_settings
 from tests.conftest import PRESET, PROMPTS, load_policy
 
@@ -27,6 +27,17 @@ def drawn(policy, text: str, seed: int = 3, score=SCORE) -> tuple[torch.Tensor, 
     before = policy.nfe
     images = parse_sampler(text).draw(task)
     return images, (policy.nfe - before) / len(PROMPTS)
+
+
+def rolled(policy, rounds: int = 1, stage: int = 0, **given) -> Rollout:
+    """What training would draw."""
+    where = {"rounds": rounds, "stage": stage, "seed": 3, "prompts": [0, 1, 2, 3], **given}
+    return rollout(policy, policy.encode(PROMPTS), SETTINGS, trained_steps=0, **where)
+
+
+def reds(images, prompts):
+    """A score that differs from picture to picture."""
+    return images[:, 0].float().mean((1, 2))
 
 
 @pytest.mark.parametrize(
@@ -85,36 +96,11 @@ def test_a_reflection_takes_the_configs_settings_unless_it_is_given_others(sd):
 
 
 def test_plain_is_the_evaluation_of_training(sd):
-    images = rollout(
-        sd,
-        sd.encode(PROMPTS),
-        SETTINGS,
-        rounds=1,
-        trained_steps=0,
-        seed=3,
-        stage=0,
-        prompts=[0, 1, 2, 3],
-    ).images
-    assert torch.equal(images, drawn(sd, "plain")[0])
+    assert torch.equal(rolled(sd).images, drawn(sd, "plain")[0])
 
 
 def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
-    def reds(images, prompts):
-        return images[:, 0].float().mean((1, 2))
-
-    def attempt(i):
-        return rollout(
-            sd,
-            sd.encode(PROMPTS),
-            SETTINGS,
-            rounds=1,
-            trained_steps=0,
-            seed=3,
-            stage=i,
-            prompts=[0, 1, 2, 3],
-        ).images
-
-    alone = [attempt(i) for i in range(3)]
+    alone = [rolled(sd, stage=i).images for i in range(3)]
     assert torch.equal(alone[0], drawn(sd, "plain")[0])
     scores = torch.stack([reds(images, PROMPTS) for images in alone])
     chosen = drawn(sd, "best:n=3", score=reds)[0]
@@ -137,23 +123,8 @@ def test_until_goes_on_only_where_the_score_is_low(sd):
     assert same == [True, False, True, False]
 
 
-def reds(images, prompts):
-    """A score that differs from picture to picture."""
-    return images[:, 0].float().mean((1, 2))
-
-
 def test_the_best_round_is_chosen_among_those_that_are_drawn(sd):
-    rounds = rollout(
-        sd,
-        sd.encode(PROMPTS),
-        SETTINGS,
-        rounds=3,
-        trained_steps=0,
-        seed=3,
-        stage=0,
-        prompts=[0, 1, 2, 3],
-        keep_reflected=True,
-    )
+    rounds = rolled(sd, rounds=3, keep_reflected=True)
     assert torch.equal(rounds.images, drawn(sd, "reflect:rounds=3")[0])
     every = torch.stack([*rounds.reflected, rounds.images])
     scores = torch.stack([reds(images, PROMPTS) for images in every])
