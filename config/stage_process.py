@@ -134,6 +134,9 @@ def base() -> ConfigDict:
     r.threshold = 0.5
     # No credit below the first round: after a failed one a score counts as that one's at least.
     r.clamp = False
+    # What a first round scored, this many times, is taken from the score of what its reflection led
+    # to, as a control variate. It cancels among the branches of one start: with branch.count=1.
+    r.baseline = 0.0
     # "last": rounds before the last only reflect (released code). "all": every round is sampled
     # by the policy with sample.*, scored and trained (the paper's figure 2).
     r.train_rounds = "last"
@@ -160,7 +163,8 @@ def base() -> ConfigDict:
     w.load_s = 1800.0
     w.batch_s = 600.0
     # With reflect.train_rounds "all": "all" scores every round's own image (process rewards),
-    # "last" gives every round the advantage of the last round's image.
+    # "last" gives every round the advantage of the last round's image, "mean" that of the mean
+    # score of its trajectory's images.
     r.rounds = "all"
     # H: a prompt's scores of the last H stages join its mean and std. More is steadier, less
     # follows the improving policy faster.
@@ -190,6 +194,8 @@ def base() -> ConfigDict:
     # Weights of the positive and of the negative advantages in the objective.
     t.positive_weight = 1.0
     t.negative_weight = 1.0
+    # With reflect.train_rounds "all", how much round k of K counts: "even", or "linear", k / K.
+    t.round_weights = "even"
     # [speed] (trajectory, step) pairs in one forward and backward pass: bounds the memory.
     t.micro_batch = 4
     # [speed] Recompute activations in the backward pass: a third slower, far less memory.

@@ -4,6 +4,7 @@
     --config config/study.py:control  is it the rounds, or training every sample?
     --config config/study.py:sweep    one thing changed at a time, where training reflects
     --config config/study.py:less     what training needs of its reflections
+    --config config/study.py:credit   whose credit a round's score is
     --config config/study.py:hard     where a first try almost never succeeds
     --config config/study.py:sd14     Stable Diffusion v1.4, on GPUs
     --config config/study.py:rig      RL-RIG's phases
@@ -224,6 +225,56 @@ def less() -> ConfigDict:
     return c
 
 
+def credit() -> ConfigDict:
+    """Whose credit is a round's score? As `less`, where every round is sampled and trained, with
+    fewer prompts a stage, for these rounds cost more; and a first round as a control variate."""
+    c = less()
+    c.name, c.output_dir = "credit", "runs/credit"
+    few = (
+        "reflect.rounds=3",
+        "select.mode=all",
+        "reflect.train_rounds=all",
+        "sample.batch_size=12",
+    )
+    alone = (
+        "reflect.rounds=3",
+        "select.mode=all",
+        "branch.count=1",
+        "sample.batch_size=240",
+        "reflect.reuse=4",
+    )
+    changes = {
+        "all": ("each round by its own score", few),
+        "last": ("all rounds by the last one's score", (*few, "reward.rounds=last")),
+        "mean": ("all rounds by their mean score", (*few, "reward.rounds=mean")),
+        "linear": (
+            "by their mean score, later rounds count more",
+            (*few, "reward.rounds=mean", "train.round_weights=linear"),
+        ),
+        "alone": ("one start a sample, reused for 4 stages", alone),
+        "baseline": (
+            "one start a sample, less half its first round's score",
+            (*alone, "reflect.baseline=0.5"),
+        ),
+        "thrifty": (
+            "starts reused for 4 stages, of 5 steps, invert at 0",
+            (
+                "reflect.rounds=3",
+                "select.mode=all",
+                "reflect.reuse=4",
+                "reflect.num_steps=5",
+                "reflect.inversion_guidance=0",
+            ),
+        ),
+    }
+    with c.unlocked():
+        c.arms = {"ddpo": c.arms["ddpo"]} | {
+            name: {"label": label, "preset": "", "values": values}
+            for name, (label, values) in changes.items()
+        }
+    return c
+
+
 def control() -> ConfigDict:
     """Is it the rounds or is it training every sample? K = 1 and K = 3 with every sample, beside
     K = 1 with extremes; the runs are those of `tiny`."""
@@ -294,7 +345,7 @@ def sd14() -> ConfigDict:
     return c
 
 
-PRESETS = {f.__name__: f for f in (tiny, control, sweep, less, hard, rig, sd14)}
+PRESETS = {f.__name__: f for f in (tiny, control, sweep, less, credit, hard, rig, sd14)}
 
 
 def get_config(name: str) -> ConfigDict:

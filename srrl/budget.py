@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from srrl.curriculum import StagePlan, evaluated_stages, plan_for, reflected_at, shows_pictures
+from srrl.curriculum import (
+    StagePlan,
+    evaluated_stages,
+    judges_first,
+    plan_for,
+    reflected_at,
+    shows_pictures,
+)
 from srrl.prompts import split_prompts
 
 
@@ -124,7 +131,7 @@ def stage_decodes(c: ConfigDict, plan: StagePlan, prompts: int | None = None) ->
     """The pictures decoded in a stage, likewise."""
     shown, trained = 0, c.reflect.train_rounds
     if plan.rounds > 1 and reflected_at(c, plan.stage) == plan.stage:
-        judged = int(c.reflect.when == "failed")
+        judged = int(judges_first(c))
         shown = plan.rounds - 1 if shows_pictures(c, plan.stage) else judged
     return [
         replace(calls, times=n * calls.times)

@@ -164,7 +164,8 @@ def check_srrl(c: ConfigDict, values: Mapping[str, Any], require: Require) -> No
         "reflect.when": ("always", "failed"),
         "select.mode": ("extremes", "all"),
         "train.updates": ("even", "full"),
-        "reward.rounds": ("last", "all"),
+        "reward.rounds": ("last", "all", "mean"),
+        "train.round_weights": ("even", "linear"),
     }.items():
         require(values[key] in allowed, key, f"one of {', '.join(allowed)}")
     ordered = c.select.neg_threshold <= c.select.pos_threshold
@@ -192,6 +193,14 @@ def check_reflection(c: ConfigDict, require: Require) -> None:
         whole = r.depth is None or name == "reuse"
         require(whole, f"reflect.{name}", "with reflect.depth unset")
     require(not r.clamp or r.when == "failed", "reflect.clamp", 'with reflect.when "failed"')
+    require(0 <= r.baseline <= 1, "reflect.baseline", "0 to 1")
+    again = r.train_rounds == "last" and (r.rounds or 0) > 1
+    expected = 'with reflect.train_rounds "last" and reflect.rounds above 1'
+    require(not r.baseline or again, "reflect.baseline", expected)
+    every = r.train_rounds == "all"
+    expected = 'with reflect.train_rounds "all"'
+    require(every or c.reward.rounds != "mean", "reward.rounds", expected)
+    require(every or c.train.round_weights == "even", "train.round_weights", expected)
 
 
 # What is a phase's own where it is unset for both.

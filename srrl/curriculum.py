@@ -76,6 +76,11 @@ def reflected_at(c: ConfigDict, stage: int) -> int:
     return stage - (stage - first) % c.reflect.reuse
 
 
+def judges_first(c: ConfigDict) -> bool:
+    """Are the first of several rounds scored while sampling?"""
+    return c.reflect.when == "failed" or c.reflect.baseline > 0
+
+
 def shows_pictures(c: ConfigDict, stage: int) -> bool:
     """Is a stage one whose pictures are written, its reflecting rounds' as well?"""
     every, total = c.pictures.every, c.stages.total

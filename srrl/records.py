@@ -22,6 +22,7 @@ class Scored:
     scores         for each reward float32 [N], 0 where the image was not judged
     judged         bool [N], which images were
     local          int64 [N], the index in this process's Rollout; -1 for another process's
+    first          where first rounds are judged, theirs for each reward float32 [N]
     details        for each reward that has some N of them, None where the image was not judged
     """
 
@@ -30,6 +31,7 @@ class Scored:
     scores: dict[str, Tensor]
     judged: Tensor
     local: Tensor
+    first: dict[str, Tensor] = field(default_factory=dict)
     details: dict[str, list] = field(default_factory=dict)
 
 
@@ -75,7 +77,10 @@ def stage_records(
 ) -> list[dict[str, Any]]:
     """For each of the N trajectories its line of samples.jsonl."""
     chosen, rounds = set(selected.index.tolist()), int(scored.round.max() - scored.round.min()) + 1
-    scores = {name: values.tolist() for name, values in scored.scores.items()}
+    scores, first = (
+        {name: values.tolist() for name, values in of.items()}
+        for of in (scored.scores, scored.first)
+    )
     return [
         {
             "prompt": prompts[prompt],
@@ -83,6 +88,7 @@ def stage_records(
             "branch": n // rounds % branches,
             "round": int(scored.round[n]),
             "scores": {k: v[n] for k, v in scores.items()} if scored.judged[n] else None,
+            **({"first": {k: v[n] for k, v in first.items()}} if first else {}),
             "advantage": selected.advantages[n].item(),
             "selected": n in chosen,
             **({"details": {k: v[n] for k, v in scored.details.items()}} if scored.details else {}),

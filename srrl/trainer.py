@@ -15,7 +15,7 @@ from rewards.scoring import Scorer, rewards_of
 from srrl.advantages import ScoreHistory, select, stage_advantages
 from srrl.batch import Batch, pairs_objective, shuffled_pairs
 from srrl.budget import totals_table
-from srrl.curriculum import StagePlan, plan_for, reflected_at, shows_pictures
+from srrl.curriculum import StagePlan, judges_first, plan_for, reflected_at, shows_pictures
 from srrl.errors import UserError
 from srrl.image_run import ImageRun
 from srrl.learner import Learner
@@ -96,7 +96,7 @@ class Trainer(ImageRun):
                 stage=self.seeding(plan.stage),
                 prompts=indices,
                 starts=self.starts.rows(indices) if shared else None,
-                judging=partial(self.first_scores, own) if c.reflect.when == "failed" else None,
+                judging=partial(self.first_scores, own) if judges_first(c) else None,
                 keep_reflected=shows_pictures(c, plan.stage),
                 timed=self.timed,
             )
@@ -111,16 +111,19 @@ class Trainer(ImageRun):
         return samples
 
     def first_scores(self, prompts: list[str], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The scores of first rounds' images, and whether their weighted sum is too low."""
+        """The scores of first rounds' images, and which are reflected: all, or those whose weighted
+        sum is too low."""
         with self.timed("score"):
             self.scorer.wait()
             scores = score_all(self.rewards, images, prompts)
+        if self.config.reflect.when == "always":
+            return scores, torch.ones(len(images), dtype=torch.bool)
         total = sum(w * scores[name] for name, w in self.config.reward.models.items())
         return scores, total < self.config.reflect.threshold
 
     def keep(self, starts: Starts, index: Tensor, prompts: int) -> None:
         """Remember every process's starts, where later stages or the scores need them."""
-        if self.config.reflect.reuse == 1 and self.config.reflect.when == "always":
+        if self.config.reflect.reuse == 1 and not judges_first(self.config):
             return
         x, again, *scores = (
             gather_rows(self.accelerator, tensor.cpu(), index, prompts)
@@ -144,17 +147,20 @@ class Trainer(ImageRun):
         details = {k: gather_objects(self.accelerator, v, judged, n) for k, v in details.items()}
         prompt = every // (branches * rounds)
         scores = {k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()}
-        if self.config.reflect.clamp and plan.rounds > 1:
+        of_first = {}
+        if judges_first(self.config) and plan.rounds > 1:
+            of_first = {name: values[prompt] for name, values in self.starts.scores.items()}
+        if self.config.reflect.clamp and of_first:
             again = self.starts.again[prompt]
             for name, values in scores.items():
-                least = torch.maximum(values, self.starts.scores[name][prompt])
-                scores[name] = torch.where(again, least, values)
+                scores[name] = torch.where(again, torch.maximum(values, of_first[name]), values)
         return Scored(
             prompt=prompt,
             round=every % rounds + first,
             scores=scores,
             judged=self.is_judged(plan, every % rounds + first),
             local=local,
+            first=of_first,
             details={k: v for k, v in details.items() if any(v)},
         )
 
@@ -173,7 +179,7 @@ class Trainer(ImageRun):
     def is_judged(self, plan: StagePlan, rounds: torch.Tensor) -> torch.Tensor:
         """Which trajectories' images are scored, bool [N] for their rounds: all of them, or with
         reward.rounds "last" those of the last round, whose scores the others share."""
-        return (rounds == plan.rounds) | (self.config.reward.rounds == "all")
+        return (rounds == plan.rounds) | (self.config.reward.rounds != "last")
 
     def sampled_rounds(self, plan: StagePlan) -> int:
         """The rounds of a trajectory that are sampled, scored and trained."""
@@ -191,6 +197,11 @@ class Trainer(ImageRun):
             for i, k in zip(indices, rounds, strict=True)
         ]
         scores = {name: values[judged] for name, values in scored.scores.items()}
+        if self.config.reward.rounds == "mean" and every_round:  # one for each trajectory
+            keys = keys[:: plan.rounds]
+            scores = {name: values.view(-1, plan.rounds).mean(1) for name, values in scores.items()}
+        if share := self.config.reflect.baseline:
+            scores = {name: v - share * scored.first[name] for name, v in scores.items()}
         weights = self.config.reward.models.to_dict()
         advantages = stage_advantages(keys, scores, weights, self.history, plan.stage)
         advantages = advantages.repeat_interleave(len(scored.prompt) // len(advantages))
@@ -211,6 +222,8 @@ class Trainer(ImageRun):
         )
         advantages = selected.advantages[index].clamp(-t.adv_clip_max, t.adv_clip_max)
         weights = torch.where(advantages > 0, t.positive_weight, t.negative_weight)
+        if t.round_weights == "linear":
+            weights = weights * scored.round[index] / scored.round.max()
         return Batch(
             latents,
             log_probs,

@@ -135,16 +135,17 @@ class Evaluation:
         return len(self.results()) == len(self.prompts) * len(self.samplers)
 
 
-def prompt_files(study: ConfigDict) -> tuple[str, str]:
-    """Of the train and of the held-out prompts."""
+def prompt_files(study: ConfigDict) -> dict[str, str]:
+    """The file of each split: "train", "heldout", and those of prompts in other words."""
     prompts = load_config(shared_flags(study)).prompts
-    return prompts.train, prompts.heldout
+    further = {"wordings": study.wordings} if study.get("wordings") else {}
+    return {"train": prompts.train, "heldout": prompts.heldout, **further}
 
 
 def evaluation_of(study: ConfigDict, run: Run | None) -> Evaluation:
     """What every run is scored by."""
     folder = run.folder / "judged" if run else Path(study.output_dir) / "base"
-    files, flags = prompt_files(study), ("--num-prompts", str(study.num_prompts))
+    files, flags = tuple(prompt_files(study).values()), ("--num-prompts", str(study.num_prompts))
     return Evaluation(run, folder, study.samplers, files, study.images, flags)
 
 
@@ -154,7 +155,8 @@ def at_test_time(study: ConfigDict, run: Run | None) -> Evaluation | None:
     if not study.test_time.samplers or not run or (run.arm, run.budget, run.seed) != first:
         return None
     wanted, folder = study.test_time, run.folder / "test_time"
-    return Evaluation(run, folder, wanted.samplers, prompt_files(study)[1:], wanted.images)
+    files = (prompt_files(study)["heldout"],)
+    return Evaluation(run, folder, wanted.samplers, files, wanted.images)
 
 
 def evaluations(study: ConfigDict, run: Run | None) -> list[Evaluation]:

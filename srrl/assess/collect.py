@@ -86,7 +86,7 @@ def rounded(record: Kept) -> Kept:
 
 
 def rows_of(study: ConfigDict, part: str, results: list[Result]) -> list[Row]:
-    splits = dict(zip(prompt_files(study), ("train", "heldout"), strict=True))
+    splits = {file: split for split, file in prompt_files(study).items()}
     scored = [(result, reward) for result in results for reward in result.scores]
     rows = []
     for line, (result, reward) in zip(lines_of(results), scored, strict=True):

@@ -41,7 +41,7 @@ class Row:
     """A run judged by a reward on a split, sampled in one way. None: not known, or not defined.
 
     part            JUDGED as every run is, or TEST_TIME, the further ways of one
-    split           "heldout" or "train"
+    split           "heldout", "train" or "wordings"
     prompts         and images of each
     mean, low, high the score with its 95% interval over prompts
     right           the share of the pictures that score as right (rewards/__init__.py)
@@ -85,10 +85,11 @@ class Record:
         return self.seed or 0, self.budget or "", self.arm or ""
 
     def judged(self, split: str, sampler: str, reward: str) -> list[Row]:
-        """The rows of a split, or of "all"."""
+        """The rows of a split, or of "all": trained and held-out prompts."""
         asked = (JUDGED, sampler, reward)
         own = [row for row in self.rows if (row.part, row.sampler, row.reward) == asked]
-        return [row for row in own if split in ("all", row.split)]
+        splits = ("train", "heldout") if split == "all" else (split,)
+        return [row for row in own if row.split in splits]
 
     def mean(self, split: str, sampler: str, reward: str) -> float:
         """Over the pictures of a split, or of "all"."""

@@ -20,7 +20,12 @@ from srrl.assess.report import plot as against_cost
 from srrl.config import REPOSITORY
 from srrl.run.statistics import half_width, spread
 
-SPLITS = {"train": "train", "heldout": "held-out", "all": "all"}
+SPLITS = {
+    "train": "train",
+    "heldout": "held-out",
+    "all": "all",
+    "wordings": "differently worded held-out",
+}
 
 
 def over_seeds(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
@@ -73,15 +78,16 @@ def gained(runs: list[Record], others: list[Record], what: tuple[str, str, str])
 
 
 def comparisons(study: ConfigDict, records: list[Record]) -> str:
-    """Held-out prompts and all, at the last budget: the arms against each of `against`, seed by
-    seed."""
+    """Held-out prompts, all, and those in other words, at the last budget: the arms against each of
+    `against`, seed by seed."""
     budget = study.budgets[-1]
     arms = {
         arm: runs_at(records, arm, study.budgets[0] if arm == study.reference else budget)
         for arm in study.arms
     }
     text = ""
-    for reward, split in itertools.product(study.rewards, ("heldout", "all")):
+    splits = [s for s in ("heldout", "all", "wordings") if s == "all" or s in study.splits]
+    for reward, split in itertools.product(study.rewards, splits):
         rows = ""
         for number, other in enumerate(study.against):
             for arm in study.arms:

@@ -23,7 +23,7 @@ from srrl.budget import (
     stage_decodes,
     trained_passes,
 )
-from srrl.curriculum import evaluated_stages, plan_for
+from srrl.curriculum import evaluated_stages, judges_first, plan_for, reflected_at
 from srrl.measure.bill import PHASES, REWARD, Bill, Call, Phase, Usage
 from srrl.measure.counting import Count
 from srrl.measure.imagined import Imagined
@@ -116,7 +116,10 @@ class Biller:
             drawn = [*stage_calls(c, plan, share), *stage_decodes(c, plan, share)]
             self.add_drawing(phases, drawn)
         last = self.all_prompts * c.branch.count
-        self.add_scores(phases["score"], cost.images if c.reward.rounds == "all" else last)
+        judged = last if c.reward.rounds == "last" else cost.images
+        if plan.rounds > 1 and judges_first(c) and reflected_at(c, n) == n:
+            judged += self.all_prompts
+        self.add_scores(phases["score"], judged)
         pairs = trained_passes(c, expected_selected(c, cost)) * plan.trained_steps
         phases["update"].nfe = pairs * nfe_per_step(c.sample.guidance_scale)
         one, micro = self.update(checkpointing), c.train.micro_batch

@@ -34,10 +34,25 @@ BACKGROUND = 0.93
 RADIUS = (4.0, 5.0)  # of the circle with the shape's area, pixels
 CONVENTIONAL = {"red": "circle", "green": "triangle", "blue": "square", "yellow": "circle"}
 
-_PATTERN = re.compile(
-    rf"^a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(RELATIONS)}) "
-    rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})$"
+# How a scene is described: in the grammar, which everything is trained in, and in other words,
+# which nothing is.
+GRAMMAR = "a {first} {relation} a {second}"
+WORDINGS = (
+    "a {first}, {relation} a {second}",
+    "a {first} is {relation} a {second}",
+    "{first} {relation} {second}",
+    "{relation} a {second} a {first}",
 )
+
+
+def _pattern(wording: str) -> re.Pattern[str]:
+    thing = rf"(?P<{{0}}_colour>{'|'.join(COLOURS)}) (?P<{{0}}_shape>{'|'.join(SHAPES)})"
+    relation = rf"(?P<relation>{'|'.join(RELATIONS)})"
+    named = {name: thing.format(name) for name in ("first", "second")}
+    return re.compile(wording.format(relation=relation, **named))
+
+
+_PATTERNS = tuple(_pattern(wording) for wording in (GRAMMAR, *WORDINGS))
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,12 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        return f"a {' '.join(self.first)} {self.relation} a {' '.join(self.second)}"
+        return self.worded(GRAMMAR)
+
+    def worded(self, wording: str) -> str:
+        """The scene in one of WORDINGS."""
+        first, second = " ".join(self.first), " ".join(self.second)
+        return wording.format(first=first, relation=self.relation, second=second)
 
     @property
     def unconventional(self) -> int:
@@ -59,15 +79,19 @@ class Scene:
 
 
 def parse(prompt: str) -> Scene:
-    """The scene a prompt describes. Raises ValueError for a prompt outside the grammar."""
-    match = _PATTERN.match(prompt)
-    if not match or match[1] == match[4]:
+    """The scene a prompt describes, in the grammar or in one of WORDINGS. Raises ValueError for any
+    other prompt."""
+    match = next(filter(None, (pattern.fullmatch(prompt) for pattern in _PATTERNS)), None)
+    if not match or match["first_colour"] == match["second_colour"]:
         raise ValueError(
             f"not a prompt of the shapes world: {prompt!r} (expected two different colours of "
             f"{', '.join(COLOURS)}, shapes {', '.join(SHAPES)} and {', '.join(RELATIONS)}, as in "
             f"'a red circle left of a blue square')"
         )
-    return Scene((match[1], match[2]), match[3], (match[4], match[5]))
+    first, second = (
+        (match[f"{name}_colour"], match[f"{name}_shape"]) for name in ("first", "second")
+    )
+    return Scene(first, match["relation"], second)
 
 
 def all_scenes() -> list[Scene]:

@@ -8,13 +8,22 @@ import torch
 from scripts.make_shapes_prompts import prompt_sets
 from srrl.config import REPOSITORY
 from srrl.shapes.pipeline import MAX_TOKENS, WORDS, build_tokenizer
-from srrl.shapes.scenes import SHAPES, all_scenes, coverage, parse, render
+from srrl.shapes.scenes import SHAPES, WORDINGS, all_scenes, coverage, parse, render
 
 
 def test_every_prompt_parses_to_its_scene():
     scenes = all_scenes()
     assert len(scenes) == len({s.prompt for s in scenes}) == 432
     assert all(parse(s.prompt) == s for s in scenes)
+
+
+def test_other_wordings_say_the_same_and_no_prompt_twice():
+    scenes = all_scenes()
+    worded = [(s, s.worded(w)) for s in scenes for w in WORDINGS]
+    assert all(parse(prompt) == scene for scene, prompt in worded)
+    assert len({prompt for _, prompt in worded} | {s.prompt for s in scenes}) == 5 * 432
+    tokens = build_tokenizer()([prompt for _, prompt in worded]).input_ids
+    assert max(map(len, tokens)) <= MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -53,6 +62,8 @@ def test_committed_prompt_files_are_those_the_script_makes_and_do_not_overlap():
     heldout = sets["shapes_unconventional_heldout"]
     assert len(train) == 64 and len(heldout) == 128 and not set(train) & set(heldout)
     assert all(parse(p).unconventional == 2 for p in train + heldout)
+    other = sets["shapes_wordings"]
+    assert [parse(p).prompt for p in other] == heldout[::2] and not set(other) & set(heldout)
 
 
 def test_tokenizer_has_one_token_a_word_and_spells_the_rest():

@@ -58,32 +58,54 @@ def standardised(values):
         ["--config.reflect.train_rounds=all"],
         ["--config.reflect.train_rounds=all", "--config.reward.rounds=last"],
         ["--config.select.mode=all", "--config.branch.count=1"],
+        ["--config.reflect.train_rounds=all", "--config.reward.rounds=mean"],
+        [
+            "--config.reflect.rounds=2",
+            "--config.branch.count=1",
+            "--config.select.mode=all",
+            "--config.reflect.baseline=0.5",
+        ],
     ],
 )
 def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_path):
     lines = run_with_two_rewards(tmp_path, *overrides)[1]
     by_round = "--config.reflect.train_rounds=all" in overrides
-    shared = "--config.reward.rounds=last" in overrides
+    mean = "--config.reward.rounds=mean" in overrides
+    shared = "--config.reward.rounds=last" in overrides or mean
+    share = 0.5 if "--config.reflect.baseline=0.5" in overrides else 0.0
     everything = "--config.select.mode=all" in overrides
 
     def key(line):
         return (line["prompt"], line["round"] if by_round and not shared else 0)
 
+    def of_trajectory(line):
+        place = ("stage", "slot", "branch")
+        return [x for x in lines if [x[k] for k in place] == [line[k] for k in place]]
+
+    def counts(line):
+        return line["scores"] and not (mean and line["round"] < len(of_trajectory(line)))
+
+    def credit(line, name):
+        """What it is compared by: its score, its trajectory's, or beyond its first round's."""
+        rounds = of_trajectory(line) if mean else [line]
+        score = statistics.fmean(x["scores"][name] for x in rounds)
+        return score - share * line["first"][name] if share else score
+
     seen = {"advantage": 0.0, "selected": set()}
     for stage in range(1, STAGES + 1):
         now = [line for line in lines if line["stage"] == stage]
-        judged = [line for line in now if line["scores"]]
+        judged = [line for line in now if counts(line)]
         expected = {}
         for k in {key(line) for line in judged}:
             window = [
                 x
                 for x in lines
-                if x["scores"] and key(x) == k and stage - HISTORY <= x["stage"] <= stage
+                if counts(x) and key(x) == k and stage - HISTORY <= x["stage"] <= stage
             ]
             window.sort(key=lambda x: x["stage"] != stage)  # this stage's first
             combined = [0.0] * len(window)
             for name, weight in WEIGHTS.items():
-                z = standardised([x["scores"][name] for x in window])
+                z = standardised([credit(x, name) for x in window])
                 combined = [c + weight * v for c, v in zip(combined, z, strict=True)]
             for line, a in zip(window, standardised(combined), strict=False):
                 if line["stage"] == stage:
