@@ -5,8 +5,8 @@
 #   bash train.sh --config config/stage_process.py:tiny+ddpo  presets, one over the other
 #   bash train.sh --resume runs/NAME --config.stages.total=64 a run goes on as it was begun
 #   bash train.sh -- --num_processes 2                        accelerate's flags come after --
-# Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl, srrl_paper,
-# released. A run is written to runs/NAME; the same command resumes a run that was stopped.
+# Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl, selective,
+# srrl_paper, released. A run is written to runs/NAME; the same command resumes a run that was stopped.
 # Every key and what it means: config/stage_process.py. Exit codes: 0 done; 2 an error, which the last
 # line names; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by a closed terminal.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"

@@ -150,8 +150,8 @@ def evaluation_of(study: ConfigDict, run: Run | None) -> Evaluation:
 
 
 def at_test_time(study: ConfigDict, run: Run | None) -> Evaluation | None:
-    """The further ways to sample from the reference's first run, on held-out prompts."""
-    first = (study.reference, study.budgets[0], study.seeds[0])
+    """The further ways to sample from an arm's first run, on held-out prompts."""
+    first = (study.test_time.get("arm"), study.budgets[0], study.seeds[0])
     if not study.test_time.samplers or not run or (run.arm, run.budget, run.seed) != first:
         return None
     wanted, folder = study.test_time, run.folder / "test_time"

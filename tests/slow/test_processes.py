@@ -80,13 +80,38 @@ def test_also_of_sdxl(tmp_path):
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run", 1)
 
 
-def test_also_where_reflections_are_shared_and_only_of_what_failed(tmp_path):
-    shared = ["--config.reflect.rounds=2", "--config.reflect.reuse=2"]
-    failed = ["--config.reflect.when=failed", "--config.reflect.threshold=0.05"]
-    one_and_two(tmp_path, 2, *shared, *failed, "--config.reflect.clamp=true")
+WAYS = {
+    "shared, of what failed": (
+        "reflect.rounds=2",
+        "reflect.reuse=2",
+        "reflect.threshold=0.05",
+        "reflect.clamp=true",
+    ),
+    "beyond the first round": (
+        "reflect.rounds=2",
+        "reflect.reuse=2",
+        "reflect.when=always",
+        "reflect.baseline=0.5",
+        "branch.count=1",
+        "select.mode=all",
+    ),
+    "every round by their mean": (
+        "reflect.rounds=2",
+        "reflect.when=always",
+        "reflect.train_rounds=all",
+        "reward.rounds=mean",
+        "train.round_weights=linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_also_whatever_is_reflected_and_has_the_credit(name, tmp_path):
+    one_and_two(tmp_path, 2, *(f"--config.{value}" for value in WAYS[name]))
     one = tmp_path / "one" / "run"
     assert_same_run(one, tmp_path / "two" / "run", 2)
-    assert 0 < logged(one, "metrics.jsonl")[0]["reflected"] < 1
+    if name == "shared, of what failed":
+        assert 0 < logged(one, "metrics.jsonl")[0]["reflected"] < 1
 
 
 def test_two_processes_know_each_others_answers(tmp_path):
@@ -122,6 +147,7 @@ def test_a_unet_spread_over_two_processes_trains_like_a_whole_one_and_resumes(tm
     def train(name: str, stages: int, sharded: bool) -> None:
         options = [
             "--config.use_lora=false",
+            "--config.reflect.when=always",
             "--config.sample.batch_size=4",
             "--config.eval.num_prompts=4",
             "--config.train.learning_rate=1e-3",

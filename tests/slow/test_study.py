@@ -47,7 +47,11 @@ def small():
     c.seeds, c.stages, c.max_rounds, c.parallel = (300, 301), 2, 2, 1
     c.against, c.confirm = ("K1",), (301,)
     with c.unlocked():
-        c.arms = {{name: c.arms[name] for name in ("K1", "K2")}}
+        c.arms = {{
+            "K1": {{"label": "K = 1", "preset": "b2diffurl", "values": ()}},
+            "K2": {{"label": "K = 2", "preset": "", "values": ("reflect.rounds=2",)}},
+        }}
+    c.budgets, c.reference, c.test_time.arm = ("images", "evaluations"), "K1", "K1"
     c.samplers, c.num_prompts, c.images = ("plain", "reflect:rounds=2"), 2, 1
     c.test_time.samplers, c.test_time.images = ("plain", "best:n=2"), 1
     return c
@@ -63,7 +67,7 @@ def test_arms_meet_their_budgets():
     study = load_study("config/study.py:tiny")
     for budget in study.budgets:
         wanted = expected(study, study.reference, study.stages, budget)
-        for one in (r for r in runs_of(study) if r.seed == 300 and r.budget == budget):
+        for one in (r for r in runs_of(study) if r.seed == study.seeds[0] and r.budget == budget):
             assert expected(study, one.arm, one.stages, budget) == pytest.approx(wanted, rel=0.08)
 
 

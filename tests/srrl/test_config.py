@@ -9,7 +9,7 @@ from srrl.errors import UserError
 from srrl.prompts import check_files, foreign_heldout, split_prompts
 
 FILE = "config/stage_process.py"
-SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "srrl_paper"]
+SINGLE = ["sd14", "tiny", "ddpo", "b2diffurl", "selective", "srrl_paper"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_the_baselines_differ_from_sd14_in_what_defines_them():
         "select.mode": "all",
     }
     assert differing("b2diffurl") == {"reflect.rounds": 1}
+    assert differing("selective") == {"reflect.when": "failed", "select.mode": "all"}
     assert differing("srrl_paper") == {"reflect.train_rounds": "all"}
     assert differing("released") == {
         "reward.models": {"clipscore": 1.0},
@@ -171,9 +172,14 @@ def test_overrides_take_the_type_of_the_key():
         (["--config.reflect.reuse=0"], "reflect.reuse=0"),
         (["--config.reflect.num_steps=99"], "reflect.num_steps=99"),
         (["--config.reflect.when=never"], "reflect.when"),
-        (["--config.reflect.clamp=true"], "reflect.clamp"),
+        (["--config.reflect.clamp=true", "--config.reflect.when=always"], "reflect.clamp"),
         (["--config.reflect.reuse=2", "--config.reflect.train_rounds=all"], "reflect.reuse"),
         (["--config.reflect.when=failed", "--config.reflect.depth=7"], "reflect.when"),
+        (["--config.reflect.baseline=0.5"], "reflect.baseline"),
+        (["--config.reflect.rounds=2", "--config.reflect.baseline=2"], "reflect.baseline"),
+        (["--config.reward.rounds=mean"], "reward.rounds"),
+        (["--config.train.round_weights=linear"], "train.round_weights"),
+        (["--config.train.round_weights=steep"], "train.round_weights"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(arguments, said):

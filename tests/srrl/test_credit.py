@@ -7,8 +7,14 @@ from srrl.budget import stage_cost, stage_decodes
 from srrl.curriculum import plan_for
 from tests.srrl.test_trainer import batch_of, make_trainer, strip_times
 
-ALL = ("--config.reflect.train_rounds=all", "--config.reflect.rounds=3", "--config.select.mode=all")
+ALL = (
+    "--config.reflect.when=always",
+    "--config.reflect.train_rounds=all",
+    "--config.reflect.rounds=3",
+    "--config.select.mode=all",
+)
 BASELINE = (
+    "--config.reflect.when=always",
     "--config.reflect.rounds=2",
     "--config.reflect.baseline=0.5",
     "--config.branch.count=1",
@@ -44,7 +50,7 @@ def test_all_rounds_of_a_trajectory_have_its_advantage(tmp_path):
 
 def test_first_rounds_that_are_judged_are_counted_and_all_go_on(tmp_path):
     trainer = make_trainer(tmp_path, *BASELINE, "--config.reflect.reuse=2")
-    plain = make_trainer(tmp_path / "plain", "--config.reflect.rounds=2", *BASELINE[2:])
+    plain = make_trainer(tmp_path / "plain", *BASELINE[:2], *BASELINE[3:])
     for stage in range(2):
         plan = plan_for(trainer.config, stage)
         prompts = trainer.draw_prompts(plan)

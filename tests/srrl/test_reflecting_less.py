@@ -12,7 +12,11 @@ from srrl.run.folder import read_lines
 from tests.conftest import PRESET, PROMPTS
 from tests.srrl.test_trainer import make_trainer, strip_times
 
-K3 = ("--config.reflect.rounds=3", "--config.eval.every=0")
+K3 = (
+    "--config.reflect.rounds=3",
+    "--config.reflect.when=always",
+    "--config.eval.every=0",
+)
 ECONOMIES = {
     "reuse": ("--config.reflect.reuse=2",),
     "fewer steps": ("--config.reflect.num_steps=3",),
