@@ -191,7 +191,7 @@ def test_the_study_that_the_page_shows_runs_as_printed(study, tmp_path):
     own = load_study(f"{file}:rank")
     (low, high) = (r for r in runs_of(own) if r.seed == 300)
     wanted = expected(own, "r4", own.stages, "evaluations")
-    assert expected(own, "r16", high.stages, "evaluations") == wanted and low.stages == 16
+    assert expected(own, "r16", high.stages, "evaluations") == wanted and low.stages == 8
     small = f"""    c.output_dir = {str(tmp_path / "out")!r}
     c.report, c.seeds, c.stages, c.max_rounds = c.output_dir + "/RESULTS.md", (300,), 1, 1
     c.overrides += ("sample.batch_size=2", "branch.count=2", "tracker=none", "sample.num_steps=5")
