@@ -84,6 +84,7 @@ WAYS = {
     "shared, of what failed": (
         "reflect.rounds=2",
         "reflect.reuse=2",
+        "reflect.when=failed",
         "reflect.threshold=0.05",
         "reflect.clamp=true",
     ),
