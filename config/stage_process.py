@@ -351,9 +351,9 @@ def b2diffurl(c: ConfigDict) -> None:
 
 
 def selective(c: ConfigDict) -> None:
-    """Only prompts whose first round fails are reflected, and every sample is trained: a third less
-    reflecting. On the embedded model some seeds end far above DDPO at equal evaluations and some
-    far below (docs/RESULTS.md); not measured at full size."""
+    """Only prompts whose first round fails are reflected, and every sample is trained: a quarter
+    less reflecting. On the embedded model some seeds end far above DDPO at equal evaluations and
+    some far below (docs/RESULTS.md); not measured at full size."""
     c.run_name += "_selective"
     c.reflect.when = "failed"
     c.select.mode = "all"

@@ -97,7 +97,7 @@ def sweep() -> ConfigDict:
     c.seeds, c.wordings = (310,), ""
     c.splits = ("heldout", "train")
     c.test_time.samplers, c.against, c.confirm = (), (), ()
-    three = ("reflect.rounds=3", "reflect.when=always")
+    three = ("reflect.rounds=3",)
     failed = (*three, "reflect.when=failed")
     # Every round sampled and trained costs more: fewer prompts a stage.
     rounds = (*three, "reflect.train_rounds=all", "sample.batch_size=12")

@@ -97,7 +97,6 @@ def test_process_rewards_and_the_last_rounds_alone(options, tmp_path):
     """train_rounds "all": every round's image scored, or the last one's score for all rounds."""
     for rounds in ("all", "last"):
         extra = [
-            "--config.reflect.when=always",
             "--config.reflect.train_rounds=all",
             "--config.eval.every=0",
             f"--config.reward.rounds={rounds}",

@@ -118,8 +118,7 @@ def test_what_cannot_be_is_one_line(flags, said, tmp_path):
 
 def test_a_run_is_evaluated_as_it_evaluates_itself_whatever_its_rounds_train(tmp_path):
     """The untrained policy of a run that trains every round, at the same prompts and seeds."""
-    flags = [*small_run(tmp_path, 1), "--config.reflect.when=always"]
-    flags.append("--config.reflect.train_rounds=all")
+    flags = [*small_run(tmp_path, 1), "--config.reflect.train_rounds=all"]
     flags += ["--config.eval.rounds=[1, 2]", "--config.eval.seeds=2", "--config.eval.heldout=false"]
     run(sys.executable, "scripts/train.py", PRESET, *flags)
     means = [e["mean"] for e in logged(tmp_path / "run", "eval.jsonl") if e["stage"] == 0]

@@ -5,16 +5,15 @@ import torch
 
 from srrl.budget import stage_cost, stage_decodes
 from srrl.curriculum import plan_for
-from tests.srrl.test_trainer import batch_of, make_trainer, strip_times
+from tests.srrl.test_reflecting_less import check_resumed
+from tests.srrl.test_trainer import batch_of, make_trainer
 
 ALL = (
-    "--config.reflect.when=always",
     "--config.reflect.train_rounds=all",
     "--config.reflect.rounds=3",
     "--config.select.mode=all",
 )
 BASELINE = (
-    "--config.reflect.when=always",
     "--config.reflect.rounds=2",
     "--config.reflect.baseline=0.5",
     "--config.branch.count=1",
@@ -50,7 +49,7 @@ def test_all_rounds_of_a_trajectory_have_its_advantage(tmp_path):
 
 def test_first_rounds_that_are_judged_are_counted_and_all_go_on(tmp_path):
     trainer = make_trainer(tmp_path, *BASELINE, "--config.reflect.reuse=2")
-    plain = make_trainer(tmp_path / "plain", *BASELINE[:2], *BASELINE[3:])
+    plain = make_trainer(tmp_path / "plain", BASELINE[0], *BASELINE[2:])
     for stage in range(2):
         plan = plan_for(trainer.config, stage)
         prompts = trainer.draw_prompts(plan)
@@ -69,13 +68,4 @@ def test_first_rounds_that_are_judged_are_counted_and_all_go_on(tmp_path):
 
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_a_run_with_a_baseline_is_resumed_the_same(reuse, tmp_path):
-    flags = [*BASELINE, f"--config.reflect.reuse={reuse}", "--config.stages.total=3"]
-    flags.append("--config.eval.every=0")
-    make_trainer(tmp_path / "whole", *flags).run()
-    for stage in range(3):
-        trainer = make_trainer(tmp_path / "resumed", *flags)
-        trainer.resume()
-        trainer.run_stage(stage)
-    for log in ("metrics.jsonl", "samples.jsonl"):
-        one, two = (strip_times(tmp_path / f / "run" / log) for f in ("whole", "resumed"))
-        assert one == two and one
+    check_resumed(tmp_path, *BASELINE, f"--config.reflect.reuse={reuse}", "--config.eval.every=0")

@@ -48,7 +48,6 @@ def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds)
             "--config.interval.right=2",
             "--config.interval.skip_last=1",
             "--config.branch.count=2",
-            "--config.reflect.when=always",
         ]
     )
     samples = rollout(

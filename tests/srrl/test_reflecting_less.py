@@ -12,11 +12,7 @@ from srrl.run.folder import read_lines
 from tests.conftest import PRESET, PROMPTS
 from tests.srrl.test_trainer import make_trainer, strip_times
 
-K3 = (
-    "--config.reflect.rounds=3",
-    "--config.reflect.when=always",
-    "--config.eval.every=0",
-)
+K3 = ("--config.reflect.rounds=3", "--config.eval.every=0")
 ECONOMIES = {
     "reuse": ("--config.reflect.reuse=2",),
     "fewer steps": ("--config.reflect.num_steps=3",),
@@ -140,18 +136,23 @@ def test_the_ledger_is_the_formula(name, tmp_path):
         assert cost.reflect or ("--config.reflect.reuse=2" in flags and stage == 1)
 
 
-@pytest.mark.parametrize("name", ["reuse", "failed, clamped", "all", "prompts by variance, reused"])
-def test_a_run_that_is_resumed_is_the_same(name, tmp_path):
-    flags = [*K3, *ECONOMIES[name]]
-    flags.append("--config.stages.total=3")
-    make_trainer(tmp_path / "whole", *flags).run()
+def check_resumed(folder, *flags):
+    """A run of three stages is the same whole, in the folder "whole", and resumed at each stage."""
+    flags = (*flags, "--config.stages.total=3")
+    make_trainer(folder / "whole", *flags).run()
     for stage in range(3):
-        trainer = make_trainer(tmp_path / "resumed", *flags)
+        trainer = make_trainer(folder / "resumed", *flags)
         trainer.resume()
         trainer.run_stage(stage)
     for log in ("metrics.jsonl", "samples.jsonl"):
-        one, two = (strip_times(tmp_path / f / "run" / log) for f in ("whole", "resumed"))
+        one, two = (strip_times(folder / f / "run" / log) for f in ("whole", "resumed"))
         assert one == two and one
+
+
+@pytest.mark.parametrize("name", ["reuse", "failed, clamped", "all", "prompts by variance, reused"])
+def test_a_run_that_is_resumed_is_the_same(name, tmp_path):
+    flags = [*K3, *ECONOMIES[name]]
+    check_resumed(tmp_path, *flags)
     if "failed" in name or name == "all":
         lines = read_lines(tmp_path / "whole" / "run" / "metrics.jsonl")
         assert 0 < sum(line["reflected"] for line in lines) < len(lines)

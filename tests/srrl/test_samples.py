@@ -34,7 +34,6 @@ def run_with_two_rewards(folder, *overrides):
         f"--config.reward.models={json.dumps(WEIGHTS)}",
         f"--config.reward.history={HISTORY}",
         "--config.eval.every=0",
-        "--config.reflect.when=always",
         *overrides,
         rewards=load_rewards(["shapes"]) | {"dark": Dark()},
     )
