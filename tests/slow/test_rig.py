@@ -46,14 +46,14 @@ def test_draw_writes_a_strip_for_each_picture(tmp_path):
         {
             "items": [
                 {"item_id": 0, "label": "circle", "attributes": ["red"]},
-                {"item_id": 1, "label": "square", "attributes": ["blue"]},
+                {"item_id": 1, "label": "hexagon", "attributes": ["blue"]},
             ],
             "relations": [{"item1": 0, "relation": "left of", "item2": 1}],
         }
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     refused = run(*RIG, "draw", "--prompts-file", tmp_path / "rows.json", check=2)
-    assert "not a prompt of the shapes world: 'red circle left of blue square'" in refused.stderr
+    assert "not a prompt of the shapes world: 'red circle left of blue hexagon'" in refused.stderr
 
 
 def table(folder) -> list[dict]:
