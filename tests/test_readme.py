@@ -1,4 +1,4 @@
-"""What the README prints works as printed."""
+"""What the README and the other pages print works as printed, and what they point to is there."""
 
 import re
 import shlex
@@ -11,18 +11,25 @@ from srrl.methods import METHODS
 from tests.conftest import PRESET, small_run
 from tests.slow.commands import run
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
+# The history of what was measured and changed names what there was.
+HISTORY = {"CHANGELOG.md", "LOG.md"}
+PAGES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for folder in (".", "docs", "config/prompts")
+    for path in sorted((REPOSITORY / folder).glob("*.md"))
+}
+README = PAGES["README.md"]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 README_REWARD = next(block for block in BLOCKS if "score(" in block)
 
 
 def commands() -> list[list[str]]:
-    """Every command of the README's bash blocks, without its comment."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    """Every command of the pages' bash blocks, once and without its comment, README's first."""
+    texts = [README, *(text for page, text in PAGES.items() if page != "README.md")]
+    blocks = [b for text in texts for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines]
+    every = [tuple(shlex.split(line, comments=True)) for line in lines]
+    return [list(command) for command in dict.fromkeys(every)]
 
 
 TINY = {
@@ -40,10 +47,40 @@ def test_every_training_command_has_a_valid_config():
         load_config(command[2:split], default=TINY[command[1]], methods=[*METHODS])
 
 
-def test_every_script_and_file_it_names_exists():
-    named = re.findall(r"(?:scripts|srrl|config|docs)/[\w/.*]+\w", README)
-    for path in named:
+@pytest.mark.parametrize("page", [p for p in PAGES if p.split("/")[-1] not in HISTORY])
+def test_every_script_and_file_it_names_exists(page):
+    for path in re.findall(r"(?<![\w/])(?:scripts|srrl|config|docs|tests)/[\w/.*]+\w", PAGES[page]):
         assert list(REPOSITORY.glob(path)), path
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (REPOSITORY / page).parent / name if name else REPOSITORY / page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_line_that_troubleshooting_names_can_be_shown():
+    said = (REPOSITORY / "tests" / "lines.csv").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (.*?) \|", PAGES["docs/TROUBLESHOOTING.md"], re.MULTILINE)
+    quoted = [text for symptom in tables for text in re.findall(r"`([^`]* [^`]*)`", symptom)]
+    assert len(quoted) > 8
+    for text in quoted:
+        assert text in said, text
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every command of the README, as printed: run where it can be run here, made short by flags that
+"""Every command of the README and the other pages, as printed: run where it can be run here, made short by flags that
 come after it; refused in one line where it needs what is not here; or told why it is left out."""
 
 import shlex
@@ -38,6 +38,12 @@ SHORTENED = {
 LEFT_OUT = {
     "source .venv": "the shell's own",
     "bash scripts/test.sh": "it is running",
+    "git clone": "the hub's",
+    "pytest tests/test_fidelity.py": "it is one of the tests",
+    "study.py": "hours; tests/slow/test_study.py runs short ones, and the one of RESULTS.md",
+    "sd14+released": "a GPU and the published models; the fast tests check its config",
+    "stages.total=16": "half an hour; the one of 1 stage that is on another page is run",
+    "runs/checker_300": "of that run",
     "vllm serve": "another program",
     "gpu_report.py": "tests/slow/test_report.py runs it",
     "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
