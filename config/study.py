@@ -20,10 +20,15 @@ def tiny() -> ConfigDict:
     # NAME.csv beside the document keeps what is made of each run, and the tables are made from it.
     c.name, c.output_dir = "study", "runs/study"
     c.report, c.splits = "docs/RESULTS.md", ("heldout", "train", "wordings")
+    # The splits on which a table shows all arms, by the first reward; NAME.csv has every reward's.
+    c.shown = ("all",)
     # What all arms share: a preset of config/stage_process.py and values over it.
     c.preset = "tiny"
     c.overrides = ("eval.every=0", "pictures.every=1000", "checkpoint.keep_every=0")
     c.seeds = (320, 321, 322, 323, 324)
+    # A LoRA that every run begins with, "{seed}" standing for its seed ("": a fresh one), and what
+    # is added to the seed, so that what goes on draws other prompts and noise than before.
+    c.begin, c.seed_offset = "", 0
     c.budgets = ("evaluations",)
     c.reference, c.stages = "ddpo", 12
     # K of "growing" arms goes up to this, in stages of equal number.

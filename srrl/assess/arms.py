@@ -80,11 +80,13 @@ def runs_of(study: ConfigDict) -> list[Run]:
 
 
 def train_command(study: ConfigDict, run: Run) -> list[str]:
+    begin, seed = study.get("begin", ""), run.seed + study.get("seed_offset", 0)
     return [
         sys.executable,
         str(REPOSITORY / "scripts" / "train.py"),
         *arm_flags(study, run.arm, run.stages),
-        f"{FLAG}seed={run.seed}",
+        *([f"{FLAG}pretrained.lora={begin.replace('{seed}', str(run.seed))}"] if begin else []),
+        f"{FLAG}seed={seed}",
         f"{FLAG}output_dir={run.folder.parent}",
         f"{FLAG}run_name={run.name}",
     ]

@@ -261,10 +261,9 @@ def write_results(study: ConfigDict, runs: list[Run]) -> str:
     report = REPOSITORY / study.report
     text = report.read_text(encoding="utf-8") if report.exists() else "# Results\n"
     tables = ""
-    for reward in study.rewards:
-        for split in study.splits:
-            tables += f"\n**{reward}, {SPLITS[split]} prompts**\n\n"
-            tables += matrix(study, base, trained, split, reward)
+    for split in study.shown:
+        tables += f"\n**{study.rewards[0]}, {SPLITS[split]} prompts**\n\n"
+        tables += matrix(study, base, trained, split, study.rewards[0])
     picture = report.parent / "images" / f"{study.name}.png"
     plot(study, base, trained, picture)
     tables += f"\n![every arm at every K](images/{picture.name})\n"

@@ -1,5 +1,6 @@
-"""Every command of the README and the other pages, as printed: run where it can be run here, made short by flags that
-come after it; refused in one line where it needs what is not here; or told why it is left out."""
+"""Every command of the README and the other pages, as printed: run where it can be run here, made
+short by flags that come after it; refused in one line where it needs what is not here; or told why
+it is left out."""
 
 import shlex
 import subprocess

@@ -45,7 +45,7 @@ def small():
     c.overrides += ("sample.num_steps=5", "interval.skip_last=1")
     c.overrides += ("interval.left=3", "interval.right=3")
     c.seeds, c.stages, c.max_rounds, c.parallel = (300, 301), 2, 2, 1
-    c.against, c.confirm = ("K1",), (301,)
+    c.against, c.confirm, c.shown = ("K1",), (301,), ("heldout",)
     with c.unlocked():
         c.arms = {{
             "K1": {{"label": "K = 1", "preset": "b2diffurl", "values": ()}},

@@ -78,6 +78,7 @@ def study(tmp_path):
     c.seeds, c.stages, c.confirm = (300, 301, 302), 2, (301, 302)
     c.budgets, c.reference, c.test_time.arm = ("images", "evaluations"), "K1", "K1"
     c.against, c.samplers = ("K1", "K1_every"), ("plain", "reflect:rounds=2")
+    c.shown = c.splits
     c.num_prompts, c.images, c.test_time.samplers = 4, 2, ("plain", "best:n=3")
     with c.unlocked():
         c.arms = ARMS
@@ -151,7 +152,7 @@ def test_right_is_beside_the_mean_where_it_is_known(study, tmp_path):
     rights = [r for r in read(tmp_path / "study.csv") if r.arm == "K1"]
     shown = over_seeds([r.right("heldout", "plain", "shapes") for r in rights])
     row = next(line for line in text.splitlines() if line.startswith("| **K = 1"))
-    assert f"; right {shown} |" in row and "right" not in text.partition("**judge, held")[2]
+    assert f"; right {shown} |" in row and "right" not in text.partition("less K = 1")[2]
     file = tmp_path / "study.csv"
     shutil.rmtree(study.output_dir)
     with open(file, newline="", encoding="utf-8") as opened:
