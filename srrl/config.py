@@ -87,9 +87,11 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[
             overrides.append(arguments.pop(0))
     args, unknown = parser.parse_known_args(own)
     if unknown:
+        name = parser.prog
+        typed = f"python scripts/{name}" if name.endswith(".py") else name
         raise UserError(
             f"unknown argument {unknown[0]!r}: expected --config.KEY=VALUE, or what "
-            f"`python scripts/{parser.prog} --help` shows"
+            f"`{typed} --help` shows"
         )
     return args, overrides
 
