@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from functools import cache
 from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import IO, Any
@@ -189,10 +191,21 @@ class Worker:
 
 def worker_environment() -> dict[str, str]:
     """The environment in which a worker's interpreter finds this package."""
-    paths = [str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    ours = ROOT if (ROOT / "pyproject.toml").exists() else alone().name
+    paths = [str(ours), os.getcwd(), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
     environment.pop("SRRL_STATUS_FILE", None)
     return environment
+
+
+@cache
+def alone() -> tempfile.TemporaryDirectory:
+    """A folder of the installed package without what is installed beside it, which would hide the
+    packages of a worker's own interpreter."""
+    folder = tempfile.TemporaryDirectory()
+    for name in ("rewards", "srrl"):
+        Path(folder.name, name).symlink_to(ROOT / name)
+    return folder
 
 
 def drain(output: IO[str]) -> None:

@@ -4,6 +4,8 @@
     python scripts/doctor.py --config config/stage_process.py:sd14   what this run needs
     python scripts/doctor.py --config config/rig.py:tiny --config.output_dir=/data/runs
 
+Of an installed package it is `srrl-doctor`.
+
 Takes train.py's --config flags; without --config the preset is the one that train.sh would choose
 here. It prints a table (check, what was found, state: ok, warn, fail) and the remedies, and looks
 at Python and its packages, the environment, devices and precisions, whether processes can meet,
@@ -34,8 +36,13 @@ def main(argv: list[str]) -> int:
     return int(any(row.state == FAIL for row in rows))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`srrl-doctor`, and this script."""
     show_help(__doc__, sys.argv[1:])
     with one_line_errors():
         end_on_signals()
         sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

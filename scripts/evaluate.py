@@ -13,6 +13,8 @@ prompt's pictures are, network evaluations and seconds a picture. Prints the tab
 --out as markdown, CSV and JSON with a plot and a grid.
 Stopped and started again it goes on where it was; under accelerate all processes share the prompts.
 
+Of an installed package it is `srrl-evaluate`.
+
 Samplers: plain(steps, guidance), reflect(rounds, depth, steps, guidance, denoise, inversion, eta),
 zigzag(steps, inversion); and by the first reward's score best(n), best_round(rounds),
 best_reflect(n, rounds), until(rounds, threshold), repair(rounds, threshold, low) and
@@ -236,6 +238,11 @@ def main() -> None:
         print(f"wrote {args.out}: {', '.join(written)}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`srrl-evaluate`, and this script."""
     with one_line_errors():
         main()
+
+
+if __name__ == "__main__":
+    command()

@@ -13,6 +13,7 @@ then this, with one line and 128 + the signal's number; when this dies, they do.
 """
 
 import contextlib
+import inspect
 import os
 import re
 import shlex
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import COMMAND, REPOSITORY, load_config
+from srrl.config import COMMAND, REPOSITORY, load_config, resolve
 from srrl.elastic import death_of
 from srrl.errors import (
     UserError,
@@ -51,6 +52,7 @@ from srrl.surroundings import LEFT_OVER, gpu_count
 
 TRAIN = REPOSITORY / "scripts" / "train.py"
 LOCAL = REPOSITORY / "config" / "accelerate" / "local.yaml"
+CONFIG_FILE = re.compile("--config[_-]file")
 LAUNCH, TORCHRUN = [sys.executable, "-m", "srrl.elastic"], "torch.distributed.run"
 # Between the signal to end and the one that nobody can ignore.
 GRACE_S = 4
@@ -95,7 +97,20 @@ def asked_threads() -> int | None:
 
 def names_config(launcher: list[str]) -> bool:
     """Whether accelerate's flags name a config file."""
-    return any(re.match("--config[_-]file", flag) for flag in launcher)
+    return any(map(CONFIG_FILE.match, launcher))
+
+
+def found_config(launcher: list[str]) -> list[str]:
+    """accelerate's flags, with a config file that only the project has as it is found there."""
+    flags = [
+        part
+        for flag in launcher
+        for part in (flag.split("=", 1) if CONFIG_FILE.match(flag) else [flag])
+    ]
+    return [
+        resolve(flag) if CONFIG_FILE.fullmatch(before) else flag
+        for before, flag in zip(["", *flags], flags, strict=False)
+    ]
 
 
 def surroundings(launcher: list[str]) -> dict[str, str]:
@@ -217,7 +232,7 @@ def death(rank: int, code: int) -> str:
 def main(argv: list[str]) -> int:
     (presets, _, gpu_preset), cpu_preset, *arguments = argv[0].rpartition(":"), *argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    arguments, launcher = arguments[:split], arguments[split + 1 :]
+    arguments, launcher = arguments[:split], found_config(arguments[split + 1 :])
     processes = asked_processes(launcher)
     presets = f"--config={presets}:"
     given = any(a.partition("=")[0] in ("--config", "--resume") for a in arguments)
@@ -259,8 +274,32 @@ def checked(arguments: list[str]) -> ConfigDict:
     return config
 
 
-if __name__ == "__main__":
-    show_help(__doc__, sys.argv[1:])
+def train() -> None:
+    """Train Stable Diffusion v1.4 by SRRL; without a GPU, the embedded tiny model.
+
+        srrl-train                                                 the whole job
+        srrl-train --config.reflect.rounds=3                       one value
+        srrl-train --config config/stage_process.py:tiny+ddpo      presets, one over the other
+        srrl-train --config config/rig.py:tiny                     RL-RIG
+        srrl-train --resume runs/NAME --config.stages.total=64     a run goes on as it was begun
+        srrl-train -- --num_processes 2                            accelerate's flags come after --
+
+    Presets that choose a model: sd14, sdxl, tiny, tiny_xl. Over a model: ddpo, b2diffurl,
+    selective, srrl_paper, released. A run is written to runs/NAME below the folder that you are in;
+    the same command resumes a run that was stopped. config/... and srrl/... are looked for in that
+    folder, then in the package. Exit codes: 0 done; 2 an error, which the last line names; 130
+    stopped by Ctrl-C, 143 by SIGTERM, 129 by a closed terminal."""
+    os.environ[COMMAND] = "srrl-train"
+    command(["config/stage_process.py:sd14", "tiny", *sys.argv[1:]], inspect.getdoc(train))
+
+
+def command(argv: list[str], text: str) -> None:
+    """Run what the arguments say to its end; text: the help."""
+    show_help(text, argv)
     with one_line_errors():
         end_on_signals()
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main(argv))
+
+
+if __name__ == "__main__":
+    command(sys.argv[1:], __doc__)

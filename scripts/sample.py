@@ -11,6 +11,8 @@
 
     python scripts/sample.py --checkpoint runs/tiny --export kohya          (for ComfyUI, A1111)
 
+Of an installed package it is `srrl-sample`.
+
 Writes to --out: grid.png (prompts by seeds; several pages of many), strip_NNN.png for each sample
 (its rounds x_0^1 ... x_0^K side by side with their scores), each final picture by itself as
 image_NNN.png with what it was drawn from in its PNG text, and samples.json. A seed's noise is that
@@ -25,7 +27,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import load_config, parse
+from srrl.config import load_config, parse, resolve
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_files, load_prompts, typed
 from srrl.run.folder import make_folder
@@ -106,7 +108,8 @@ def seeds_of(text: str) -> list[int]:
 
 def main() -> None:
     args, overrides = arguments()
-    prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts
+    file = args.prompts_file
+    prompts = load_prompts(resolve(file)) if file else args.prompts
     prompts = prompts[: args.limit]
     if prompts:
         print(
@@ -239,6 +242,11 @@ def grid_pages(prompts: list[str], seeds: list[int], records: list[dict], small:
     return [rows[i : i + PAGE_ROWS] for i in range(0, len(rows), PAGE_ROWS)]
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`srrl-sample`, and this script."""
     with one_line_errors():
         main()
+
+
+if __name__ == "__main__":
+    command()

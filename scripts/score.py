@@ -6,6 +6,8 @@
         --rewards vqascore imagereward \\
         --options '{"vqascore": {"model": "zhiqiulin/clip-flant5-xxl"}}'
 
+Of an installed package it is `srrl-score`.
+
 One --prompt goes with every image; a prompts file (a JSON list, or a .txt with one a line) has one
 for each; without either, PNGs that sample.py wrote have theirs in them. Of a folder, all pictures
 are taken but sample.py's grids and strips; they are turned as their EXIF says and laid on white.
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import load_config, load_saved, parse, parse_options, saved_values
+from srrl.config import load_config, load_saved, parse, parse_options, resolve, saved_values
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
@@ -101,7 +103,7 @@ def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:
     if args.prompt:
         return [args.prompt] * len(images)
     if args.prompts_file:
-        prompts = load_prompts(args.prompts_file)
+        prompts = load_prompts(resolve(args.prompts_file))
         if len(prompts) != len(images):
             raise UserError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
         return prompts
@@ -188,6 +190,11 @@ def show(rows: list[dict]) -> None:
         print("  ".join(text.ljust(w) for text, w in zip(cell, widths, strict=True)).rstrip())
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`srrl-score`, and this script."""
     with one_line_errors():
         main()
+
+
+if __name__ == "__main__":
+    command()

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from srrl.errors import UserError
 from srrl.methods import METHODS
+from srrl.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = "environment.json"  # in a run's folder: what made it
 COMMAND = "SRRL_COMMAND"  # what was typed, for a process below it
 
@@ -87,9 +87,11 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[
             overrides.append(arguments.pop(0))
     args, unknown = parser.parse_known_args(own)
     if unknown:
+        name = parser.prog
+        typed = f"python scripts/{name}" if name.endswith(".py") else name
         raise UserError(
             f"unknown argument {unknown[0]!r}: expected --config.KEY=VALUE, or what "
-            f"`python scripts/{parser.prog} --help` shows"
+            f"`{typed} --help` shows"
         )
     return args, overrides
 
@@ -319,6 +321,12 @@ def cut(text: str, most: int = 300) -> str:
 
 
 def resolve(path: str) -> str:
-    """A path as given, or below the repository if it only exists there; hub names unchanged."""
-    below = REPOSITORY / path
-    return str(below) if not Path(path).exists() and below.exists() else path
+    """A path as given, or the project's own if it only exists there; hub names unchanged."""
+    own = project_path(path)
+    return str(own) if not Path(path).exists() and own.exists() else path
+
+
+def project_path(path: str) -> Path:
+    """Where a path of the checkout is: in it, or in the installed package."""
+    ours = Path(path).parts[:1] == ("srrl",)
+    return (Path(__file__).resolve().parents[1] if ours else REPOSITORY) / path

@@ -5,7 +5,9 @@ import runpy
 import socket
 import subprocess
 import sys
+import tomllib
 from datetime import timedelta
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from config.stage_process import PRESETS
 from scripts import sample, train
+from scripts.launch import found_config
 from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE
@@ -184,6 +187,33 @@ def test_a_run_has_its_own_config(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample", *given])
     with pytest.raises(UserError, match=r"--config\.seed=1: only beside --config; a run has its"):
         sample.main()
+
+
+def test_every_console_command_is_a_function_of_a_script():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    for name, target in project["scripts"].items():
+        function = EntryPoint(name, target, "console_scripts").load()
+        assert Path(function.__code__.co_filename).parent == REPOSITORY / "scripts"
+
+
+def test_a_console_command_says_its_own_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/srrl-sample", "--nope"])
+    with pytest.raises(UserError, match=r"or what `srrl-sample --help` shows"):
+        sample.main()
+
+
+def test_a_config_file_of_accelerates_is_looked_for_here_and_then_in_the_project(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    named = "config/accelerate/fsdp.yaml"
+    found = str(REPOSITORY / named)
+    assert found_config(["--config_file", named, "--cpu"]) == ["--config_file", found, "--cpu"]
+    assert found_config([f"--config-file={named}"]) == ["--config-file", found]
+    assert found_config(["--config_file", "own.yaml"]) == ["--config_file", "own.yaml"]
+    (tmp_path / "config" / "accelerate").mkdir(parents=True)
+    (tmp_path / named).touch()
+    assert found_config(["--config_file", named]) == ["--config_file", named]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")

@@ -37,7 +37,7 @@ LEVELS = [
         "srrl.shapes",
     ],
     ["srrl.methods"],
-    ["srrl.checks", "srrl.elastic", "srrl.life", "srrl.surroundings"],
+    ["srrl.checks", "srrl.elastic", "srrl.life", "srrl.repository", "srrl.surroundings"],
     ["srrl.errors"],
 ]
 # What may be asked for from below: facts about machines and numbers, which know of nothing.

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 2**30
+PROJECT = REPOSITORY / "pyproject.toml"  # not beside an installed package
 SET_UP = "`bash train.sh` sets up .venv with what is pinned: use .venv/bin/python"
 INSTALL = f"`python -m pip install -e {REPOSITORY}`; or {SET_UP}"
+if not PROJECT.exists():
+    SET_UP = INSTALL = "install srrl again by pip, without --no-deps, in an environment of its own"
 MEET_LIMIT_S, DRIVER_S = 60, 10
 LEAST_SHARED = GIB // 4  # bytes of /dev/shm that several GPUs need to talk
 
@@ -52,11 +55,13 @@ def packages() -> Iterator[Row]:
 
 
 def pins() -> dict[str, str]:
-    """The version of each package that pyproject.toml pins."""
+    """The version of each package that pyproject.toml pins, or the installed package."""
     import tomllib  # Python 3.11's
 
-    with open(REPOSITORY / "pyproject.toml", "rb") as file:
-        wanted = tomllib.load(file)["project"]["dependencies"]
+    if PROJECT.exists():
+        wanted = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
+    else:
+        wanted = [line for line in requires("srrl") or [] if "extra ==" not in line]
     pinned = (requirement.partition("==") for requirement in wanted)
     return {name: pin for name, _, pin in pinned if pin}
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from transformers import AutoConfig
 
 from rewards.checkpoints import INDEXES
-from srrl.config import REPOSITORY, resolve
+from srrl.config import project_path, resolve
 from srrl.doctor.rows import FAIL, WARN, Row, attempted, refused
 from srrl.errors import UserError
 from srrl.methods import METHODS
@@ -28,7 +28,7 @@ from srrl.prompts import check_model, split_files, split_prompts
 from srrl.rig.seeing import EMBEDDED
 from srrl.run.folder import newest
 
-SHAPES = REPOSITORY / "srrl" / "shapes"
+SHAPES = project_path("srrl/shapes")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 

@@ -57,10 +57,13 @@ def write(run: Path, entries: list[dict[str, Any]]) -> None:
 
 def code() -> dict[str, Any]:
     """The commit of this checkout, and whether it was changed since; None where it is none."""
+    nothing = {"commit": None, "changed": None}
+    if not (REPOSITORY / ".git").exists():  # a repository around an environment is another's
+        return nothing
     try:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "changed": None}
+        return nothing
     return {"commit": commit, "changed": bool(changes)}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rewards import load_rewards, protocol, score_all
+from rewards import client, load_rewards, protocol, score_all
 from rewards.client import Worker, worker_rewards
 from rewards.scoring import Scorer, rewards_of
 from rewards.worker import TOKEN, Server, main
@@ -244,6 +244,29 @@ def test_a_worker_ends_with_its_trainer():
             return
         time.sleep(0.1)
     raise AssertionError("the worker still runs")
+
+
+def test_what_is_installed_beside_the_package_is_not_found_by_another_interpreter(
+    tmp_path, monkeypatch
+):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("rewards", "srrl"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "neighbour.py").touch()
+    monkeypatch.setattr(client, "ROOT", tmp_path)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    names = ["rewards", "srrl", "neighbour"]
+    code = f"from importlib.util import find_spec; print(*map(find_spec, {names}))"
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env=client.worker_environment(),
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "rewards/__init__.py" in found and "srrl/__init__.py" in found
+    assert "neighbour" not in found
 
 
 def test_messages_are_json_and_numbers():

@@ -28,7 +28,7 @@ def test_a_package_of_another_version_has_a_row_of_its_own(tmp_path, monkeypatch
 def test_a_package_that_is_missing_fails(tmp_path, monkeypatch):
     wanted = '["no-such-package==1.5", "bounded>=2"]'
     (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {wanted}\n")
-    monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(machine, "PROJECT", tmp_path / "pyproject.toml")
     missing, counted, *_ = machine.packages()
     assert missing[:3] == ("package", "no-such-package is not installed (1.5 is pinned)", FAIL)
     assert "pip install" in missing.remedy
