@@ -40,7 +40,7 @@ LEFT_OUT = {
     "source .venv": "the shell's own",
     "bash scripts/test.sh": "it is running",
     "git clone": "the hub's",
-    "pip install .": "it would change this environment; tests/slow/test_package.py installs a wheel",
+    "pip install .": "tests/slow/test_package.py installs a wheel",
     "srrl-train": "tests/slow/test_package.py runs it, installed",
     "pytest tests/test_fidelity.py": "it is one of the tests",
     "study.py": "hours; tests/slow/test_study.py runs short ones, and the one of RESULTS.md",
