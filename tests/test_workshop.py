@@ -81,6 +81,8 @@ def test_what_a_step_runs_is_bash_and_names_what_is_there(step):
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert "${{" not in script  # whose text bash would run, whatever it is
     assert all((REPOSITORY / name).is_file() for name in NAMED.findall(script)), script
+    for name, test in re.findall(r"(\S+\.py)::(\w+)", script):
+        assert f"def {test}(" in (REPOSITORY / name).read_text()
     assert set(re.findall(r"\bmake (\w+)", script)) <= {*TARGETS}
 
 
