@@ -206,13 +206,12 @@ class Policy:
         spread, mean = self._moments(seen)
         return (seen - mean) / spread * self.pipe.vae.config.scaling_factor
 
-    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, like: Tensor) -> tuple[Tensor, ...]:
         """The VAE's latents' standard deviation and mean, where SDXL's pipeline reads them."""
         vae, given = self.pipe.vae.config, (1.0, 0.0)
         if self.is_xl and vae.latents_mean and vae.latents_std:
             given = (vae.latents_std, vae.latents_mean)
-        spread, mean = (like.new_tensor(values).view(-1, 1, 1) for values in given)
-        return spread, mean
+        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in given)
 
     # ------------------------------------------------------------------ denoising steps
 

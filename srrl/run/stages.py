@@ -197,9 +197,8 @@ class StagedRun(ABC):
         prompts = records[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
         images = outcome.images(prompts if c.images else shown) if c.images or shown else None
-        sampled = images.sampled if images is not None and c.images else None
-        self.tracker.samples(done, records, sampled)
-        if images is not None and shown:
+        self.tracker.samples(done, records, images.sampled if images and c.images else None)
+        if images and shown:
             weights = self.config.reward.models.to_dict()
             rows = sample_rows(records, images, weights, shown)
             self.tracker.page(done, rows, f"stage {done} (A: advantages that were trained on)")
