@@ -169,6 +169,7 @@ def imported(module: str) -> Any:
         return importlib.import_module(module)
     file = Path(module) if Path(module).exists() else ROOT / module
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader  # it ends with .py
     loaded = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(file.stem, loaded)
     spec.loader.exec_module(loaded)

@@ -22,7 +22,7 @@ class BlankReward:
     """A network on the meta device; run(network, n) puts n pictures through it, zeros all."""
 
     network: nn.Module
-    run: Callable[[nn.Module, int], None]
+    run: Callable[[Any, int], None]
     batch_size: int
 
 
@@ -43,7 +43,7 @@ def blank_reward(name: str, options: Mapping[str, Any], dtype: str) -> BlankRewa
     return BlankReward(network, run, options.get("batch_size", batch_size))
 
 
-Made = tuple[nn.Module, Callable[[nn.Module, int], None], int]
+Made = tuple[nn.Module, Callable[[Any, int], None], int]
 
 
 def _vqascore(model: str | None) -> Made:
@@ -55,7 +55,7 @@ def _vqascore(model: str | None) -> Made:
     }
     if model in published:
         network = vqascore.blank_network(T5Config(**vqascore.FLAN_T5[published[model]]))
-    elif Path(model).is_dir():
+    elif model and Path(model).is_dir():
         tower = json.loads((Path(model) / "config.json").read_text())["mm_vision_tower"]
         if not Path(tower).is_dir():
             tower = None
@@ -65,7 +65,7 @@ def _vqascore(model: str | None) -> Made:
         raise LookupError(model)
     network.tie()
 
-    def run(network: nn.Module, n: int) -> None:
+    def run(network: Any, n: int) -> None:
         before, after, answer = (torch.zeros(k, dtype=torch.long) for k in (BEFORE, AFTER, ANSWER))
         network(pixels(n, network.image_size, network.t5.dtype), before, [after] * n, answer)
 
@@ -83,7 +83,7 @@ def _imagereward(model: str | None) -> Made:
     elif model not in (None, RANDOM, "THUDM/ImageReward"):
         raise LookupError(model)
 
-    def run(network: nn.Module, n: int) -> None:
+    def run(network: Any, n: int) -> None:
         ids = torch.zeros(n, imagereward.MAX_TOKENS, dtype=torch.long)
         network(pixels(n, network.image_size, network.mlp["0"].weight.dtype), ids, ids + 1)
 
@@ -94,7 +94,7 @@ def _clipscore(model: str | None) -> Made:
     if model not in (None, RANDOM, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"):
         raise LookupError(model)
 
-    def run(network: nn.Module, n: int) -> None:
+    def run(network: Any, n: int) -> None:
         ids = torch.zeros(n, 77, dtype=torch.long)
         network(input_ids=ids, attention_mask=ids + 1, pixel_values=pixels(n, 224, network.dtype))
 

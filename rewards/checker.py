@@ -84,7 +84,7 @@ class Requirements:
     """Reward `requirements`: the share that a picture of the shapes world meets, read off its
     pixels; what `checker` says is to be measured by. `details`: each requirement's truth."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.details: list[dict[str, bool]] = []
 
     def check_prompts(self, prompts: list[str]) -> None:

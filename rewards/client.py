@@ -46,7 +46,9 @@ class Worker:
         load_s: float = 1800,
         batch_s: float = 600,
     ):
-        self.address, self.process, self.line = address, None, None
+        self.address = address
+        self.process: subprocess.Popen[str] | None = None
+        self.line: protocol.Line | None = None
         self.load_s, self.batch_s = load_s, batch_s
         self.token = os.environ.get(TOKEN, "")
         if address and not self.token:
@@ -79,11 +81,10 @@ class Worker:
         error, stays dead or silent, or answers what is none."""
         for attempt in range(ATTEMPTS):
             try:
-                if self.line is None:
-                    self.connect()
-                with self.line.within(self.batch_s, "reward.worker.batch_s"):
-                    self.line.send(header, payload)
-                    answer, data = self.line.receive(lambda _: expected)
+                line = self.connect() if self.line is None else self.line
+                with line.within(self.batch_s, "reward.worker.batch_s"):
+                    line.send(header, payload)
+                    answer, data = line.receive(lambda _: expected)
                 if "error" not in answer and len(data) != expected:
                     raise ConnectionError(f"{len(data)} bytes of scores, not {expected}")
                 break
@@ -105,14 +106,15 @@ class Worker:
             raise UserError(f"reward worker: {str(answer['error'])[:2000]}")
         return answer, data
 
-    def connect(self) -> None:
-        """Raises OSError where nobody is there, and UserError where it is not the worker."""
-        self.line = protocol.Line(self.reach() if self.address else self.start())
+    def connect(self) -> protocol.Line:
+        """The line, once the worker has said what it has. Raises OSError where nobody is there, and
+        UserError where it is not the worker."""
+        self.line = line = protocol.Line(self.reach() if self.address else self.start())
         try:
-            with self.line.within(self.load_s, "reward.worker.load_s"):
+            with line.within(self.load_s, "reward.worker.load_s"):
                 if self.address:
-                    self.line.prove(self.token, asks=False)
-                answer, _ = self.line.receive(lambda _: 0)
+                    line.prove(self.token, asks=False)
+                answer, _ = line.receive(lambda _: 0)
         except AuthenticationError:
             raise UserError(
                 f"reward worker at {self.address}: the token is not this worker's"
@@ -125,7 +127,7 @@ class Worker:
             if self.process is None:
                 raise
             raise UserError(
-                f"the reward worker ended with exit code {self.ended()} while loading "
+                f"the reward worker ended with exit code {self.ended(self.process)} while loading "
                 f"{', '.join(self.names)}: see its message above"
             ) from None
         there = answer.get("rewards")
@@ -134,6 +136,7 @@ class Worker:
             raise UserError(f"reward worker at {self.address} has no {', '.join(sorted(missing))}")
         told = answer.get("counts")
         self.counts = {n: counts(told.get(n)) if isinstance(told, dict) else {} for n in self.names}
+        return line
 
     def reach(self) -> socket.socket:
         """A connection to the address."""
@@ -154,7 +157,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self.process = subprocess.Popen(
+                self.process = process = subprocess.Popen(
                     [*self.command, f"--line={theirs.fileno()}"],
                     env=worker_environment(),
                     stdin=subprocess.PIPE,
@@ -166,16 +169,16 @@ class Worker:
         except OSError as error:
             ours.close()
             raise UserError(f"reward.worker.python={self.command[0]!r}: {error}") from error
-        threading.Thread(target=drain, args=[self.process.stdout], daemon=True).start()
+        threading.Thread(target=drain, args=[process.stdout], daemon=True).start()
         return ours
 
-    def ended(self) -> int:
+    def ended(self, process: subprocess.Popen[str]) -> int:
         """The exit code of a process of our own that has closed the line."""
         try:
-            return self.process.wait(timeout=30)
+            return process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
+            process.kill()
+            return process.wait()
 
     def close(self) -> None:
         """Close the connection and end a process of our own."""
@@ -183,7 +186,8 @@ class Worker:
             self.line.close()
             self.line = None
         if self.process is not None:
-            self.process.stdin.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
             self.process.kill()
             self.process.wait()
             self.process = None

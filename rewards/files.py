@@ -24,7 +24,8 @@ def read_picture(path: Path) -> tuple[Tensor, str | None]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG
-                raise UserError(f"it holds {image.n_frames} pictures: save the one to be judged")
+                pictures = getattr(image, "n_frames", 0)
+                raise UserError(f"it holds {pictures} pictures: save the one to be judged")
             raw = image.tile[0].args if image.tile else None
             image.load()
             prompt = image.info.get("prompt") if "rounds" in image.info else None
@@ -36,7 +37,8 @@ def read_picture(path: Path) -> tuple[Tensor, str | None]:
     except UnidentifiedImageError:
         reason = "not a picture, or of an unknown kind: save it as PNG or JPEG"
     except Image.DecompressionBombError:
-        reason = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller"
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        reason = f"more than {most:.0f} megapixels: make it smaller"
     except Exception as error:  # whatever Pillow's many readers raise
         reason = str(error) or type(error).__name__
     raise UserError(f"cannot read the picture {str(path)!r}: {reason}")

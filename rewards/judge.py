@@ -14,7 +14,7 @@ from srrl.shapes.scenes import parse, pixels_of
 class ShapesJudge:
     """Reward `judge`: the probability that presence, shapes and relation are right, 0 to 1."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.network = load_judge()
 
     def check_prompts(self, prompts: list[str]) -> None:

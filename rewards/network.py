@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ class NetworkReward(ABC):
 
     name: str  # in rewards.REGISTRY
     batch_size: int
-    network: nn.Module
+    network: Any  # a Module, with what its reward reads off it
 
     def __init__(self, device: str = "cpu", dtype: str = "fp32", batch_size: int | None = None):
         self.device, self.dtype = device, DTYPES[dtype]
@@ -33,7 +34,7 @@ class NetworkReward(ABC):
 
     @classmethod
     @abstractmethod
-    def folders(cls, model: str, *others: str | None) -> tuple[Path, ...]:
+    def folders(cls, model: str, *others: Any) -> tuple[Path, ...]:
         """The checkpoint's folder and those of what goes with it, fetched where they are not here.
         Raises UserError for one that cannot be had."""
 

@@ -9,7 +9,8 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,14 @@ from torch import Tensor
 from rewards.preprocess import to_pil
 
 
-def import_packages():
+def import_packages() -> tuple[ModuleType, ModuleType]:
     """(ImageReward, t2v_metrics). With a torch that has no CUDA, torchvision's operators are
     declared first: its wheel was built against one that has, and would not import."""
     if not torch.version.cuda and not hasattr(import_packages, "library"):
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_packages.library = library  # it goes with its last reference
+        vars(import_packages)["library"] = library  # it goes with its last reference
     import ImageReward
     import t2v_metrics
 
@@ -38,7 +39,7 @@ def imagereward_from(folder: Path, tokenizer: str, device: str) -> torch.nn.Modu
     former is replaced by `tokenizer`, the latter by those of the checkpoint's tensors.
     """
     import_packages()
-    module = sys.modules["ImageReward.ImageReward"]  # the package's own name hides it
+    module: Any = sys.modules["ImageReward.ImageReward"]  # the package's own name hides it
     from ImageReward.models.BLIP import blip, blip_pretrain
     from ImageReward.models.BLIP.vit import VisionTransformer
     from transformers import BertTokenizer
@@ -84,6 +85,7 @@ class OriginalImageReward:
         dtype: str = "fp32",
     ):
         package, _ = import_packages()
+        self.model: Any  # the package's own
         if Path(model).is_dir():
             self.model = imagereward_from(Path(model), tokenizer, device)
         else:

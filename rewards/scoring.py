@@ -24,6 +24,8 @@ from rewards.faults import FOLDER
 from srrl.checks import DEVICE
 from srrl.errors import UserError
 
+Scores = tuple[dict[str, Tensor], dict[str, list]]  # and what is said of each, by reward
+
 
 def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
     """The config's rewards: in this process, or behind a worker that is started or connected to.
@@ -50,7 +52,7 @@ def rewards_of(c: ConfigDict, device: torch.device | str) -> dict[str, Reward]:
         load_s=r.worker.load_s,
         batch_s=r.worker.batch_s,
     )
-    return worker_rewards(worker)
+    return {**worker_rewards(worker)}
 
 
 def reward_device(c: ConfigDict, device: torch.device | str) -> torch.device:
@@ -96,7 +98,7 @@ class Scorer:
     def __init__(self, rewards: Mapping[str, Reward], background: bool):
         self.rewards = rewards
         self.pool = ThreadPoolExecutor(1, "scoring") if background else None
-        self.pending: list[Future | dict[str, Tensor]] = []
+        self.pending: list[Future[Scores] | Scores] = []
         self.stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
 
     def submit(self, images: Tensor, prompts: list[str]) -> None:
@@ -111,7 +113,7 @@ class Scorer:
         """Until all that was submitted has been scored."""
         wait([p for p in self.pending if isinstance(p, Future)])
 
-    def collect(self) -> tuple[dict[str, Tensor], dict[str, list]]:
+    def collect(self) -> Scores:
         """Each reward's scores float32 [N] of all batches since the last time, in their order, and
         the N details of those that have some, [] for the others.
 
@@ -123,9 +125,7 @@ class Scorer:
         told = {n: [d for _, part in done for d in part.get(n, ())] for n in self.rewards}
         return scores, told
 
-    def _score(
-        self, images: Tensor, prompts: list[str]
-    ) -> tuple[dict[str, Tensor], dict[str, list]]:
+    def _score(self, images: Tensor, prompts: list[str]) -> Scores:
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             scores = score_all(self.rewards, images, prompts)
         return scores, details_of(self.rewards, len(prompts))

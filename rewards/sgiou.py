@@ -34,7 +34,7 @@ class SGIoU:
     ):
         self.bound, self.seer = bound, None
         if model != EXACT:
-            given = {"dtype": DTYPES[dtype], "device": device, "side": side}
+            given: dict[str, Any] = {"dtype": DTYPES[dtype], "device": device, "side": side}
             self.seer = Seer.load(model, batch_size=batch_size, **given)
         self.within_world = model in (EXACT, EMBEDDED)
         self.details: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 # Sourced by the commands: `setup_python [EXTRAS]` leaves in $PYTHON an interpreter that can import
 # everything. That is the active environment if it has what is needed, otherwise .venv, made from
-# pyproject.toml with its extras EXTRAS ("dev").
+# pyproject.toml with its extras EXTRAS ("dev"); requirements.lock has what its pins leave open.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # show_help ARGUMENTS: with --help or -h among them, print the calling script's head and end.
@@ -44,7 +44,8 @@ make_venv() {
     # torch first and by its exact version, so that no other package chooses a build of it
     torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' "$root/pyproject.toml")
     "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir "$torch" &&
-        "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir -e "$root${1:+[$1]}" || {
+        "$root/.venv/bin/python" -m pip install --quiet --no-cache-dir -c "$root/requirements.lock" \
+            -e "$root${1:+[$1]}" || {
         echo "error: installing into $root/.venv failed: see pip's message above" >&2; exit 2; }
 }
 

@@ -40,7 +40,7 @@ class ScoreHistory:
         """For each key the standard deviation of the weighted sums of its scores."""
         found = {}
         for key, entries in self.entries.items():
-            sums = [
+            sums: list[Any] = [
                 sum(weights[name] * torch.tensor(scores[name]).double() for name in weights)
                 for _, scores in entries
             ]

@@ -222,7 +222,7 @@ def phase_values(values: Mapping[str, Any], phase: str) -> dict[str, Any]:
 def check_phases(c: ConfigDict, values: Mapping[str, Any], require: Require) -> None:
     """What Reflection-GRPO has."""
     phases = [str(phase) for phase in c.phases]
-    right = phases and set(phases) <= set(PHASES) and len(set(phases)) == len(phases)
+    right = bool(phases) and set(phases) <= set(PHASES) and len(set(phases)) == len(phases)
     require(right, "phases", f"some of {', '.join(PHASES)}, each once")
     for phase in phases:
 
@@ -290,7 +290,7 @@ def check_rig(c: ConfigDict, values: Mapping[str, Any], require: Require) -> Non
     for key in ("sample.resolution", "checker.side", "actor.side"):
         require(values[key] is None or values[key] >= 8, key, "at least 8, or unset")
     ways = [str(way) for way in c.evaluate.ways]
-    right = ways and set(ways) <= set(WAYS) and len(set(ways)) == len(ways)
+    right = bool(ways) and set(ways) <= set(WAYS) and len(set(ways)) == len(ways)
     require(right, "evaluate.ways", f"some of {', '.join(WAYS)}, each once")
     require(c.editor.kind != "instruct" or c.editor.model, "editor.model", "an InstructPix2Pix")
     check_phases(c, values, require)

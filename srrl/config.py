@@ -104,7 +104,7 @@ def parse_options(text: str | None) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError):
         right = False
     if not right:
-        raise UserError(f'--options {cut(text)}: expected JSON like {{"vqascore": {{...}}}}')
+        raise UserError(f'--options {cut(str(text))}: expected JSON like {{"vqascore": {{...}}}}')
     return options
 
 
@@ -119,7 +119,7 @@ def _preset(source: str) -> ConfigDict:
     if file is None:
         raise UserError(f"--config: no file {path!r}: try config/stage_process.py:PRESET")
     spec = importlib.util.spec_from_file_location("srrl_config", file)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"--config: {path!r} is no Python file: try config/stage_process.py:PRESET")
     module = importlib.util.module_from_spec(spec)
     if str(REPOSITORY) not in sys.path:  # for a file of one's own that begins with one of ours

@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What each system error of a file that could not grow is, and what helps.
 FULL = {
@@ -72,7 +72,7 @@ def one_line_errors() -> Iterator[None]:
             file = system.filename or "output"
             _stop(f"{what} while writing {file}: {remedy} and run the same command again")
         place = repr(str(system.filename)) if system.filename else "a file"
-        _stop(f"cannot use {place}: {system.strerror.lower()}: choose another, or change it")
+        _stop(f"cannot use {place}: {str(system.strerror).lower()}: choose another, or change it")
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ class _Pipe(io.FileIO):
     """A stream whose reader may leave, as of `| head -1` or a closed terminal. What comes after an
     error is dropped."""
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -102,7 +102,7 @@ class _Pipe(io.FileIO):
             return len(memoryview(data))
 
 
-def _steady(stream: io.TextIOWrapper | None) -> io.TextIOWrapper | None:
+def _steady(stream: Any) -> io.TextIOWrapper | None:
     """A standard stream that goes on without its reader, and writes what its encoding lacks as
     \\uXXXX."""
     if stream is None:  # closed before Python began

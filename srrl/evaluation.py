@@ -68,7 +68,8 @@ def over_seeds(
     local = list(local_range(accelerator, prompts))
     local_index = torch.tensor(local, dtype=torch.int64)
     by_seed: dict[str, list[Tensor]] = {name: [] for name in names}
-    rows, first_images = [], None
+    rows: list[Tensor] = []
+    first_images: Tensor | None = None
     for seed in range(c.eval.first_seed, c.eval.first_seed + c.eval.seeds):
         scores = {name: torch.zeros(0) for name in names}
         images = torch.zeros(0, 3, *size, dtype=torch.uint8)
@@ -81,7 +82,7 @@ def over_seeds(
             by_seed[name].append(gather_rows(accelerator, scores[name], local_index, prompts))
     columns = [i for i, prompt in enumerate(shown) if prompt in local]
     pictures = torch.zeros(0, 3, *size, dtype=torch.uint8)
-    if columns:
+    if columns and first_images is not None:
         pictures = torch.stack([first_images[local.index(shown[i])] for i in columns])
     index = torch.tensor(columns, dtype=torch.int64)
     pictures = gather_rows(accelerator, pictures, index, len(shown))

@@ -1,7 +1,7 @@
 """The update: an objective's gradient over shuffled samples, on one or more processes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -71,7 +71,8 @@ class Learner(Generic[Data]):
             eps=t.adam_epsilon,
         )
         if self.sharded:
-            trainee.network.to(memory_format=torch.contiguous_format)
+            network: Any = trainee.network  # torch has no type for a `to` of a memory format
+            network.to(memory_format=torch.contiguous_format)
             _, prepared = accelerator.prepare(trainee.network, optimizer)  # in place
             optimizer = prepared.optimizer
         self.optimizer = optimizer
@@ -112,10 +113,10 @@ class Learner(Generic[Data]):
         scale = self.loss_scale, self.since_overflow
         while True:
             loss, clipped, deviation = self.backward(data, items)
-            norm = torch.nn.utils.clip_grad_norm_(
+            total = torch.nn.utils.clip_grad_norm_(
                 self.trainee.trainable(), self.config.train.max_grad_norm
             )
-            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+            norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
             if first:
                 self.check_first_ratio(deviation)
             if math.isfinite(norm) or not math.isfinite(loss) or self.loss_scale <= 1:
@@ -246,16 +247,15 @@ def ratio_limit(dtype: torch.dtype, tf32: bool) -> float:
     return 1e-4 if dtype == torch.float32 and not tf32 else 2e-2
 
 
-def sum_gradients(accelerator: Accelerator, parameters: list[Tensor]) -> None:
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
     """Replace each .grad by its sum over the processes, in one reduction."""
-    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "sum")
-    for parameter, grad in zip(
-        parameters, flat.split([p.numel() for p in parameters]), strict=True
-    ):
-        parameter.grad.copy_(grad.view_as(parameter))
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+    for grad, whole in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(whole.view_as(grad))
 
 
-def adamw(use_8bit: bool) -> type[torch.optim.Optimizer]:
+def adamw(use_8bit: bool) -> Callable[..., torch.optim.Optimizer]:
     """AdamW, with 8-bit states if asked. Raises UserError if the package for it is missing."""
     if not use_8bit:
         return torch.optim.AdamW

@@ -105,7 +105,8 @@ def adopt_orphans() -> None:
 
 def descendants(pid: int | None = None) -> list[int]:
     """The processes below one (this one), nearest first."""
-    found, asked = [], [pid or os.getpid()]
+    found: list[int] = []
+    asked = [pid or os.getpid()]
     while asked:
         one = asked.pop(0)
         with contextlib.suppress(OSError):  # it has just ended

@@ -46,6 +46,7 @@ def clipped_objective(
     clipped = -advantage * ratio.clamp(1 - clip_range, 1 + high)
     values = torch.maximum(unclipped, clipped)
     if kl_weight:
+        assert reference_log_prob is not None
         values = values + kl_weight * kl_k3(log_prob, reference_log_prob)
     binding, ratio = (clipped > unclipped).detach(), ratio.detach()
     if mask is None:

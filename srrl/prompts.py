@@ -10,11 +10,14 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
 from srrl.config import REPOSITORY, resolve
 from srrl.errors import UserError
+
+Prompt = TypeVar("Prompt")  # a text, or what has one
 
 LEAST = 0.1  # of the chance to be drawn, of a prompt whose scores do not vary
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -97,8 +100,8 @@ def typed(text: str, flag: str) -> str:
 
 
 def stage_prompts(
-    prompts: list[str], stage: int, count: int, seed: int, draw: str = "passes"
-) -> list[str]:
+    prompts: list[Prompt], stage: int, count: int, seed: int, draw: str = "passes"
+) -> list[Prompt]:
     """The `count` prompts of a stage, which depend on (seed, stage) alone.
 
     draw "passes": consecutive ones of endless shuffled passes, each drawn equally often;
@@ -106,7 +109,7 @@ def stage_prompts(
     """
     if draw == "replacement":
         return random.Random(f"{seed}/{stage}/replacement").choices(prompts, k=count)
-    drawn = []
+    drawn: list[Prompt] = []
     for position in range(stage * count, (stage + 1) * count):
         epoch, place = divmod(position, len(prompts))
         if not drawn or place == 0:
@@ -140,7 +143,7 @@ def evenly_spaced(n: int, count: int) -> list[int]:
     return [i * n // count for i in range(count)]
 
 
-def evenly(prompts: list[str], count: int) -> list[str]:
+def evenly(prompts: list[Prompt], count: int) -> list[Prompt]:
     """`count` prompts evenly spaced over the list, or all if it has fewer."""
     return [prompts[i] for i in evenly_spaced(len(prompts), count)]
 

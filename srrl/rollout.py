@@ -134,7 +134,8 @@ def reflect_rounds(
     """
     total, depth = settings.reflect_steps or policy.schedule.num_steps, settings.depth
     starts = Starts(x, torch.full((len(x),), rounds > 1))
-    index, kept = torch.arange(len(x)), []  # of the prompts that go on
+    index = torch.arange(len(x))  # of the prompts that go on
+    kept: list[Tensor] = []
     for k in range(1, rounds):
         rows = index.to(x.device)
         now = conditioning.rows(rows)
@@ -220,7 +221,8 @@ def rollout(
         return Rollout(*place, *trained, images, Starts(x, torch.zeros(0).bool())), sampled.x0
 
     x = start.to(policy.device) if start is not None else randomness.noise("start").draw()
-    sampled, reflected = [], []
+    sampled: list[Rollout] = []
+    reflected: list[Tensor] = []
     if starts is not None:
         x = starts.x.to(policy.device)
     elif not every_round:

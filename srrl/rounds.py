@@ -70,7 +70,9 @@ def generator(
 class Noise:
     """Standard normal noise with a generator for each sample."""
 
-    def __init__(self, generators: list[torch.Generator], shape: tuple[int, ...], device):
+    def __init__(
+        self, generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device
+    ):
         self.generators, self.shape, self.device = generators, shape, device
 
     def draw(self) -> Tensor:
@@ -127,6 +129,7 @@ def denoise_steps(
         mean, sigma = policy.step(x, i, conditioning, guidance, eta)
         x = mean
         if eta > 0:
+            assert noise is not None
             x = mean + sigma * noise.draw()
             log_probs.append(log_prob(x, mean, sigma))
         latents.append(x)

@@ -65,7 +65,7 @@ class Trainer(ImageRun):
         weights = self.config.reward.models.to_dict()
         metrics = stage_metrics(scored, selected, weights)
         if self.config.reflect.when == "failed" and plan.rounds > 1:
-            metrics["reflected"] = self.starts.again.float().mean().item()
+            metrics["reflected"] = self.kept.again.float().mean().item()
         metrics |= self.update(plan, batch)
         return Outcome(
             {"rounds": plan.rounds, "trained_steps": plan.trained_steps},
@@ -95,7 +95,7 @@ class Trainer(ImageRun):
                 seed=c.seed,
                 stage=self.seeding(plan.stage),
                 prompts=indices,
-                starts=self.starts.rows(indices) if shared else None,
+                starts=self.kept.rows(indices) if shared else None,
                 judging=partial(self.first_scores, own) if judges_first(c) else None,
                 keep_reflected=shows_pictures(c, plan.stage),
                 timed=self.timed,
@@ -120,6 +120,12 @@ class Trainer(ImageRun):
             return scores, torch.ones(len(images), dtype=torch.bool)
         total = sum(w * scores[name] for name, w in self.config.reward.models.items())
         return scores, total < self.config.reflect.threshold
+
+    @property
+    def kept(self) -> Starts:
+        """The starts that are remembered, where some are."""
+        assert self.starts is not None
+        return self.starts
 
     def keep(self, starts: Starts, index: Tensor, prompts: int) -> None:
         """Remember every process's starts, where later stages or the scores need them."""
@@ -149,9 +155,9 @@ class Trainer(ImageRun):
         scores = {k: gather_rows(self.accelerator, v, judged, n) for k, v in scores.items()}
         of_first = {}
         if judges_first(self.config) and plan.rounds > 1:
-            of_first = {name: values[prompt] for name, values in self.starts.scores.items()}
+            of_first = {name: values[prompt] for name, values in self.kept.scores.items()}
         if self.config.reflect.clamp and of_first:
-            again = self.starts.again[prompt]
+            again = self.kept.again[prompt]
             for name, values in scores.items():
                 scores[name] = torch.where(again, torch.maximum(values, of_first[name]), values)
         return Scored(
@@ -238,7 +244,7 @@ class Trainer(ImageRun):
             return self.learner.update(plan.stage, batch, pairs)
 
     def state(self) -> dict:
-        kept = {"history": self.history.entries}
+        kept: dict[str, Any] = {"history": self.history.entries}
         if self.starts is not None and self.config.reflect.reuse > 1:
             kept |= {"starts": self.starts.state(), "drawn": self.drawn}
         return kept

@@ -144,7 +144,7 @@ def run_cell(
 
     for seed in range(cell.first_seed, cell.first_seed + cell.images):
         of_seed = {name: torch.zeros(0) for name in rewards}
-        if part:
+        if conditioning is not None:
             given = policy, conditioning, settings, part, prompt_indices, seed, score
             task, before = Task(*given), policy.nfe
             images = sampler.draw(task)

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import asdict, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -69,9 +69,9 @@ def record_of(study: ConfigDict, evaluation: Evaluation) -> Record:
     if further and further.done():
         rows += rows_of(study, TEST_TIME, further.results())
     return Record(
-        run and run.arm,
-        run and run.budget,
-        run and run.seed,
+        run.arm if run else None,
+        run.budget if run else None,
+        run.seed if run else None,
         run.stages if run else 0,
         nfe_of(run) if run else 0,
         rounded(signal_of(study, run)) if run else None,
@@ -82,7 +82,8 @@ def record_of(study: ConfigDict, evaluation: Evaluation) -> Record:
 def rounded(record: Kept) -> Kept:
     """With six digits."""
     some = asdict(record)
-    return type(record)(**{k: round(v, 6) if isinstance(v, float) else v for k, v in some.items()})
+    kept: dict[str, Any] = {k: round(v, 6) if isinstance(v, float) else v for k, v in some.items()}
+    return type(record)(**kept)
 
 
 def rows_of(study: ConfigDict, part: str, results: list[Result]) -> list[Row]:
@@ -103,9 +104,9 @@ def rows_of(study: ConfigDict, part: str, results: list[Result]) -> list[Row]:
                 right_share(result, reward),
                 line.score.low,
                 line.score.high,
-                less and less.mean,
-                less and less.low,
-                less and less.high,
+                less.mean if less else None,
+                less.low if less else None,
+                less.high if less else None,
                 line.diversity,
                 line.nfe,
                 line.seconds,

@@ -50,7 +50,7 @@ class Pool:
             time.sleep(0.5)
         return process.returncode
 
-    def all(self, jobs: list, work) -> None:
+    def all(self, jobs: list[Job], work: Callable[[Job], object]) -> None:
         """work(job) for all jobs, `parallel` at once, in their order."""
         left: queue.SimpleQueue = queue.SimpleQueue()
         for job in jobs:

@@ -7,6 +7,7 @@ way of sampling and reward; a run's own columns stand in each of its rows.
 
 import csv
 import io
+import math
 import statistics
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -99,9 +100,10 @@ class Record:
     def right(self, split: str, sampler: str, reward: str) -> float | None:
         """The share of right pictures there; None where it is not known."""
         rows = self.judged(split, sampler, reward)
-        if any(row.right is None for row in rows):
+        shares = [row.right for row in rows if row.right is not None]
+        if len(shares) < len(rows):
             return None
-        return statistics.fmean([r.right for r in rows], [r.prompts * r.images for r in rows])
+        return statistics.fmean(shares, [r.prompts * r.images for r in rows])
 
     def test_time(self) -> list[Line]:
         """The further ways to sample from it, where it was asked for them."""
@@ -120,7 +122,11 @@ class Record:
         first = lines[0]
         signal = Signal(*(first[name] for name in names(Signal)))
         return cls(
-            *(first[name] for name in ("arm", "budget", "seed", "stages", "nfe")),
+            first["arm"],
+            first["budget"],
+            first["seed"],
+            first["stages"],
+            first["nfe"],
             None if signal.sampled is None else signal,
             tuple(Row(**{name: line[name] for name in names(Row)}) for line in lines),
         )
@@ -133,6 +139,11 @@ def names(of: type) -> list[str]:
 COLUMNS = ("arm", "budget", "seed", "stages", "nfe", *names(Row), *names(Signal))
 
 
+def number(value: float | None) -> float:
+    """NaN for what is not known."""
+    return math.nan if value is None else value
+
+
 def line_of(checkpoint: str, row: Row) -> Line:
     """What evaluate.py's table and plot show of a row."""
     less = row.difference, row.difference_low, row.difference_high
@@ -143,11 +154,11 @@ def line_of(checkpoint: str, row: Row) -> Line:
         row.reward,
         row.prompts,
         row.images,
-        Figure(row.mean, row.low, row.high),
-        None if row.difference is None else Figure(*less),
+        Figure(row.mean, number(row.low), number(row.high)),
+        None if row.difference is None else Figure(*map(number, less)),
         row.diversity,
-        row.evaluations,
-        row.seconds,
+        number(row.evaluations),
+        number(row.seconds),
     )
 
 

@@ -62,7 +62,9 @@ def runs_at(records: list[Record], arm: str, budget: str) -> list[Record]:
     return [r for r in records if (r.arm, r.budget) == (arm, budget)]
 
 
-def gains(runs: list[Record], others: list[Record], what: tuple[str, str, str]) -> dict[int, float]:
+def gains(
+    runs: list[Record], others: list[Record], what: tuple[str, str, str]
+) -> dict[int | None, float]:
     """For each seed that both have, the difference of a split's, sampler's and reward's means."""
     other = {r.seed: r.mean(*what) for r in others}
     return {r.seed: r.mean(*what) - other[r.seed] for r in runs if r.seed in other}
@@ -114,9 +116,9 @@ def confirmation(study: ConfigDict, records: list[Record]) -> str:
 
 def cell_of(runs: list[Record], reference: list[Record], what: tuple[str, str, str]) -> str:
     """Means over seeds; shares of right pictures, where they are known; the difference."""
-    rights = [r.right(*what) for r in runs]
+    rights = [share for r in runs if (share := r.right(*what)) is not None]
     parts = [over_seeds([r.mean(*what) for r in runs])]
-    parts += [f"right {over_seeds(rights)}"] if None not in rights else []
+    parts += [f"right {over_seeds(rights)}"] if len(rights) == len(runs) else []
     less = gained(runs, reference, what)
     return "; ".join(parts) + (f" ({less})" if less else "")
 
@@ -152,13 +154,13 @@ def signal(study: ConfigDict, records: list[Record]) -> str:
     text += "|---|---|---|---|\n"
     for budget in study.budgets:
         for arm in study.arms:
-            signals = [r.signal for r in runs_at(records, arm, budget)]
+            signals = [r.signal for r in runs_at(records, arm, budget) if r.signal]
             if signals:
-                mixed = [s.mixed for s in signals]
+                mixed = [s.mixed for s in signals if s.mixed is not None]
                 text += (
                     f"| {label_of(study, arm)}, equal {budget} | "
                     f"{over_seeds([s.sampled for s in signals])} | "
-                    f"{'' if None in mixed else over_seeds(mixed)} | "
+                    f"{'' if len(mixed) < len(signals) else over_seeds(mixed)} | "
                     f"{over_seeds([s.selected for s in signals], 2)} |\n"
                 )
     return text + notes(study, text)

@@ -113,6 +113,7 @@ class Record:
         lines = [line for line in read_lines(folder / "pictures.jsonl") if line["way"] == way]
         means = {key: round(sum(x[key] for x in lines) / len(lines), 6) for key in SHOWN}
         prompts = column(lines, MAIN, study.images)
+        assert prompts is not None  # every line has it
         rounded = [round(value, 4) for value in prompts.tolist()]
         return cls(arm, seed, settings_of(study), means, rounded)
 

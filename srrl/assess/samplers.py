@@ -6,9 +6,10 @@ A sampler is named as in "reflect:rounds=3" or "best:n=4": the function's name a
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def reflect(
 def _rolled(
     task: Task, rounds: int, stage: int = 0, steps: int | None = None, **changed: float | str | None
 ) -> Tensor:
-    given = {name: value for name, value in changed.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in changed.items() if value is not None}
     settings = replace(task.settings, **given)
     with num_steps(task.policy, steps, settings.eta):
         return rollout(
@@ -105,7 +106,7 @@ def zigzag(task: Task, steps: int | None = None, inversion: float | None = None)
     return policy.decode(x)
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (plain, reflect, best, zigzag, until, best_round, best_reflect, repair, cycle)
 }

@@ -25,10 +25,10 @@ def painter_of(
     preset, with --config.KEY=VALUE over it. Raises UserError."""
     named = f"--checkpoint {checkpoint}"
     found = locate(checkpoint, named) if checkpoint else None
-    if found and found.checkpoint:
+    if found and found.checkpoint and found.config:
         if overrides:
             raise UserError(f"{overrides[0]}: only beside --config; a run has its own config")
-        if saved_values(found.config).get("method") == "rig":
+        if (saved_values(found.config) or {}).get("method") == "rig":
             return Strips(config_of(found, named), most_rounds)
     elif not checkpoint:
         config = load_config([f"--config={preset}", *overrides], methods=[*METHODS])

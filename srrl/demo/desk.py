@@ -21,7 +21,7 @@ class Desk:
     def ask(self, given: Any) -> "Future[Answer]":
         """Stand in line with a form's values; a future that is cancelled in time is not drawn.
         Raises UserError for values that are not right, and where the line is too long."""
-        values, future = read(self.painter.fields, given), Future()
+        values, future = read(self.painter.fields, given), Future[Answer]()
         try:
             self.line.put_nowait((values, future))
         except queue.Full:

@@ -51,7 +51,8 @@ class Field:
         return text
 
     def _number(self, given: Any) -> int | float:
-        kind = type(self.default)
+        kind = int if isinstance(self.default, int) else float
+        value: float | None
         try:
             value = kind(str(given))
         except ValueError:

@@ -24,7 +24,7 @@ from srrl.prompts import evenly
 
 FEW = 4  # examples outside of the fold
 LOOK_S = 0.5  # between looks whether who asked is still there
-TEMPLATES = [Path(room.__file__).parent / "templates" for room in (srrl.demo, srrl.report)]
+TEMPLATES = [Path(str(room.__file__)).parent / "templates" for room in (srrl.demo, srrl.report)]
 # The page runs and loads nothing but what is in it, and speaks to this server alone.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -82,7 +82,7 @@ async def waited(request: Request, future: "Future[Answer]") -> Answer | None:
     return waiting.result()
 
 
-async def refused(_: Request, error: UserError) -> JSONResponse:
+async def refused(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": " ".join(str(error).split())}, 400)
 
 

@@ -19,6 +19,7 @@ from srrl.rig.wishes import wish_of, wishes_of
 def config_of(found: Located, named: str) -> ConfigDict:
     """The config of a phase's checkpoint, to draw with that; beside an editor, which was trained on
     its words, with the actor's newest. Raises UserError where that is not there."""
+    assert found.config is not None  # of a checkpoint
     config = load_saved(found.config)
     phase = config.phases[-1]
     config[phase].lora = str(found.checkpoint)
@@ -72,7 +73,7 @@ def cards_of(trail: Trail, drawn_from: dict[str, Any]) -> list[Card]:
     cards, required = [], [requirement.text for requirement in trail.wish.requirements]
     for number, step in enumerate(trail.steps):
         title = f"Edit {number}" if step.edit else "Drawn again" if number else "Drawn"
-        edit = step.edit.text if step.edit else ""
+        edit = (step.edit and step.edit.text) or ""
         marks = list(zip(required, step.passed.tolist(), strict=True))
         text = {**drawn_from, "picture": number, "edit": edit, "checked": dict(marks)}
         file = f"seed_{trail.wish.number}_picture_{number}.png"

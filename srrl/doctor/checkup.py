@@ -74,7 +74,7 @@ def visit(
                 found = f"no answer within {limit:g} s"
             except EOFError:
                 process.join()
-                found = ended(process.exitcode)
+                found = ended(process.exitcode or 0)
             remedy = "whoever looks at this is stopped or ended by it: try that part by itself"
             yield name, [Row(title(name), found, FAIL, remedy)]
             return

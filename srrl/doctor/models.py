@@ -55,7 +55,7 @@ def models(config: ConfigDict, offline: bool) -> Iterator[Row]:
         "vae": p.vae and resolve(p.vae),
         "single_file_config": p.single_file_config and resolve(p.single_file_config),
     }
-    look = {"pretrained.model": partial(find_pipeline, **given)}
+    look: dict[str, Callable[[str], str]] = {"pretrained.model": partial(find_pipeline, **given)}
     named = {"pretrained.model": p.model}
     if config.method == "rig":
         if config.editor.kind == "instruct":

@@ -119,7 +119,7 @@ def worker(config: ConfigDict) -> Iterator[Row]:
     r = config.reward
     if r.worker.address:
         given = {"address": r.worker.address, "load_s": ANSWER_S, "batch_s": ANSWER_S}
-        names = {name: {} for name in r.models}
+        names: dict[str, dict[str, Any]] = {name: {} for name in r.models}
         bad = refused("reward worker", r.worker.address, lambda: Worker(names, **given).close())
         yield from bad or [Row("reward worker", f"{r.worker.address} answers, and knows {TOKEN}")]
         return

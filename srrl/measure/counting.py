@@ -6,8 +6,9 @@ operation (a convolution's workspace) and how the allocator rounds.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,10 +27,11 @@ aten = torch.ops.aten
 
 
 # The fused attention of CPUs, which FlopCounterMode lacks.
-for operator, formula in {
+FUSED: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-}.items():
+}
+for operator, formula in FUSED.items():
     if operator not in flop_registry:
         register_flop_formula(operator, get_raw=True)(formula)
 
@@ -53,7 +55,9 @@ class Count(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._alive[storage._cdata] = storage
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.operators += 1
         formula = flop_registry.get(func._overloadpacket)
@@ -70,7 +74,7 @@ class Count(TorchDispatchMode):
             return
         size = storage.nbytes()
 
-        def freed(_) -> None:
+        def freed(_: object) -> None:
             del self._alive[key]
             self.now -= size
 
@@ -83,8 +87,8 @@ class Count(TorchDispatchMode):
 def cuda_autocast() -> Iterator[None]:
     """Lets autocast on a CPU keep in float32 what it keeps in float32 on a GPU."""
 
-    def in_float32(function):
-        def run(*args, **kwargs):
+    def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
             if not torch.is_autocast_enabled("cpu"):
                 return function(*args, **kwargs)
             args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
@@ -115,7 +119,8 @@ def make_fake(module: nn.Module) -> None:
         return made[id(tensor)]
 
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in stores:
             tensors.update({k: fake(t) for k, t in tensors.items() if t is not None})
 
 

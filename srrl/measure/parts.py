@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def machine(job: Job) -> None:
 
 
 def seen(job: Job) -> Row:
-    row = {
+    row: Row = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -251,14 +252,14 @@ def measure_stage(job: Job, flags: list[str], rewards: dict[str, Reward]) -> Ite
 def rewards(job: Job) -> None:
     """The default rewards at full size, one at a time: pictures a second and memory."""
     for name in ("vqascore", "imagereward") if not job.tiny else ("imagereward",):
-        job.measure(name, lambda name=name: score_alone(job, name))
+        job.measure(name, partial(score_alone, job, name))
 
 
 def score_alone(job: Job, name: str) -> Row:
     models = f'--config.reward.models={{"{name}": 1.0}}'
     options = f'--config.reward.options={{"{name}": {{"model": "random"}}}}'
     flags = stage_flags(job, "sd14", models, options)
-    reward = rewards_of(load_config(flags), job.device)[name]
+    reward: Any = rewards_of(load_config(flags), job.device)[name]  # a NetworkReward
     side, n = (512, 32) if job.on_gpu else (64, 2)
     images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
     prompts = ["a red circle left of a blue square"] * n
@@ -282,7 +283,7 @@ def checks(job: Job) -> None:
     """tests/gpu, a row a test with the figures that it records."""
 
     class Outcomes:
-        def pytest_runtest_logreport(self, report) -> None:
+        def pytest_runtest_logreport(self, report: Any) -> None:
             name = report.nodeid.rpartition("::")[2]
             if report.failed:
                 job.write(name, {"error": " ".join(report.longreprtext.split())[-300:]})

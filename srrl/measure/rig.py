@@ -59,7 +59,9 @@ class Drawing:
     decoding: float
 
 
-def drawing(name: str, pipe: DiffusionPipeline, c: ConfigDict, steps: ConfigDict, cuda: bool):
+def drawing(
+    name: str, pipe: DiffusionPipeline, c: ConfigDict, steps: ConfigDict, cuda: bool
+) -> Drawing:
     """Counted on the network's own calls; steps: of what they are."""
     dtype = DTYPES[c.mixed_precision] if cuda else torch.float32
     modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
@@ -75,12 +77,13 @@ def drawing(name: str, pipe: DiffusionPipeline, c: ConfigDict, steps: ConfigDict
         dtype=dtype,
         device="meta",
     )
-    if edits:
+    if isinstance(policy, InstructPolicy):
         policy.image_guidance = c.editor.image_guidance
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         for module in modules:
             make_fake(module)
-        policy.device, policy.schedule = torch.device("cpu"), policy.schedule.to("cpu")
+        policy.device = torch.device("cpu")
+        policy.schedule = policy.schedule.to(policy.device)
         policy.pads = False
         (text, pooled), _ = policy.encoder._encode("a prompt")
         n = c.sample.micro_batch
@@ -160,7 +163,7 @@ def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
 
     look, write = operations("checker", TOKENS), operations("actor", TOKENS + c.actor.max_tokens)
     first, edit = first_evaluations(c), edit_evaluations(c)
-    rows = [("a picture, at most", "evaluations", "VLM calls", "TFLOP")]
+    table = [("a picture, at most", "evaluations", "VLM calls", "TFLOP")]
     draw = first * diffuser.evaluation + diffuser.decoding
     for way in WAYS:
         rounds = 0 if way == "once" else c.loop.rounds
@@ -175,8 +178,8 @@ def page(c: ConfigDict, cards: Sequence[Card], cuda: bool) -> str:
         writes = rounds * way.endswith("actor")
         total = draw + rounds * flops + (1 + rounds) * look + writes * write
         calls = 1 + rounds + writes
-        rows.append((way, f"{first + rounds * each}", f"{calls}", tflop(total / 1e12)))
-    lines += columns(rows)
+        table.append((way, f"{first + rounds * each}", f"{calls}", tflop(total / 1e12)))
+    lines += columns(table)
     for card in cards:
         room = (card.gib * GIB - CONTEXT) / (1 + SLACK)
         name = f"{card.name} ({card.gib:.1f} GiB)"

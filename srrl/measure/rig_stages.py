@@ -7,7 +7,8 @@ fails, and the rewards are drawn. What is computed is the same.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +37,7 @@ def rig(job: Job) -> None:
     config, accelerator = load_config(flags, methods=["rig"]), Accelerator(cpu=not job.on_gpu)
     phases = MeteredPhases(config, accelerator, Scripted(config, accelerator.device, PHASES), {})
     for phase in PHASES:
-        job.measure(f"{config.mixed_precision}, the {phase}", lambda p=phase: stages(phases, p))
+        job.measure(f"{config.mixed_precision}, the {phase}", partial(stages, phases, phase))
 
 
 def rig_flags(job: Job) -> list[str]:
@@ -99,7 +100,7 @@ class MeteredPhases(Phases):
 def stages(phases: Phases, phase: str) -> Iterator[Row]:
     """A row for each step of a phase's second stage, and one for the whole."""
     start = time.monotonic()
-    run = phases.of(phase)
+    run: Any = phases.of(phase)  # a MeteredActor or MeteredEditor
     loaded = time.monotonic()
     first = run.stage(0).metrics
     warm = time.monotonic()

@@ -1,6 +1,7 @@
 """A bill as text."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from srrl.measure.bill import GIB, SHARE, Bill
@@ -15,7 +16,7 @@ OTHERWISE = (
 )
 
 
-def columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The first column to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [

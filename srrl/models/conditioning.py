@@ -54,6 +54,7 @@ class PromptEncoder:
         """Conditioning of the prompts; each distinct prompt goes through the encoders once."""
         self.remember(prompts)
         text, pooled = zip(*(self._embeddings[p] for p in prompts), strict=True)
+        assert self._empty is not None  # remembered with the first prompt
         empty, pooled_empty = self._empty
         n = (len(prompts), *[-1] * empty.dim())
         return Conditioning(
@@ -85,8 +86,8 @@ class PromptEncoder:
                 do_classifier_free_guidance=True,
                 negative_prompt=[self.negative_prompt] if self.negative_prompt else None,
             )
-        text, empty, *pooled = (tensor[0].float().cpu() for tensor in result)
-        pooled, pooled_empty = pooled or (torch.zeros(0), torch.zeros(0))
+        text, empty, *rest = (tensor[0].float().cpu() for tensor in result)
+        pooled, pooled_empty = rest or (torch.zeros(0), torch.zeros(0))
         return (text, pooled), (empty, pooled_empty)
 
     def only(self, prompts: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from srrl.errors import UserError
 
@@ -48,7 +48,7 @@ class Conversations:
     image, end, pad: the tokens of a picture's part, of an answer's end, and of no meaning.
     """
 
-    def __init__(self, tokenizer: object, image: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image: int):
         self.tokenizer, self.image = tokenizer, image
         self.end = tokenizer.eos_token_id
         self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -120,7 +120,9 @@ class Conversations:
         made = []
         for segments in rows:
             ids, labels = list(prefix), [-100] * len(prefix)
-            owner, places, where = [0] * len(prefix), [], []
+            owner = [0] * len(prefix)
+            places: list[int] = []
+            where: list[int] = []
             for number, (text, answer) in enumerate(segments, 1):
                 head = self.around(text)[1]
                 ids += [*head, *answer]
@@ -131,15 +133,17 @@ class Conversations:
                 where.append(len(ids) - len(answer) - 1)
             made.append((ids, labels, owner, places, where))
         longest = max(len(m[0]) for m in made)
-        ids, labels, owner = (torch.full((len(made), longest), v) for v in (self.pad, -100, -1))
+        tokens, targets, owners = (
+            torch.full((len(made), longest), v) for v in (self.pad, -100, -1)
+        )
         positions = torch.zeros(3, len(made), longest, dtype=torch.long)
         for i, (a, b, c, places, _) in enumerate(made):
             n = len(a)
-            ids[i, :n], labels[i, :n], owner[i, :n] = map(torch.tensor, (a, b, c))
+            tokens[i, :n], targets[i, :n], owners[i, :n] = map(torch.tensor, (a, b, c))
             positions[:, i, :n] = torch.cat([at, torch.tensor(places).expand(3, -1)], 1)
-        sees = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+        sees = (owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        return Packed(ids, labels, positions, (sees & causal)[:, None], [m[4] for m in made])
+        return Packed(tokens, targets, positions, (sees & causal)[:, None], [m[4] for m in made])
 
 
 class Draw(LogitsProcessor):
@@ -169,6 +173,6 @@ class Draw(LogitsProcessor):
     def perturbed(self, chances: Tensor) -> Tensor:
         """With Gumbel's noise: the largest is a draw."""
         width = chances.shape[1]
-        uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators])
+        uniform = torch.stack([torch.rand(width, generator=g) for g in self.generators or ()])
         waiting = -uniform.clamp(min=1e-20).log()  # exponential; its negative logarithm is Gumbel's
         return chances - waiting.clamp(min=1e-30).log().to(chances.device)

@@ -55,7 +55,7 @@ def describe(
     if fault := index_fault(index, without="vae" if vae is not None else ""):
         raise UserError(f"{named} {fault}")
     name = index["_class_name"]
-    configs = {
+    configs: dict[str, Any] = {
         part: read_json(folder / part / "config.json", named)
         for part in PARTS[name]
         if part != "vae" or vae is None
@@ -67,7 +67,7 @@ def describe(
             raise Incomplete(f"{named} has no {part}/{VOCABULARY[0]}: its download is incomplete")
         for file in (*found, "tokenizer_config.json"):
             read_json(folder / part / file, named)
-    own = configs.setdefault("vae", vae)
+    own: Any = configs.setdefault("vae", vae)
     fault = sampler_fault(index, configs["scheduler"]) or vae_fault(own)
     if fault is None:
         pooled = configs.get("text_encoder_2", {}).get("projection_dim", 0)

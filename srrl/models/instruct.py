@@ -5,7 +5,7 @@ text and for the picture.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class InstructPolicy(Policy):
     image_guidance: float = 1.0
 
     @classmethod
-    def load(cls, model: str, *, image_guidance: float = 1.0, **settings: Any) -> "InstructPolicy":
+    def load(cls, model: str, *, image_guidance: float = 1.0, **settings: Any) -> Self:
         """Load an InstructPix2Pix folder or hub name; settings: those of Policy.load. Raises
         UserError."""
         policy = super().load(model, edits=True, **settings)
@@ -57,7 +57,7 @@ class InstructPolicy(Policy):
             )
         return Instruction(**vars(self.encode(texts)), picture=self.see(images))
 
-    def predict(
+    def predict(  # type: ignore[override]  # what `instruct` made is all that it is given
         self, x: Tensor, step: Tensor, conditioning: Instruction, guidance: float
     ) -> Tensor:
         """Guided network output float32 [B, C, h, w] at x, for denoising-step indices [B].
@@ -78,8 +78,8 @@ class InstructPolicy(Policy):
             (c.empty, c.pooled_empty, nothing),
         ]
         terms = zip(weights_of(guidance, self.image_guidance), given, strict=True)
-        weights, given = zip(*(term for term in terms if term[0]), strict=True)
-        text, pooled, picture = map(torch.cat, zip(*given, strict=True))
+        weights, used = zip(*(term for term in terms if term[0]), strict=True)
+        text, pooled, picture = map(torch.cat, zip(*used, strict=True))
         n = len(weights)
         both = torch.cat([torch.cat([x] * n), picture], 1)
         output = self._unet(both, self.schedule.timesteps[step].repeat(n), text, pooled)

@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from srrl.errors import UserError
 
@@ -24,7 +25,7 @@ class LanguageLora:
     network one may go without.
     """
 
-    network: nn.Module
+    network: PreTrainedModel
     adapted = True
 
     def add_lora(self, rank: int, alpha: float, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What a UNet's modules are called in the original code (CompVis' and Stability's), which kohya-ss
 uses for SDXL and ComfyUI for all."""
 
-from torch import nn
+from diffusers import UNet2DConditionModel
 
 RESNET = {
     "conv1": "in_layers.2",
@@ -22,7 +22,7 @@ OUTSIDE = {
 }
 
 
-def blocks(unet: nn.Module) -> dict[str, str]:
+def blocks(unet: UNet2DConditionModel) -> dict[str, str]:
     """Prefixes of diffusers' names, and of the original's."""
     names, number = dict(OUTSIDE), 1
     for i, block in enumerate(unet.down_blocks):

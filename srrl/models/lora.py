@@ -30,15 +30,15 @@ class Lora:
 
     def __str__(self) -> str:
         """Like "56 modules of rank 4, alpha 4, kohya"."""
-        unet, *_ = deltas = [*self.parts.get("unet", {}).values()] or [None]
-        text = f"{len(deltas) if unet else 0} modules"
-        if unet:
+        deltas = [*self.parts.get("unet", {}).values()]
+        text = f"{len(deltas)} modules"
+        if deltas:
             text += (
                 f" of rank {span(d.rank for d in deltas)}, alpha {span(d.alpha for d in deltas)}"
             )
-        if any(d is not None and d.magnitude is not None for d in deltas):
+        if any(d.magnitude is not None for d in deltas):
             text += ", DoRA"
-        encoders = sum(len(deltas) for part, deltas in self.parts.items() if part != "unet")
+        encoders = sum(len(own) for part, own in self.parts.items() if part != "unet")
         also = f", and {encoders} of the text encoders" if encoders else ""
         return f"{text}, {self.format}{also}"
 
@@ -111,7 +111,9 @@ def layers(pipe: DiffusionPipeline, part: str) -> dict[str, Tensor]:
 def aliases(known: dict[str, Tensor], network: nn.Module | None) -> dict[str, str]:
     """Every name that writers give a part's layers, and the layer's own."""
     names = {}
-    originals = blocks(network) if hasattr(network, "down_blocks") else {}
+    originals = {}
+    if network is not None and hasattr(network, "down_blocks"):
+        originals = blocks(network)
     for module in known:
         called = {module, module.removesuffix(".0") if ".to_out." in module else module}
         if originals:
@@ -158,7 +160,7 @@ def changed(weight: Tensor, delta: Delta) -> Tensor:
 
 
 @torch.no_grad()
-def take_over(module: nn.Module, delta: Delta) -> None:
+def take_over(module: BaseTunerLayer, delta: Delta) -> None:
     """Copy a delta's A [r, in] and B [out, r] into a layer's own LoRA, B at its scaling. Where the
     layer's rank is higher the rest stays as it was."""
     a, b = module.lora_A["default"].weight, module.lora_B["default"].weight

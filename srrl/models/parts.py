@@ -149,6 +149,7 @@ def vae_config(given: str) -> Mapping[str, Any] | None:
     """The config of a VAE that replaces a model's own; None for a file without one beside it,
     whose config is that of the model. Raises UserError if it cannot serve."""
     named, path = f"config.pretrained.vae={given!r}", Path(given)
+    config: Mapping[str, Any] | None
     if path.is_file():
         beside = path.parent / "config.json"
         config = read_json(beside, named) if beside.is_file() else None

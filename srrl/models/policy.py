@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
@@ -95,8 +96,8 @@ class Policy:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         float32_unet: bool = False,
-        **source: str | None,
-    ) -> "Policy":
+        **source: Any,
+    ) -> Self:
         """Load a model (`source`: see srrl.models.loading) for T = num_steps. Raises UserError.
 
         float32_unet keeps the UNet's weights in float32 in any precision, to train all of them.
@@ -122,7 +123,7 @@ class Policy:
         model: str | None = None,
         num_steps: int | None = None,
         eta: float | None = None,
-    ) -> "Policy":
+    ) -> Self:
         """The config's model before training; the arguments replace the config's values.
 
         On a CPU, half precision becomes float32: it would be slow there.
@@ -205,7 +206,7 @@ class Policy:
         spread, mean = self._moments(seen)
         return (seen - mean) / spread * self.pipe.vae.config.scaling_factor
 
-    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, like: Tensor) -> tuple[Tensor, ...]:
         """The VAE's latents' standard deviation and mean, where SDXL's pipeline reads them."""
         vae, given = self.pipe.vae.config, (1.0, 0.0)
         if self.is_xl and vae.latents_mean and vae.latents_std:
@@ -312,7 +313,7 @@ class Policy:
     # ------------------------------------------------------------------ as a Trainee
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> UNet2DConditionModel:
         return self.pipe.unet
 
     def prepare(self, prompts: Iterable[str]) -> str:

@@ -7,18 +7,22 @@ peft LoRA on the language model where it is trained. One picture a conversation,
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BaseImageProcessor,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from srrl.errors import UserError
@@ -42,9 +46,9 @@ class VLM(LanguageLora):
 
     def __init__(
         self,
-        network: nn.Module,
-        tokenizer: object,
-        pictures: object,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pictures: BaseImageProcessor,
         *,
         batch_size: int = 32,
         side: int | None = None,
@@ -70,7 +74,7 @@ class VLM(LanguageLora):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        **settings: int | None,
+        **settings: Any,
     ) -> "VLM":
         """Load a folder's or the hub's model, or "random:Qwen2.5-VL-7B": that architecture, random
         weights. Raises UserError if it cannot be had or is no Qwen vision-language model."""
@@ -163,7 +167,9 @@ class VLM(LanguageLora):
         return found
 
     def packed_answers(self, images: Tensor, questions: Sequence[Sequence[str]]) -> list[Tensor]:
-        segments = [[(q, []) for q in some] for some in questions]
+        segments: list[list[tuple[str, list[int]]]] = [
+            [(q, []) for q in some] for some in questions
+        ]
         rows = [i for i, some in enumerate(questions) if some]
         answers = [torch.zeros(0) for _ in questions]
         if rows:
@@ -199,8 +205,13 @@ class VLM(LanguageLora):
         first = {"image_grid_thw": vision["image_grid_thw"][:1]}
         positions = self.positions(ids.to(self.device), mask.to(self.device), first)[:, 0].cpu()
         packed = self.talk.pack(rows, visual, positions)
-        *tensors, places = vars(packed).values()
-        return Packed(*(tensor.to(self.device) for tensor in tensors), places)
+        return Packed(
+            packed.ids.to(self.device),
+            packed.labels.to(self.device),
+            packed.positions.to(self.device),
+            packed.mask.to(self.device),
+            packed.places,
+        )
 
     # ------------------------------------------------------------------ writing
 

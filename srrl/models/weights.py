@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from ml_collections import ConfigDict
 from peft import LoraConfig
@@ -29,7 +31,7 @@ UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 
-def make_trainable(network: nn.Module, c: ConfigDict) -> None:
+def make_trainable(network: UNet2DConditionModel, c: ConfigDict) -> None:
     """Make trainable what the config trains: a fresh LoRA, or with use_lora=False the network."""
     if c.use_lora:
         add_lora(network, c.lora, c.seed)
@@ -39,7 +41,7 @@ def make_trainable(network: nn.Module, c: ConfigDict) -> None:
         network.enable_gradient_checkpointing()
 
 
-def add_lora(network: nn.Module, settings: ConfigDict, seed: int) -> None:
+def add_lora(network: UNet2DConditionModel, settings: ConfigDict, seed: int) -> None:
     """Add a fresh LoRA (arXiv 2106.09685) to a UNet, which changes nothing until trained.
 
     settings: the config's `lora` section. Its weights are float32 whatever the UNet's are.
@@ -75,7 +77,8 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """The LoRA's or the UNet's state. Every process takes part: a UNet may be spread over them."""
     if has_lora(network):
         return get_peft_model_state_dict(network)
-    return get_model_state_dict(network, options=WHOLE)
+    state: dict[str, Any] = get_model_state_dict(network, options=WHOLE)
+    return state
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -90,7 +93,7 @@ def write_tensors(state: dict[str, Tensor], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def lora_scale(network: nn.Module) -> float:
+def lora_scale(network: UNet2DConditionModel) -> float:
     settings = network.peft_config["default"]
     return settings.lora_alpha / settings.r
 
@@ -100,7 +103,7 @@ def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     return {k: v * factor if "lora_B" in k else v for k, v in state.items()}
 
 
-def save_weights(network: nn.Module, folder: Path, state: dict[str, Tensor]) -> None:
+def save_weights(network: UNet2DConditionModel, folder: Path, state: dict[str, Tensor]) -> None:
     """Write trained_weights: the LoRA as LORA_FILE, which `pipe.load_lora_weights` reads, or the
     UNet as `unet`, which `UNet2DConditionModel.from_pretrained` reads.
 
@@ -129,7 +132,7 @@ def load_weights(network: nn.Module, folder: Path) -> None:
         fits = load_lora(network, folder / LORA_FILE)
     else:
         try:
-            state = load_file(folder / UNET_FILE)
+            state: dict[str, Any] = load_file(folder / UNET_FILE)
             result = set_model_state_dict(network, state, options=WHOLE)
             fits = not (result.missing_keys or result.unexpected_keys)
         except RuntimeError:  # other shapes

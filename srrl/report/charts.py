@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -24,7 +25,7 @@ DASHES = [(), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2)]
 INK, GRID = "#010203", "#040506"  # for which the page puts its own
 BARS = 3  # lines at most that have an interval at every stage, else at the last alone
 FLOOR = 1e-8  # shown on a logarithmic scale for 0
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "srrl",
     "text.parse_math": False,  # names may have a $
@@ -111,14 +112,16 @@ class Chart:
             colour = COLOURS[place % len(COLOURS)][0]
             values = [max(v, FLOOR) if self.scale == "log" else v for v in line.values]
             marker = "o" if line.low or len(line.stages) < 3 else ""
-            style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
-            (drawn,) = axes.plot(line.stages, values, **style)
+            (drawn,) = axes.plot(
+                line.stages, values, color=colour, marker=marker, markersize=3.5, linewidth=1.6
+            )
             if line.low:
                 shift = (number - (len(placed) - 1) / 2) * apart
                 some = slice(None) if len(placed) <= BARS else slice(-1, None)
                 x, error = [n + shift for n in line.stages[some]], _lengths(line, some)
-                bars = {"ecolor": colour, "elinewidth": 1, "capsize": 2}
-                axes.errorbar(x, values[some], error, fmt="none", **bars)
+                axes.errorbar(
+                    x, values[some], error, fmt="none", ecolor=colour, elinewidth=1, capsize=2
+                )
             if DASHES[place % len(DASHES)]:
                 drawn.set_dashes(DASHES[place % len(DASHES)])
         if self.scale == "log":

@@ -107,8 +107,11 @@ class Run:
 
     @cached_property
     def _judged(self) -> dict[str, list[str]]:
-        found, count = {}, self.config.get("eval.num_prompts")
-        for split in ("train", "heldout") if isinstance(count, int) else ():
+        found: dict[str, list[str]] = {}
+        count = self.config.get("eval.num_prompts")
+        if not isinstance(count, int):
+            return found
+        for split in ("train", "heldout"):
             try:
                 file = resolve(str(self.config.get(f"prompts.{split}", "")))
                 if self.method == "rig":

@@ -163,7 +163,9 @@ def _arm_score(
     gains = []
     for score in own:
         beside = score.beside
-        same = beside is not None and beside.config.get("seed") == score.run.config.get("seed")
+        if beside is None:
+            continue
+        same = beside.config.get("seed") == score.run.config.get("seed")
         if same and beside not in arm.runs and not score.apart:
             gains.append(score.last.prompts - lasts[key, beside].prompts)
     alike = bool(gains) and len({len(gain) for gain in gains}) == 1

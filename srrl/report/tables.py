@@ -31,7 +31,7 @@ def _row(score: ArmScore) -> list[str]:
         spread(score.values),
         _number(_mean(score.gains), "+"),
         spread(score.gains, "+"),
-        f"[{gained.low:+.3f}, {gained.high:+.3f}]" if _known(gained) else "",
+        f"[{gained.low:+.3f}, {gained.high:+.3f}]" if gained and _known(gained) else "",
     ]
 
 

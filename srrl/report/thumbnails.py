@@ -219,8 +219,8 @@ def galleries(run: Run) -> list[Gallery]:
     for stage in _spread([*by_stage], 2):
         lines, most = by_stage[stage], LAST_KEPT if stage == [*by_stage][-1] else FIRST_KEPT
         keys = list(dict.fromkeys(k for line in lines for k in _scores(line)))
-        pictures = [_sampled(run, line, stage, keys) for line in lines[:most]]
-        pictures = [picture for picture in pictures if picture]
+        sampled = (_sampled(run, line, stage, keys) for line in lines[:most])
+        pictures = [picture for picture in sampled if picture]
         if pictures:
             found.append(Gallery(stage, len(lines), [*keys, "advantage"], pictures))
     return found

@@ -120,6 +120,7 @@ def summary(
             found = map(finite, interval(values))
             row[key], row[f"{key}/low"], row[f"{key}/high"] = found
         ours, theirs = column(lines, main, images), column(ways[baseline], main, images)
+        assert ours is not None and theirs is not None  # what every way has
         row["difference"], row["difference/half"] = map(finite, paired_difference(theirs, ours))
         row["refused"] = sum(sum(line["refused"].values()) for line in lines) / len(lines)
         rows.append(row)

@@ -57,7 +57,7 @@ class Editor:
     def evaluations(self) -> int:
         """Of the network, for one edit with one branch and no trained steps."""
         total, s = self.policy.schedule.num_steps, self.settings
-        if self.kind == "instruct":
+        if isinstance(self.policy, InstructPolicy):
             return total * evaluations_a_step(s.guidance_scale, self.policy.image_guidance)
         both = nfe_per_step(s.guidance_scale) + nfe_per_step(s.inversion_guidance)
         return (s.depth or total) * both
@@ -65,7 +65,8 @@ class Editor:
     def condition(self, images: Tensor, texts: Sequence[str]) -> Conditioning:
         """Of edit prompts for pictures uint8 [B, 3, H, W]."""
         with quiet():  # of a long text CLIP reads the beginning, and would say so each time
-            if self.kind == "instruct":
+            made: Conditioning
+            if isinstance(self.policy, InstructPolicy):
                 made = self.policy.instruct(images, list(texts))
             else:
                 made = self.policy.encode(list(texts))

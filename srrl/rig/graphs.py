@@ -137,7 +137,7 @@ class Entity:
     attributes: tuple[str, ...] = field(default=(), compare=False)
     key: tuple[str, frozenset[str]] = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         *others, last = " ".join((*self.attributes, self.label)).lower().split() or [""]
         object.__setattr__(self, "key", (last, frozenset(others)))
 

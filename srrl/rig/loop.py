@@ -79,8 +79,14 @@ def repeating(asked: Asked) -> list[Edit]:
 
 def editing(editor: Editor) -> Redrawer:
     def redraw(asked: Asked, texts: list[str]) -> Tensor:
-        given = {"seed": asked.seed, "numbers": asked.numbers, "stage": asked.round}
-        return editor.edit(asked.images, asked.prompts, texts, **given).images
+        return editor.edit(
+            asked.images,
+            asked.prompts,
+            texts,
+            seed=asked.seed,
+            numbers=asked.numbers,
+            stage=asked.round,
+        ).images
 
     return redraw
 
@@ -186,7 +192,7 @@ class Trail:
         return self.steps[self.kept]
 
     @property
-    def reasons(self) -> Counter[str]:
+    def reasons(self) -> Counter[str | None]:
         return Counter(edit.reason for edit in self.refused)
 
 
@@ -237,13 +243,14 @@ class Loop:
             with self._billed(left):
                 edits = self._write(asked)
             rows = [i for i, edit in enumerate(edits) if edit is None or edit.text]
-            for i in set(range(len(left))) - set(rows):
-                left[i].refused.append(edits[i])
+            for trail, edit in zip(left, edits, strict=True):
+                if edit is not None and not edit.text:
+                    trail.refused.append(edit)
             if rows:
                 self._round(asked.rows(rows), [left[i] for i in rows], [edits[i] for i in rows])
         return trails
 
-    def _write(self, asked: Asked) -> list[Edit | None]:
+    def _write(self, asked: Asked) -> Sequence[Edit | None]:
         if self.write is None:
             return [None] * len(asked.wishes)
         with place(f"writing the edits of round {asked.round}"):
@@ -252,7 +259,7 @@ class Loop:
     def _round(self, asked: Asked, trails: list[Trail], edits: list[Edit | None]) -> None:
         with self._billed(trails):
             with place(f"drawing again in round {asked.round}"):
-                images = self.redraw(asked, [edit.text if edit else "" for edit in edits])
+                images = self.redraw(asked, [(edit and edit.text) or "" for edit in edits])
             self._look(trails, images, edits, f"checking the pictures of round {asked.round}")
 
     def _look(

@@ -1,14 +1,16 @@
 """The phases of Reflection-GRPO (arXiv 2602.19974): the actor's words and the editor's steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from rewards import Reward
 from srrl.batch import Batch, pairs_objective
 from srrl.learner import Learner
 from srrl.models.vlm import VLM
@@ -23,6 +25,7 @@ from srrl.rig.walk import States, Tried
 from srrl.rounds import generator
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_rows
+from srrl.run.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,18 @@ class ActorRun(PhaseRun):
         Panel("completions", {"form": "usable", "distinct": "distinct"}, counts=False),
     )
 
-    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
+    def __init__(
+        self,
+        config: ConfigDict,
+        parts: Parts,
+        rewards: Mapping[str, Reward],
+        accelerator: Accelerator,
+        tracker: Tracker,
+    ):
         """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         self.actor = parts.actor_for(parts.editor)
         self.vlm = vlm = self.actor.vlm
-        super().__init__(config, parts, *given, vlm)
+        super().__init__(config, parts, rewards, accelerator, tracker, vlm)
         objective = partial(words_objective, self.settings, vlm, self.actor.temperature)
         self.learner = Learner(config, vlm, self.accelerator, objective)
 
@@ -138,7 +148,7 @@ class ActorRun(PhaseRun):
                 images[rows] = self.parts.editor.edit(
                     images[rows],
                     [prompts[k] for k in rows],
-                    [edits[k].text for k in rows],
+                    [edits[k].text or "" for k in rows],
                     seed=asked.seed,
                     numbers=[asked.numbers[every[k]] for k in rows],
                     stage=asked.round,
@@ -217,10 +227,17 @@ class EditorRun(PhaseRun):
     name = "editor"
     panels = (*PhaseRun.panels, Panel("completions", {"form": "usable"}, counts=False))
 
-    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
+    def __init__(
+        self,
+        config: ConfigDict,
+        parts: Parts,
+        rewards: Mapping[str, Reward],
+        accelerator: Accelerator,
+        tracker: Tracker,
+    ):
         """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         policy = parts.editor.policy
-        super().__init__(config, parts, *given, policy)
+        super().__init__(config, parts, rewards, accelerator, tracker, policy)
         own = self.settings
         self.trained_steps = own.trained_steps
         sampling = replace(parts.editor.settings, branches=own.group, skip_last=own.skip_last)
@@ -242,7 +259,7 @@ class EditorRun(PhaseRun):
             made = self.editor.edit(
                 some.images,
                 some.prompts,
-                [edits[i].text for i in rows],
+                [edits[i].text or "" for i in rows],
                 seed=asked.seed,
                 numbers=some.numbers,
                 stage=asked.round,
@@ -259,7 +276,7 @@ class EditorRun(PhaseRun):
         return Tried(rows, [], made.images, every, alone, own, refused)
 
     def nothing(self) -> dict[str, Tensor]:
-        policy, m = self.trainee, self.trained_steps
+        policy, m = self.editor.policy, self.trained_steps
         shapes = {"latents": (m + 1, *policy.latent_shape), "log_probs": (m,)}
         g, device = self.settings.group, policy.device
         own = {name: torch.zeros(0, g, *shape, device=device) for name, shape in shapes.items()}
@@ -270,7 +287,7 @@ class EditorRun(PhaseRun):
         return states.share + self.settings.likeness_weight * states.own["likeness"]
 
     def batch(self, states: States, groups: Groups, index: Tensor) -> Batch:
-        policy, state = self.trainee, index // self.settings.group
+        policy, state = self.editor.policy, index // self.settings.group
         kept = state.unique()
         texts = [states.told[i]["edits"][0][0] for i in kept.tolist()]
         conditioning = self.editor.condition(states.images[kept], texts)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,12 +49,13 @@ class Seer:
         device: torch.device | str = "cpu",
         batch_size: int = 32,
         side: int | None = None,
-        **settings: str | float,
+        **settings: Any,
     ) -> "Seer":
         """model: "embedded", or a folder or hub name of a Qwen VLM. Raises UserError."""
         embedded = model == EMBEDDED
-        given = {"dtype": dtype, "device": device, "batch_size": batch_size, "side": side}
-        return cls(VLM.load(TINY_VLM if embedded else model, **given), embedded, **settings)
+        source = TINY_VLM if embedded else model
+        vlm = VLM.load(source, dtype=dtype, device=device, batch_size=batch_size, side=side)
+        return cls(vlm, embedded, **settings)
 
     def check(self, images: Tensor, required: Sequence[Sequence[Requirement]]) -> list[Tensor]:
         """Of pictures uint8 [B, 3, H, W] how sure each's requirements are met: B tensors float32

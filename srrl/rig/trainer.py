@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -42,7 +42,7 @@ class PhaseRun(StagedRun):
 
     phases = ("draw", "write", "edit", "check", "update")
     unselected = "in each group all rewards are equal, or nothing passes more (train.need_gain)"
-    panels = (
+    panels: ClassVar[tuple[Panel, ...]] = (
         Panel(
             "groups of a stage", {"groups": "all", "tied": "equal rewards", "hopeless": "no gain"}
         ),
@@ -165,7 +165,7 @@ class PhaseRun(StagedRun):
                     f"{text or f'no edit: {reason}'}\n{marks(told['required'], passed)}"
                 )
             title = f"{told['prompt']}, round {states.round[i]}"
-            best = 1 + rewards[i].argmax().item()
+            best = 1 + int(rewards[i].argmax())
             made.append(Row(title, [states.images[i], *tried[i]], captions, best))
         return made
 

@@ -1,6 +1,7 @@
 """RL-RIG's training (arXiv 2602.19974): its phases, each a run of its own, one after the other."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,7 +43,7 @@ def free_of(phase: str) -> tuple[str, ...]:
 class Phases:
     """The config's phases, one after the other; each resumes by itself."""
 
-    kinds: ClassVar[dict[str, type[PhaseRun]]] = {"actor": ActorRun, "editor": EditorRun}
+    kinds: ClassVar[dict[str, Callable[..., PhaseRun]]] = {"actor": ActorRun, "editor": EditorRun}
 
     def __init__(
         self, config: ConfigDict, accelerator: Accelerator, parts: Parts, rewards: dict[str, Reward]

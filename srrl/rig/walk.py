@@ -43,7 +43,7 @@ class Tried:
     edits: list[Edit]
     same: list[int]
     own: dict[str, Tensor]
-    refused: list[str] = field(default_factory=list)
+    refused: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def by_default(lines: list[dict[str, Any]]) -> tuple[str, int]:
     return split, max(line["rounds"] for line in last if line["split"] == split)
 
 
-def images_of(line: dict[str, Any]) -> tuple[int, ...]:
+def images_of(line: dict[str, Any]) -> tuple[int | None, ...]:
     return line["n"], line["seeds"], line.get("first_seed")
 
 

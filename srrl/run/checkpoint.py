@@ -127,7 +127,7 @@ def chosen_model(
         return load_config([f"--config={preset}", *overrides]), None
     named = f"--checkpoint {given}"
     found = locate(given, named)
-    if found.checkpoint:
+    if found.checkpoint and found.config:
         config = load_saved(found.config)
         if config.method != "srrl":
             raise UserError(

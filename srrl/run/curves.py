@@ -57,12 +57,12 @@ def curves(run: Path, own_panels: Sequence[Panel] = ()) -> None:
         own = [line for line in evals if line["reward"] == reward]
         all_rounds = sorted({line["rounds"] for line in own})
         for split, rounds in dict.fromkeys((line["split"], line["rounds"]) for line in own):
-            lines = [e for e in own if (e["split"], e["rounds"]) == (split, rounds)]
-            halves = [half_width(by_prompt(e["scores"], e["seeds"])) for e in lines]
+            drawn = [e for e in own if (e["split"], e["rounds"]) == (split, rounds)]
+            halves = [half_width(by_prompt(e["scores"], e["seeds"])) for e in drawn]
             error = [half if math.isfinite(half) else 0.0 for half in halves]  # of one prompt
             held.errorbar(
-                [e["stage"] for e in lines],
-                [e["mean"] for e in lines],
+                [e["stage"] for e in drawn],
+                [e["mean"] for e in drawn],
                 error,
                 capsize=3,
                 color=colour,

@@ -55,8 +55,9 @@ def try_file(file: Path, named: str) -> None:
     try:
         file.open("a").close()
     except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"{named} {file}: cannot be written ({error.strerror.lower()}): choose another file"
+            f"{named} {file}: cannot be written ({reason}): choose another file"
         ) from None
     if not before:
         file.unlink()

@@ -52,7 +52,7 @@ class Meter:
                 self.bar = None
 
     def _count(self, _: nn.Module, inputs: tuple, __: object) -> None:
-        rows = len(inputs[0]) * (GRADIENT if torch.is_grad_enabled() else 1)
+        rows: float = len(inputs[0]) * (GRADIENT if torch.is_grad_enabled() else 1)
         rows = min(rows, self.total - self.done)  # padding and what was not expected
         self.done += rows
         if self.bar is not None:

@@ -86,7 +86,7 @@ def check_damaged(run: Path, config: ConfigDict, found: Chosen) -> None:
     if found.faults and config.checkpoint.damaged == "stop":
         raise UserError(
             f"{run}: {named(found.faults)}: put a good copy back, or go on from "
-            f"{found.folder.name} by --config.checkpoint.damaged=back"
+            f"{found.folder and found.folder.name} by --config.checkpoint.damaged=back"
         )
 
 

@@ -61,7 +61,7 @@ class StagedRun(ABC):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("sample", "score", "update")
-    unselected: ClassVar[str] = "no prompt's scores differ enough (select.*)"
+    unselected: str = "no prompt's scores differ enough (select.*)"
     panels: ClassVar[tuple[Panel, ...]] = ()
     # Keys, besides those that no run's results depend on, on which this one's do not.
     free: tuple[str, ...] = ()
@@ -112,11 +112,11 @@ class StagedRun(ABC):
         """What has been counted on this process since it began, the same keys on each."""
         return {}
 
-    def splits(self) -> dict[str, list[str]]:
-        """The prompts that the trainee is evaluated on, by split."""
+    def splits(self) -> dict[str, list[Any]]:
+        """The prompts, or what has them, that the trainee is evaluated on, by split."""
         return {}
 
-    def evaluate_split(self, prompts: list[str], rounds: int, shown: list[int]) -> Evaluated:
+    def evaluate_split(self, prompts: list[Any], rounds: int, shown: list[int]) -> Evaluated:
         """Pictures of so many rounds at fixed seeds. A method whose `splits` gives any has it."""
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class StagedRun(ABC):
         """A stage's work, for the time left; as far as known before it has selected."""
         return 1.0
 
-    def evaluation_work(self, prompts: list[str]) -> float:
+    def evaluation_work(self, prompts: list[Any]) -> float:
         """The work of evaluating a split with each K of eval.rounds, in the same unit."""
         return 0.0
 
@@ -190,15 +190,15 @@ class StagedRun(ABC):
         c, done, records = self.config.pictures, stage + 1, outcome.records
         if outcome.images is None:
             self.tracker.samples(done, records)
-            shown = outcome.rows if shows_pictures(self.config, stage) else None
-            if shown and (rows := shown(c.prompts)):
+            shows = outcome.rows if shows_pictures(self.config, stage) else None
+            if shows and (rows := shows(c.prompts)):
                 self.tracker.page(done, rows, f"stage {done}")
             return
         prompts = records[-1]["slot"] + 1
         shown = min(c.prompts, prompts) if shows_pictures(self.config, stage) else 0
         images = outcome.images(prompts if c.images else shown) if c.images or shown else None
-        self.tracker.samples(done, records, images.sampled if c.images else None)
-        if shown:
+        self.tracker.samples(done, records, images.sampled if images and c.images else None)
+        if images and shown:
             weights = self.config.reward.models.to_dict()
             rows = sample_rows(records, images, weights, shown)
             self.tracker.page(done, rows, f"stage {done} (A: advantages that were trained on)")

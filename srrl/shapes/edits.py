@@ -235,7 +235,9 @@ def edit_lessons(
     shows one of the scenes in `avoid` is left out."""
     renders = [some_things(rng, ROUGH) for _ in range(count)]
     drawn = draw(renders, rng.randrange(2**31), SOFT)
-    told = [(source, things, None) for source, things in zip(drawn, renders, strict=True)]
+    told: list[tuple[Tensor, Sequence[Drawn], Scene | None]] = [
+        (source, things, None) for source, things in zip(drawn, renders, strict=True)
+    ]
     for i in rng.choices(range(len(seen)), k=count):
         if 1 <= len(seen[i]) <= 3:
             told.append((pictures[i], things_of(seen[i]), parse(prompts[i])))

@@ -6,6 +6,7 @@ everything that runs on them runs on Stable Diffusion. `scripts/pretrain_tiny.py
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -38,7 +39,7 @@ MAX_TOKENS, EDIT_TOKENS = 16, 24  # of a prompt; of an edit prompt
 
 
 def build_tokenizer(
-    length: int = MAX_TOKENS, words: Sequence[str] = WORDS, **options
+    length: int = MAX_TOKENS, words: Sequence[str] = WORDS, **options: Any
 ) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer: the byte alphabet and one chain of merges for each word."""
     alphabet = list(bytes_to_unicode().values())
@@ -85,7 +86,7 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_unet(cross_attention_dim: int, **options) -> UNet2DConditionModel:
+def build_unet(cross_attention_dim: int, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
         block_out_channels=(48, 96),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler
@@ -90,7 +91,7 @@ def drawn(prompts: Sequence[str], seed: int) -> Tensor:
     parts = []
     for start in range(0, len(prompts), 96):
         some = list(prompts[start : start + 96])
-        given = {"rounds": 1, "trained_steps": 0, "seed": seed, "stage": start}
+        given: dict[str, Any] = {"rounds": 1, "trained_steps": 0, "seed": seed, "stage": start}
         shown = rollout(policy, policy.encode(some), settings, prompts=[*range(len(some))], **given)
         parts.append(shown.images)
         print(f"drawn {start + len(some)}/{len(prompts)}", flush=True)
@@ -117,7 +118,9 @@ class Source:
     prompts: list[str] | None = None
 
     @classmethod
-    def without(cls, avoid: frozenset[Scene], pictures: Tensor, prompts: list[str] | None = None):
+    def without(
+        cls, avoid: frozenset[Scene], pictures: Tensor, prompts: list[str] | None = None
+    ) -> Self:
         """Of pictures, those that show none of the scenes."""
         seen = read(pictures)
         kept = [i for i, s in enumerate(seen) if not shows_any(s, avoid)]
@@ -125,7 +128,8 @@ class Source:
 
     def take(self, rng: random.Random) -> tuple[Tensor, Seen, str | None]:
         i = rng.randrange(len(self.pictures))
-        return *moved(self.pictures[i], self.seen[i], rng), self.prompts and self.prompts[i]
+        prompt = self.prompts[i] if self.prompts else None
+        return *moved(self.pictures[i], self.seen[i], rng), prompt
 
 
 def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -133,6 +137,7 @@ def edited(source: Source, count: int, seed: int) -> tuple[Tensor, list[str]]:
     would have it, and their prompts: what a loop's later rounds show."""
     rng = random.Random(seed)
     which = rng.sample(range(len(source.pictures)), min(count, len(source.pictures)))
+    assert source.prompts is not None
     prompts = [source.prompts[i] for i in which]
     texts = [naive(parse(p), source.seen[i], rng) for p, i in zip(prompts, which, strict=True)]
     editor, parts = tiny_editor(TINY_EDITOR), []

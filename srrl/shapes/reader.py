@@ -70,7 +70,8 @@ def read(images: Tensor) -> list[dict[str, Thing]]:
     """What is seen in pictures uint8 [B, 3, 32, 32]."""
     found: list[dict[str, Thing]] = []
     for part in images.split(500):
-        assigned, rows = assign(pixels_of(part)), [{} for _ in part]
+        assigned = assign(pixels_of(part))
+        rows: list[dict[str, Thing]] = [{} for _ in part]
         for c, colour in enumerate(COLOURS):
             mask = assigned[:, c]
             area, centre = place(mask)
@@ -81,7 +82,8 @@ def read(images: Tensor) -> list[dict[str, Thing]]:
             for i in (area >= THERE).nonzero()[:, 0].tolist():
                 nearest = SHAPES[best[i]]
                 shape = nearest if whole[i] else None
-                rows[i][colour] = Thing(shape, nearest, *centre[i].tolist(), area[i].item())
+                x, y = centre[i].tolist()
+                rows[i][colour] = Thing(shape, nearest, x, y, area[i].item())
         found += rows
     return found
 
