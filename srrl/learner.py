@@ -250,6 +250,7 @@ def ratio_limit(dtype: torch.dtype, tf32: bool) -> float:
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
     """Replace each .grad by its sum over the processes, in one reduction."""
     grads = [p.grad for p in parameters if p.grad is not None]
+    assert len(grads) == len(parameters)  # all ranks sum the same
     flat = accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
     for grad, whole in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(whole.view_as(grad))
