@@ -290,7 +290,7 @@ def tiny(c: ConfigDict) -> None:
     c.prompts.train = "config/prompts/shapes_unconventional_train.json"
     c.prompts.heldout = "config/prompts/shapes_unconventional_heldout.json"
     c.reward.models = {"shapes": 1.0}
-    c.stages.total = 32
+    c.stages.total = 16
     c.sample.num_steps = 10
     c.sample.num_batches_per_stage = 1
     c.sample.batch_size = 48
@@ -304,10 +304,12 @@ def tiny(c: ConfigDict) -> None:
     # gains far more (docs/LOG.md).
     c.reflect.denoise_guidance = 8.0
     c.reflect.eta = 1.0
-    # K grows to 3 in the first 10 stages: growing over the whole run scored lowest, at equal
-    # evaluations. The choice of extremes costs score, too: after reflections fewer groups differ,
-    # and all samples teach more (docs/LOG.md).
+    # K grows to 3 in the first 4 stages: growing over the whole run scored lowest, at equal
+    # evaluations. What succeeds at once is not reflected. The choice of extremes costs score: after
+    # reflections fewer groups differ, and all samples teach more (docs/LOG.md).
+    c.stages.per_cycle = 2
     c.reflect.max_rounds = 3
+    c.reflect.when = "failed"
     c.reflect.threshold = 0.5
     c.select.mode = "all"
     # A second pass costs as much as sampling and teaches less than fresh samples.
@@ -327,10 +329,14 @@ def tiny(c: ConfigDict) -> None:
 
 
 def tiny_xl(c: ConfigDict) -> None:
-    """The embedded SDXL pipeline: `tiny` in all but the model."""
+    """The embedded SDXL pipeline. It learns slower than `tiny`: twice the stages, and all reflected
+    (docs/LOG.md)."""
     tiny(c)
     c.run_name = "tiny_xl"
     c.pretrained.model = "srrl/shapes/tiny_sdxl"
+    c.stages.total = 32
+    c.stages.per_cycle = 5
+    c.reflect.when = "always"
 
 
 def ddpo(c: ConfigDict) -> None:
@@ -362,6 +368,7 @@ def selective(c: ConfigDict) -> None:
 def srrl_paper(c: ConfigDict) -> None:
     """The paper's figure: every round is sampled, scored and trained, with process rewards."""
     c.run_name += "_paper"
+    c.reflect.when = "always"
     c.reflect.train_rounds = "all"
 
 
@@ -370,6 +377,7 @@ def released(c: ConfigDict) -> None:
     noise that repeat, and optimizer steps that drop what does not fill one (docs/FIDELITY.md)."""
     c.run_name += "_released"
     c.reward.models = {"clipscore": 1.0}
+    c.reflect.when = "always"
     c.select.mode = "extremes"
     c.prompts.draw = "replacement"
     c.stages.seed_cycle = 5

@@ -25,6 +25,7 @@ def tiny() -> ConfigDict:
     # What all arms share: a preset of config/stage_process.py and values over it.
     c.preset = "tiny"
     c.overrides = ("eval.every=0", "pictures.every=1000", "checkpoint.keep_every=0")
+    c.overrides += ("reflect.when=always",)  # the arms say otherwise
     c.seeds = (320, 321, 322, 323, 324)
     # A LoRA that every run begins with, "{seed}" standing for its seed ("": a fresh one), and what
     # is added to the seed, so that what goes on draws other prompts and noise than before.

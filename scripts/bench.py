@@ -5,8 +5,8 @@
 The floor runs as many samples through the bare UNet as the phase counted network evaluations, at
 the fastest batch size found (forward for reflect and sample, forward and backward into the LoRA
 for update). Phase and floor alternate within one run and the overhead is the median of their
-ratios. Decoding and scoring have no such floor and are given in seconds. --config.KEY=VALUE changes
-the preset.
+ratios. Every prompt is reflected, so that the evaluations are known before. Decoding and scoring
+have no such floor and are given in seconds. --config.KEY=VALUE changes the preset.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     args, overrides = parse(parser, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
-        flags = [f"--config=config/stage_process.py:{args.model}", *overrides]
+        flags = [f"--config=config/stage_process.py:{args.model}", "--config.reflect.when=always"]
+        flags += overrides
         trainer = trainer_of([*flags, f"--config.output_dir={folder}"], Accelerator(), {})
         figures = measure(trainer, Floor(trainer.policy, args.batch_sizes), args.repeats)
     text = json.dumps(figures, indent=1)

@@ -1,5 +1,6 @@
 """Pictures people look at: grids, the rounds of one sample side by side, progress."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -146,7 +147,8 @@ def sample_rows(
     each round that was sampled. Prompts of a single branch and round stand side by side.
 
     lines: the stage's, of samples.jsonl. The branch of the highest weighted sum is framed, and
-    those that were trained on say their advantage A.
+    those that were trained on say their advantage A. What was good enough not to be reflected has
+    the picture of its first round in the others' place.
     """
     lines = [{**x, "scores": with_total(x["scores"] or {}, weights)} for x in lines]
     shown = [i for i, line in enumerate(lines) if line["slot"] < count]
@@ -173,6 +175,9 @@ def sample_rows(
                 for i, s in zip(places, scores, strict=True)
             ]
             pictures = [of_round[slot] for of_round in images.reflected]
+            for n, (before, now) in enumerate(itertools.pairwise(pictures), 1):
+                if before.equal(now):
+                    captions[n] = f"round {n + 1}: not reflected"
             best = len(pictures) + totals.index(max(totals)) if all(scores) else None
             pictures += [images.sampled[i] for i in places]
             title = lines[places[0]]["prompt"] + (f", round {k}" if len(rounds) > 1 else "")

@@ -172,7 +172,7 @@ def test_overrides_take_the_type_of_the_key():
         (["--config.reflect.reuse=0"], "reflect.reuse=0"),
         (["--config.reflect.num_steps=99"], "reflect.num_steps=99"),
         (["--config.reflect.when=never"], "reflect.when"),
-        (["--config.reflect.clamp=true"], "reflect.clamp"),
+        (["--config.reflect.when=always", "--config.reflect.clamp=true"], "reflect.clamp"),
         (["--config.reflect.reuse=2", "--config.reflect.train_rounds=all"], "reflect.reuse"),
         (["--config.reflect.when=failed", "--config.reflect.depth=7"], "reflect.when"),
         (["--config.reflect.baseline=0.5"], "reflect.baseline"),

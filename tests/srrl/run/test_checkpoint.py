@@ -146,7 +146,7 @@ def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
     save(tmp_path, load_policy(lora=True), {}, {}, Progress(9))
     (tmp_path / "config.json").write_text(json.dumps(flatten(load_config([PRESET]))))
     check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=9"]))
-    with pytest.raises(UserError, match=r"stages.total=32, not 8; 9 stages done"):
+    with pytest.raises(UserError, match=r"stages.total=16, not 8; 9 stages done"):
         check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=8"]))
 
 

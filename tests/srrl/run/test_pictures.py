@@ -117,3 +117,13 @@ def test_a_reflecting_rounds_pictures_come_first():
     # What was trained on says its advantage.
     titles = [caption.partition("\n")[0] for caption in first.captions[1:]]
     assert titles == ["branch 1", "branch 2, A -0.5"]
+
+
+def test_what_was_not_reflected_says_so():
+    first = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    second = torch.stack([first[0], 255 - first[1]])  # the first prompt passed
+    scores = [{"good": torch.tensor([0.9, 0.1])}, {"good": torch.tensor([0.9, 0.6])}]
+    images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [first, second], scores)
+    passed, failed = sample_rows(lines_of(2, 2, (3,)), images, {"good": 1.0}, 2)
+    assert passed.captions[:2] == ["round 1: good 0.90", "round 2: not reflected"]
+    assert failed.captions[:2] == ["round 1: good 0.10", "round 2: good 0.60"]
