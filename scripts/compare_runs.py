@@ -38,6 +38,8 @@ def differing_logs(one: Path, other: Path, ignored: list[str]) -> Iterator[str]:
     for name in LOGS:
         if name in ignored:
             continue
+        if name == "eval.jsonl" and not any((run / name).exists() for run in (one, other)):
+            continue  # neither was judged
         lines, others = (log_lines(run / name, ignored) for run in (one, other))
         if len(lines) != len(others):
             yield f"{name}: {len(lines)} and {len(others)} lines"

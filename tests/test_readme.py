@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from rewards import REGISTRY
+from srrl.assess.samplers import SAMPLERS
 from srrl.config import REPOSITORY, load_config
 from srrl.methods import METHODS
 from tests.conftest import PRESET, small_run
@@ -68,6 +70,14 @@ def test_every_link_leads_somewhere(page):
         file = (REPOSITORY / page).parent / name if name else REPOSITORY / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize(
+    ("page", "names"), [("docs/REWARDS.md", REGISTRY), ("docs/SAMPLING.md", SAMPLERS)]
+)
+def test_every_name_has_its_row(page, names):
+    rows = re.findall(r"^\| `(\w+)` \|", PAGES[page], re.MULTILINE)
+    assert sorted(rows) == sorted(names)
 
 
 def test_the_readme_is_read_in_one_sitting():

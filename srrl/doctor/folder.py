@@ -73,7 +73,7 @@ def run(config: ConfigDict, _: bool) -> Iterator[Row]:
     """What a run of this name would meet."""
     folder = Path(config.output_dir) / config.run_name
     yield from refused("run", str(folder), lambda: check_unlocked(folder))
-    if config.method == "srrl":
+    if "phases" not in config:  # else RL-RIG's runs below it
         yield from attempted("run", partial(resumed, folder, config, ()))
         return
     for phase in config.phases:

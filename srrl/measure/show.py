@@ -34,7 +34,7 @@ def table(bill: Bill) -> str:
             rows.append((name, counted, tflop(phase.tflop), f"{phase.peak / GIB:.2f}"))
     rows.append(("the run", f"{bill.nfe:,}", tflop(bill.tflop), f"{bill.peak[1] / GIB:.2f}"))
     parts = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in bill.resident.items())
-    return "\n".join([*columns(rows), f"  of which stay: {parts}"])
+    return "\n".join([*columns(rows), f"  in memory throughout: {parts}"])
 
 
 def tflop(number: float) -> str:

@@ -195,7 +195,9 @@ class Tracker:
             )
         if found := best(self.folder):
             self.say(f"best {found} stages: --checkpoint {self.folder}:best")
-        self.say(f"wrote {self.folder}: curves.png, progress_K*.png, samples/, checkpoints/, logs")
+        left = ("curves.png", "progress_K*.png", "samples", "checkpoints")
+        there = ", ".join(name for name in left if any(self.folder.glob(name)))
+        self.say(f"wrote {self.folder}: {there}, logs")
 
     def say(self, text: str) -> None:
         if self.active:

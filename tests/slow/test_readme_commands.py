@@ -49,7 +49,7 @@ LEFT_OUT = {
     "runs/checker_300": "of that run",
     "vllm serve": "another program",
     "gpu_report.py": "tests/slow/test_report.py runs it",
-    "--out compare": "of two runs; tests/slow/test_report_page.py compares two",
+    "--out runs/compare": "of two runs; tests/slow/test_report_page.py compares two",
     "runs/lr/*": "of six runs, by the shell's *; tests/slow/test_sweep.py shows a sweep again",
     "--watch": "goes on until Ctrl-C; tests/slow/test_report_page.py stops it",
     "demo.py": "goes on until Ctrl-C; tests/slow/test_demo_page.py stops it",
