@@ -102,6 +102,7 @@ def small_run(folder: Path, stages: int = 2) -> list[str]:
         "--config.select.pos_threshold=0.1",
         "--config.select.neg_threshold=-0.1",
         "--config.select.mode=extremes",
+        "--config.reflect.when=always",
         "--config.interval.left=3",
         "--config.interval.right=3",
         "--config.interval.skip_last=1",

@@ -91,14 +91,12 @@ WAYS = {
     "beyond the first round": (
         "reflect.rounds=2",
         "reflect.reuse=2",
-        "reflect.when=always",
         "reflect.baseline=0.5",
         "branch.count=1",
         "select.mode=all",
     ),
     "every round by their mean": (
         "reflect.rounds=2",
-        "reflect.when=always",
         "reflect.train_rounds=all",
         "reward.rounds=mean",
         "train.round_weights=linear",

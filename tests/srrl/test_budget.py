@@ -34,7 +34,6 @@ def test_calls_are_those_of_a_real_stage(batches, prompts, tmp_path):
         f"--config.sample.num_batches_per_stage={batches}",
         f"--config.sample.batch_size={prompts}",
         "--config.sample.micro_batch=4",
-        "--config.reflect.when=always",
         micro_batch=4,
     )
     plan, counted = StagePlan(0, 2, 2), []

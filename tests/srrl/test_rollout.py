@@ -165,6 +165,7 @@ def test_a_depth_of_all_steps_is_none(policy):
 @pytest.mark.parametrize("depth", [None, 7])
 def test_the_count_is_the_formulas(policy, train_rounds, depth):
     flags = [f"--config.reflect.train_rounds={train_rounds}", "--config.branch.count=3"]
+    flags += ["--config.reflect.when=always"]
     config = load_config([PRESET, *flags, *([f"--config.reflect.depth={depth}"] if depth else [])])
     before = policy.nfe
     roll(policy, rounds=3, m=3, skip_last=4, train_rounds=train_rounds, depth=depth)
