@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 COPIED = ("srrl", "rewards", "config", "scripts", "tests", "docs")
 SHIPPED = {"srrl": "*", "rewards": "*.py", "config": "*", "scripts": "*.py"}
 PROJECT = ("pyproject.toml", "README.md", "LICENSE")
+WITHOUT_PATH = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 HELDOUT = "config/prompts/shapes_unconventional_heldout.json"
 # Of each process of the environment, in {folder}: the project's modules, and where they are.
 RECORD = """
@@ -40,7 +41,8 @@ atexit.register(record)
 
 def pip(*arguments: object) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # With the checkout on the path pip would find the project there.
+    done = subprocess.run(command, env=WITHOUT_PATH, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -75,7 +77,8 @@ def environment(wheel, tmp_path_factory) -> Path:
     (site / "shared.pth").write_text("\n".join(shared))
     pip("--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
     (folder / "record").mkdir()
-    (site / "sitecustomize.py").write_text(f"folder = {str(folder / 'record')!r}\n{RECORD}")
+    (site / "recorded.py").write_text(f"folder = {str(folder / 'record')!r}\n{RECORD}")
+    (site / "recorded.pth").write_text("import recorded\n")
     return folder
 
 
@@ -91,7 +94,7 @@ def run(
     done = subprocess.run(
         [environment / "bin" / command, *map(str, arguments)],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env=WITHOUT_PATH,
         capture_output=True,
         text=True,
     )

@@ -38,7 +38,7 @@ def test_the_published_models_on_24_gb_with_what_it_advises(preset):
 
 def test_a_plan_of_the_embedded_model_and_of_all_cards():
     text = run(*PLAN, config("tiny"), "--card", "all", "--config.mixed_precision=bf16").stdout
-    assert re.search(r"reflect +94,080", text) and text.count("as it is") >= 10
+    assert re.search(r"reflect +49,920", text) and text.count("as it is") >= 10
     assert "hours" not in run(*PLAN, config("tiny"), "--card", "cpu").stdout
 
 
