@@ -179,7 +179,7 @@ def test_the_study_that_the_page_shows_runs_as_printed(study, tmp_path):
     file = tmp_path / "my_study.py"
     file.write_text(text)
     commands = re.findall(
-        r"    python (scripts/study\.py --config my_study\.py:rank( --report)?)", PAGE
+        r"\npython (scripts/study\.py --config my_study\.py:rank( --report)?)", PAGE
     )
     assert len(commands) == 2
     script = REPOSITORY / "scripts" / "study.py"
