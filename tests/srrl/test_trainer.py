@@ -490,7 +490,8 @@ def test_processes_that_cannot_share_the_work_are_refused(flags, processes, said
     """Also where a prompt file has fewer prompts than are asked for: five here."""
     file = tmp_path / "five.json"
     file.write_text(json.dumps([f"prompt {i}" for i in range(5)]))
-    given = [PRESET, "--config.sample.batch_size=12", f"--config.prompts.train={file}", *flags]
+    given = [PRESET, "--config.reflect.when=always", "--config.sample.batch_size=12"]
+    given += [f"--config.prompts.train={file}", *flags]
     accelerator = SimpleNamespace(
         num_processes=processes,
         distributed_type=DistributedType.FSDP if processes < 13 else DistributedType.MULTI_CPU,
