@@ -42,6 +42,7 @@ def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds)
     c = load_config(
         [
             PRESET,
+            "--config.reflect.when=always",
             f"--config.reflect.train_rounds={train_rounds}",
             "--config.sample.num_steps=4",
             "--config.interval.left=2",
