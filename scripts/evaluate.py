@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import parse, parse_options, replace_dict, resolve
+from srrl.config import parse, parse_options, replace_dict
 from srrl.errors import UserError, one_line_errors
 from srrl.run.folder import make_folder
 
@@ -115,7 +115,7 @@ def prompts_of(args: argparse.Namespace, config: ConfigDict) -> dict[str, list[s
     from srrl.prompts import evenly, load_prompts
 
     files = args.prompts or [config.prompts.train, config.prompts.heldout]
-    prompts = {file: load_prompts(resolve(file)) for file in files}
+    prompts = {file: load_prompts(file) for file in files}
     if args.num_prompts:
         prompts = {file: evenly(texts, args.num_prompts) for file, texts in prompts.items()}
     return prompts

@@ -27,7 +27,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from srrl.config import load_config, parse, resolve
+from srrl.config import load_config, parse
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_files, load_prompts, typed
 from srrl.run.folder import make_folder
@@ -108,8 +108,7 @@ def seeds_of(text: str) -> list[int]:
 
 def main() -> None:
     args, overrides = arguments()
-    file = args.prompts_file
-    prompts = load_prompts(resolve(file)) if file else args.prompts
+    prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts
     prompts = prompts[: args.limit]
     if prompts:
         print(

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srrl.config import load_config, load_saved, parse, parse_options, resolve, saved_values
+from srrl.config import load_config, load_saved, parse, parse_options, saved_values
 from srrl.errors import UserError, one_line_errors
 from srrl.prompts import check_text, load_prompts, typed
 from srrl.run.folder import try_file
@@ -103,7 +103,7 @@ def prompts_of(args: argparse.Namespace, images: list[Path]) -> list[str]:
     if args.prompt:
         return [args.prompt] * len(images)
     if args.prompts_file:
-        prompts = load_prompts(resolve(args.prompts_file))
+        prompts = load_prompts(args.prompts_file)
         if len(prompts) != len(images):
             raise UserError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
         return prompts

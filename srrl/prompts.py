@@ -25,11 +25,12 @@ LINE_END = re.compile(r"\r\n|\n|\r")
 
 def load_prompts(path: str | Path) -> list[str]:
     """The prompts of a JSON list of strings, or of a .txt file with one a line, in UTF-8, or in
-    UTF-16 that begins with its mark.
+    UTF-16 that begins with its mark; the project's own where it is not below the working folder.
 
     Raises UserError naming the file, the place and the fault.
     """
-    where = f"prompt file {str(path)!r}"
+    path = resolve(str(path))
+    where = f"prompt file {path!r}"
     text = read_text(path, where)
     if Path(path).suffix.lower() == ".txt":
         prompts = [line.strip() for line in LINE_END.split(text) if line.strip()]
@@ -150,7 +151,7 @@ def evenly(prompts: list[Prompt], count: int) -> list[Prompt]:
 
 def split_prompts(c: ConfigDict) -> dict[str, list[str]]:
     """The prompts of each split: "train", and "heldout" where it is evaluated."""
-    return {split: load_prompts(resolve(file)) for split, file in split_files(c).items()}
+    return {split: load_prompts(file) for split, file in split_files(c).items()}
 
 
 def split_files(c: ConfigDict) -> dict[str, str]:

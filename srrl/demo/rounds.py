@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from rewards import check_prompts
 from rewards.scoring import rewards_of
 from srrl.assess.samplers import num_steps
-from srrl.config import resolve
 from srrl.demo.answers import Answer, Card, png
 from srrl.demo.fields import Field, common
 from srrl.drawing import draw, drawn_from
@@ -41,7 +40,7 @@ class Rounds:
         self.facts |= {"LoRA": str(lora)} if lora else {}
         self.facts["Rewards"] = ", ".join(self.rewards) or "none"
         heldout, s, reflect = config.prompts.heldout, config.sample, config.reflect
-        self.examples = [] if heldout == "none" else load_prompts(resolve(heldout))
+        self.examples = [] if heldout == "none" else load_prompts(heldout)
         self.fields = [
             *common(reflect.rounds or reflect.max_rounds, most_rounds, "Rounds K"),
             Field("guidance_scale", "Guidance scale", float(s.guidance_scale), high=100),

@@ -1,16 +1,14 @@
 """The phases of Reflection-GRPO (arXiv 2602.19974): the actor's words and the editor's steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from rewards import Reward
 from srrl.batch import Batch, pairs_objective
 from srrl.learner import Learner
 from srrl.models.vlm import VLM
@@ -25,7 +23,6 @@ from srrl.rig.walk import States, Tried
 from srrl.rounds import generator
 from srrl.run.curves import Panel
 from srrl.run.distributed import gather_rows
-from srrl.run.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -101,18 +98,11 @@ class ActorRun(PhaseRun):
         Panel("completions", {"form": "usable", "distinct": "distinct"}, counts=False),
     )
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        parts: Parts,
-        rewards: Mapping[str, Reward],
-        accelerator: Accelerator,
-        tracker: Tracker,
-    ):
+    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
         """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         self.actor = parts.actor_for(parts.editor)
         self.vlm = vlm = self.actor.vlm
-        super().__init__(config, parts, rewards, accelerator, tracker, vlm)
+        super().__init__(config, parts, vlm, *given)
         objective = partial(words_objective, self.settings, vlm, self.actor.temperature)
         self.learner = Learner(config, vlm, self.accelerator, objective)
 
@@ -227,17 +217,10 @@ class EditorRun(PhaseRun):
     name = "editor"
     panels = (*PhaseRun.panels, Panel("completions", {"form": "usable"}, counts=False))
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        parts: Parts,
-        rewards: Mapping[str, Reward],
-        accelerator: Accelerator,
-        tracker: Tracker,
-    ):
+    def __init__(self, config: ConfigDict, parts: Parts, *given: Any):
         """Of what a PhaseRun is made of but its trainee, which is one of the parts."""
         policy = parts.editor.policy
-        super().__init__(config, parts, rewards, accelerator, tracker, policy)
+        super().__init__(config, parts, policy, *given)
         own = self.settings
         self.trained_steps = own.trained_steps
         sampling = replace(parts.editor.settings, branches=own.group, skip_last=own.skip_last)

@@ -59,10 +59,10 @@ class PhaseRun(StagedRun):
         self,
         config: ConfigDict,
         parts: Parts,
+        trainee: Trainee,
         rewards: Mapping[str, Reward],
         accelerator: Accelerator,
         tracker: Tracker,
-        trainee: Trainee,
     ):
         super().__init__(config, trainee, accelerator, tracker)
         self.parts, self.rewards, self.wishes = parts, rewards, split_wishes(config)
