@@ -9,6 +9,7 @@
 run that was stopped. Every knob is explained in the config's file.
 """
 
+import gc
 import os
 import secrets
 import sys
@@ -189,6 +190,7 @@ def train(config: ConfigDict, accelerator: Any, folder: Path) -> None:
         tracker.say(plan_line(config, run.trainee.pipe, accelerator))
     if accelerator.is_main_process:
         environment.begin(folder, config, accelerator)
+    gc.freeze()  # what has been loaded stays: no garbage is looked for in it
     begun = time.monotonic()
     run.run()
     if accelerator.is_main_process:

@@ -1,8 +1,11 @@
 """Shared fixtures: the embedded pipeline as a policy, and small configs of it."""
 
+import copy
+import gc
 import os
 import tempfile
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads anything, here or in a command it runs
@@ -19,11 +22,13 @@ from srrl.shapes.pipeline import TINY_SD, TINY_SDXL
 from tests import lines
 
 lines.watch()
+gc.freeze()  # what has been imported stays: nothing is looked for in it
 PRESET = "--config=config/stage_process.py:tiny"
 LORA = load_config([PRESET]).lora
 
 
 MODELS = {"sd": TINY_SD, "sdxl": TINY_SDXL}
+BOTH = ["sd", pytest.param("sdxl", marks=pytest.mark.slow)]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,11 +60,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def load_policy(model: str = "sd", lora: bool = False, num_steps: int = 10, **changes) -> Policy:
+    """A policy of one's own. An embedded model ("sd", "sdxl") is read once and copied."""
     arguments = {"num_steps": num_steps, "eta": 1.0, "micro_batch": 64, **changes}
-    policy = Policy.load(str(MODELS.get(model, model)), **arguments)
+    if model in MODELS:
+        policy = copy.deepcopy(embedded(model, **arguments))
+    else:
+        policy = Policy.load(model, **arguments)
     if lora:
         add_lora(policy.network, LORA, seed=0)
     return policy
+
+
+@cache
+def embedded(model: str, **arguments) -> Policy:
+    return Policy.load(str(MODELS[model]), **arguments)
 
 
 def randomise_lora(policy: Policy, scale: float = 0.05) -> None:
@@ -70,13 +84,13 @@ def randomise_lora(policy: Policy, scale: float = 0.05) -> None:
         parameter.data += scale * noise.to(parameter.device)
 
 
-@pytest.fixture(scope="session", params=MODELS)
+@pytest.fixture(scope="session", params=BOTH)
 def policy(request) -> Policy:
     """The embedded pipelines without a LoRA. Tests must not change them."""
     return load_policy(request.param)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=BOTH)
 def lora_policy(request) -> Policy:
     return load_policy(request.param, lora=True)
 

@@ -20,7 +20,7 @@ from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE
 from srrl.run.folder import STATE_FILE
-from tests.lines import shown
+from tests.slow.commands import run
 
 BAD = {
     "key": (["--config.sample.steps=3"], "unknown config key 'sample.steps'"),
@@ -42,12 +42,8 @@ BAD = {
 }
 
 
-def command(*arguments: str, **options) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, **options
-    )
-    shown(result.stderr)
-    return result
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return run(*arguments, check=None)
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess, said: str) -> None:
@@ -274,14 +270,7 @@ def test_help_says_what_a_command_does_and_does_nothing(script, tmp_path):
     clone.symlink_to(REPOSITORY)
     elsewhere.mkdir()
     program = "bash" if script.endswith(".sh") else sys.executable
-    result = subprocess.run(
-        [program, clone / script, "--help"],
-        cwd=elsewhere,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run(program, clone / script, "--help", folder=elsewhere)
     assert Path(script).stem in result.stdout and len(result.stdout.splitlines()) > 2
     assert not list(elsewhere.iterdir())
     if script == "train.sh":

@@ -64,12 +64,14 @@ class Bill:
 
     resident: bytes by part that stay in memory, the optimizer's state among them
     uncounted: rewards whose networks are not known here
+    at_most: whether what fails alone is reflected, so that a run may take less
     """
 
     phases: dict[str, Phase]
     stages: list[dict[str, Phase]]
     resident: dict[str, int]
     uncounted: list[str]
+    at_most: bool = False
 
     @property
     def peak(self) -> tuple[str, int]:

@@ -105,7 +105,8 @@ class Biller:
         for usage in self.usages(checkpointing):
             phase = phases[usage.phase]
             phase.peak = max(phase.peak, usage.peak)
-        return Bill(phases, stages, self.resident(), self.imagined.uncounted)
+        some = self.config.reflect.when == "failed"
+        return Bill(phases, stages, self.resident(), self.imagined.uncounted, at_most=some)
 
     def stage(self, n: int, checkpointing: bool | None = None) -> dict[str, Phase]:
         """A stage's phases, their peaks left 0."""

@@ -32,7 +32,8 @@ def table(bill: Bill) -> str:
         if phase.tflop or phase.peak:
             counted = f"{phase.nfe:,}" if phase.nfe else ""
             rows.append((name, counted, tflop(phase.tflop), f"{phase.peak / GIB:.2f}"))
-    rows.append(("the run", f"{bill.nfe:,}", tflop(bill.tflop), f"{bill.peak[1] / GIB:.2f}"))
+    name = "the run, at most" if bill.at_most else "the run"
+    rows.append((name, f"{bill.nfe:,}", tflop(bill.tflop), f"{bill.peak[1] / GIB:.2f}"))
     parts = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in bill.resident.items())
     return "\n".join([*columns(rows), f"  in memory throughout: {parts}"])
 
@@ -81,8 +82,9 @@ def one_line(bill: Bill, card: Card | None = None, share: float = SHARE, process
     """For a run's start."""
     phases = (f"{k} {tflop(p.tflop)}" for k, p in bill.phases.items() if p.tflop >= 0.005)
     where, peak = bill.peak
+    most = "at most " if bill.at_most else ""
     text = (
-        f"plan: {bill.nfe:,} evaluations, {tflop(bill.tflop)} TFLOP ({', '.join(phases)}), "
+        f"plan: {most}{bill.nfe:,} evaluations, {tflop(bill.tflop)} TFLOP ({', '.join(phases)}), "
         f"peak memory {peak / GIB:.2f} GiB in {where}"
     )
     if card:

@@ -23,9 +23,9 @@ def fill_random(
         if parameter.dim() < 2:
             parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
         else:
-            numbers = pool.repeat(parameter.numel() // POOL + 1)[: parameter.numel()]
-            scaled = numbers / math.sqrt(parameter[0].numel())
-            parameter.data.copy_(scaled.view_as(parameter))
+            numbers = pool / math.sqrt(parameter[0].numel())
+            for part in parameter.data.view(-1).split(POOL):
+                part.copy_(numbers[: len(part)])
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))

@@ -136,24 +136,28 @@ SHOWN = {
     "exact/all": "all",
     "exact/share": "share",
     "exact/sg_iou": "SG-IoU",
+    "checker_all": "checker: all",
+    "verdicts_right": "verdicts right",
+}
+# In a table of their own.
+BESIDE = {
     "exact/entity_iou": "entity IoU",
     "exact/relation_iou": "relation IoU",
     "exact/f1": "F1",
-    "checker_all": "checker: all",
-    "checker": "share",
-    "verdicts_right": "verdicts right",
+    "checker": "checker: share",
 }
 SEEN = {"bound": "as the VLM describes it", "open": "open vocabulary"}
 
 
 def table(rows: Sequence[Mapping[str, Any]], most: Mapping[str, tuple[float, float]]) -> str:
-    """Two tables of markdown: what the kept pictures show, with 95% intervals over prompts; and
-    what one costs, realised and at most. `most`: evaluations and calls, by way."""
+    """Three tables of markdown: what the kept pictures show, with 95% intervals over prompts; the
+    same by other measures; and what one costs, realised and at most. `most`: evaluations and calls,
+    by way."""
     judges = [key for key in rows[0] if key.startswith("judge/") and key.count("/") == 1]
-    shown = {k: v for k, v in SHOWN.items() if k in rows[0]}
+    shown, beside = ({k: v for k, v in x.items() if k in rows[0]} for x in (SHOWN, BESIDE))
     for name, title in SEEN.items():
         if f"{name}/sg_iou" in rows[0]:
-            shown |= {f"{name}/sg_iou": f"SG-IoU {title}", f"{name}/failed": "of it unreadable"}
+            beside |= {f"{name}/sg_iou": f"SG-IoU {title}", f"{name}/failed": "of it unreadable"}
     shown |= {key: f"judge {key.partition('/')[2]}" for key in judges}
     first, *_ = shown
     head = ["way", *shown.values(), f"{shown[first]}, less `{rows[0]['way']}`"]
@@ -174,7 +178,9 @@ def table(rows: Sequence[Mapping[str, Any]], most: Mapping[str, tuple[float, flo
         cells += [f"{row['calls']:.1f}", f"{calls:.0f}"]
         cells += [f"{row['tokens']:.0f}", f"{row['tokens'] / row['calls'] * calls:.0f}"]
         costs.append([f"`{row['way']}`", *cells, f"{row['seconds']:.2f}", f"{row['refused']:.2f}"])
-    return "\n\n".join(map(markdown, (quality, costs)))
+    others = [["way", *beside.values()]]
+    others += [[f"`{row['way']}`", *(f"{row[key]:.3f}" for key in beside)] for row in rows]
+    return "\n\n".join(map(markdown, (quality, others, costs)))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

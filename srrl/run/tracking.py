@@ -164,12 +164,17 @@ class Tracker:
         self.say(
             "  ".join(filter(None, [heading, watched, norm, f"{seconds:.0f} s", f"ETA {eta}"]))
         )
-        for key, share in metrics.items():
-            if key.endswith("/tied") and share == 1:
-                name = key.removeprefix("reward/").removesuffix("/tied")
-                self.say(
-                    f"  warning: {name!r} scored all images of each prompt alike: it taught nothing"
-                )
+        tied = [key for key, share in metrics.items() if key.endswith("/tied") and share == 1]
+        for key in tied:
+            name = key.removeprefix("reward/").removesuffix("/tied")
+            self.say(
+                f"  warning: {name!r} scored all images of each prompt alike: it taught nothing"
+            )
+        if metrics["selected"] and metrics.get("grad_norm") == 0 and not tied:
+            self.say(
+                "  warning: no prompt had another score to be compared with (branch.count, "
+                "reward.history): the stage taught nothing"
+            )
 
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""

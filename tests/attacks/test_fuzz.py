@@ -22,6 +22,7 @@ from srrl.run.checkpoint import cut_log
 from srrl.run.folder import LOGS, read_lines
 from srrl.run.tracking import Tracker
 from tests.conftest import PRESET
+from tests.texts import texts
 
 ACCELERATOR = Accelerator()
 KNOWN = flatten(load_config([PRESET]))
@@ -31,7 +32,7 @@ LINE |= {"first_seed": 0, "scores": [0.5, 0.5]}
 
 # Values that a person, a program or a cosmic ray writes where something else is expected.
 odd = st.one_of(
-    st.text(max_size=40),
+    texts(max_size=40),
     st.integers().map(str),
     st.floats().map(str),
     st.sampled_from(
@@ -57,9 +58,9 @@ odd = st.one_of(
     ),
 )
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts(max_size=20),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+        st.lists(inner, max_size=4) | st.dictionaries(texts(max_size=8), inner, max_size=4)
     ),
     max_leaves=8,
 )
@@ -133,10 +134,10 @@ def test_saved_configs(tmp_path, changes, cut, before):
 @given(
     data=st.binary(max_size=200)
     | values.map(lambda v: json.dumps(v).encode())
-    | st.lists(st.text(max_size=30), max_size=6).map(
+    | st.lists(texts(max_size=30), max_size=6).map(
         lambda x: "\r\n".join(x).encode("utf-8", "surrogatepass")
     )
-    | st.lists(st.text(max_size=30), max_size=6).map(lambda x: json.dumps(x).encode("utf-16")),
+    | st.lists(texts(max_size=30), max_size=6).map(lambda x: json.dumps(x).encode("utf-16")),
     name=st.sampled_from(["prompts.json", "prompts.txt", "prompts"]),
 )
 def test_prompt_files(tmp_path, data, name):

@@ -14,7 +14,7 @@ from srrl.assess.arms import expected, runs_of
 from srrl.assess.records import read
 from srrl.config import REPOSITORY, load_study
 from srrl.errors import UserError
-from tests.slow.commands import run, warm_pool
+from tests.slow.commands import run, warm
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def study(monkeypatch, capsys):
     """scripts/study.py in this process; its commands are processes that have imported already.
     Gives what it prints."""
-    warm_pool(monkeypatch)
+    monkeypatch.setattr(sys, "executable", warm())
 
     def main(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["study.py", *arguments])

@@ -13,7 +13,7 @@ from srrl.config import load_config
 from srrl.errors import UserError
 from srrl.run.folder import stage_folder
 from tests.conftest import PRESET, small_run
-from tests.slow.commands import run, warm_pool
+from tests.slow.commands import run, warm
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def test_two_rates_at_two_seeds_from_one_command_to_the_table(tmp_path, monkeypa
     assert dry.count("scripts/train.py") == 4 and f"in all {4 * of_one:,} network eval" in dry
     assert not list(tmp_path.iterdir())
 
-    warm_pool(monkeypatch)
+    monkeypatch.setattr(sys, "executable", warm())
     sweep.main(command(tmp_path, "--budget-minutes", "1e-9"))
     said = capsys.readouterr().out
     assert "no table yet: 0 of 4" in said and "4 of 4 runs are not finished: the same" in said
@@ -64,7 +64,7 @@ def test_two_rates_at_two_seeds_from_one_command_to_the_table(tmp_path, monkeypa
 
 
 def test_runs_that_fail_are_named_and_what_is_refused_stops_all(tmp_path, monkeypatch):
-    warm_pool(monkeypatch)
+    monkeypatch.setattr(sys, "executable", warm())
     prompts = tmp_path / "walrus.json"
     prompts.write_text('["a walrus"]')
     with pytest.raises(UserError, match=r"^2 of 2 failed: seed=300: see .*/seed=300/output\.log; "):

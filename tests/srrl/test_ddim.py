@@ -15,7 +15,7 @@ from srrl.ddim import denoise_mean, invert, log_prob, make_schedule
 from srrl.errors import UserError
 from srrl.rounds import denoise_steps, invert_steps
 from srrl.shapes.pipeline import SD_SCHEDULER, build_tiny_sd, build_tiny_sdxl
-from tests.conftest import MODELS, PROMPTS, load_policy
+from tests.conftest import BOTH, MODELS, PROMPTS, load_policy
 
 SD_CONFIG = {
     "beta_start": 0.00085,
@@ -32,7 +32,7 @@ def start_noise(policy, n: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", BOTH)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [10, 20])
 def test_eta_zero_sampling_equals_the_diffusers_pipeline(model, guidance, steps):

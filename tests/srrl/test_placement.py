@@ -16,10 +16,10 @@ from srrl.models.policy import Policy
 from srrl.models.weights import make_trainable
 from srrl.rollout import rollout
 from srrl.rounds import rollout_settings
-from tests.conftest import MODELS, PRESET
+from tests.conftest import BOTH, MODELS, PRESET
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=BOTH)
 def meta(request) -> Policy:
     pipe = blank_pipeline(str(MODELS[request.param]))
     policy = Policy(

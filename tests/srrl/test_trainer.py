@@ -227,6 +227,16 @@ def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path, capsys):
     assert said.count("nothing was selected") == 2
 
 
+def test_a_stage_whose_images_have_nothing_to_be_compared_with_says_that_it_taught_nothing(
+    tmp_path, capsys
+):
+    alone = [f"--config.{value}" for value in ("branch.count=1", "select.mode=all")]
+    make_trainer(tmp_path, *alone, "--config.stages.total=1").run()
+    said = capsys.readouterr().out
+    assert "selected 3/3" in said and "gradient 0 " in said
+    assert said.count("warning: no prompt had another score to be compared with") == 1
+
+
 def test_non_finite_scores_stop_before_any_update(tmp_path):
     trainer = make_trainer(tmp_path, rewards={"shapes": NotANumber()})
     with pytest.raises(UserError, match="'shapes' returned nan"):

@@ -21,7 +21,7 @@ from srrl.models.policy import Policy
 from srrl.models.weights import add_lora
 from srrl.rounds import Randomness, denoise_steps, rollout_settings, sample_round
 from srrl.shapes.scenes import all_scenes, render
-from tests.conftest import LORA, MODELS, PRESET, load_policy, randomise_lora
+from tests.conftest import BOTH, LORA, MODELS, PRESET, load_policy, randomise_lora
 
 STEPS, TEXTS = 6, ["a red circle", "make the blue square a triangle", "a"]
 PICTURES = (
@@ -49,7 +49,7 @@ def save_editor(model: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=BOTH)
 def editor(request, tmp_path_factory) -> Path:
     return save_editor(request.param, tmp_path_factory.mktemp(request.param))
 

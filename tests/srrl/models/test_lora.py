@@ -14,7 +14,7 @@ from srrl.models.ldm_names import blocks, original_name
 from srrl.models.lora import changed, read_lora
 from srrl.models.lora_file import HEADER, Delta, read_lora_file
 from srrl.models.lora_uses import draw_with, export_kohya
-from tests.conftest import MODELS, load_policy
+from tests.conftest import BOTH, MODELS, load_policy
 from tests.loras import (
     PEFT,
     attention_processors,
@@ -59,7 +59,7 @@ WRITERS = {
 UNET_ONLY = ("peft", "no prefix", "attention processors")
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=BOTH)
 def model(request) -> str:
     return request.param
 

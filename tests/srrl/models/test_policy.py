@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from srrl.errors import UserError
 from srrl.models.weights import LORA_FILE, add_lora, load_weights, save_weights, trained_weights
 from srrl.rounds import denoise_steps
-from tests.conftest import LORA, MODELS, PROMPTS, load_policy, randomise_lora
+from tests.conftest import BOTH, LORA, MODELS, PROMPTS, load_policy, randomise_lora
 
 
 def like(policy, **options):
@@ -37,7 +37,7 @@ def test_evaluations_are_counted(policy, guidance, each):
     assert policy.nfe - before == 4 * each
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", BOTH)
 def test_each_prompt_is_encoded_once_and_the_encoders_can_go(model, monkeypatch):
     policy = load_policy(model)
     seen = []
@@ -56,7 +56,7 @@ def test_each_prompt_is_encoded_once_and_the_encoders_can_go(model, monkeypatch)
         policy.encode(["a new prompt"])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", BOTH)
 def test_prompts_that_no_encoder_reads_whole_are_said_once_with_their_number(model, capfd):
     policy = load_policy(model)
     most = policy.pipe.tokenizer.model_max_length

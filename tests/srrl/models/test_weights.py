@@ -18,11 +18,11 @@ from srrl.models.weights import (
     save_weights,
     trained_weights,
 )
-from tests.conftest import LORA, MODELS, PRESET, load_policy, randomise_lora
+from tests.conftest import BOTH, LORA, MODELS, PRESET, load_policy, randomise_lora
 
 
 @pytest.mark.parametrize("alpha", [4, 10])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", BOTH)
 def test_a_kohya_lora_comes_back_exactly_through_plain_diffusers(model, alpha, tmp_path):
     policy = load_policy(model)
     settings = LORA.copy_and_resolve_references()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from srrl.rig.forms import REASONS, answer, embedded_request, read_edit, request
 from srrl.rig.graphs import parse_graph
+from tests.texts import texts
 
 PROMPT = "a red circle left of a blue square"
 
@@ -47,7 +48,7 @@ def test_whatever_is_written_is_read(pieces):
     assert read.text is None or read.text.strip() == read.text != ""
 
 
-@given(st.text(), st.text())
+@given(texts(), texts())
 def test_any_text_in_the_form_is_an_edit_or_no_edit_but_never_an_error(think, edit):
     read = read_edit(answer(think, edit), PROMPT)
     assert read.reason in (None, *REASONS)

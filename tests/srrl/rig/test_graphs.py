@@ -20,6 +20,7 @@ from srrl.rig.graphs import (
     similarities,
 )
 from srrl.shapes.scenes import all_scenes
+from tests.texts import texts
 
 ONCE = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 NOUNS = ("tower", "bridge", "cat", "Dog", "table", "umbrella", "lamp", "étagère", "box-kite", "x2")
@@ -111,7 +112,7 @@ def test_what_is_printed_reads_back(g):
 
 
 @ONCE
-@given(st.text(max_size=60))
+@given(texts(max_size=60))
 def test_any_text_is_a_graph_or_a_value_error(text):
     try:
         g = parse_graph(text)

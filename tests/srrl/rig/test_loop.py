@@ -179,7 +179,7 @@ def test_the_expert_sees_what_is_wrong_and_the_table_says_what_came_of_it(parts,
     assert rows[1]["checker"] >= rows[0]["checker"] and rows[0]["difference"] == 0
     assert 0 <= rows[0]["open/failed"] <= 1 and rows[0]["evaluations"] == 20
     text = table(rows, {name: way_of(parts, name).most() for name in by_way})
-    assert text.count("| `expert` |") == 2 and "| 20 | 20 | 1.0 | 1 |" in text
+    assert text.count("| `expert` |") == 3 and "| 20 | 20 | 1.0 | 1 |" in text
     row = strip(trails[0])
     assert len(row.images) == len(row.captions) and "[" in row.captions[0]
     assert sheet([row]).width > 128

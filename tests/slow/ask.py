@@ -1,0 +1,45 @@
+"""`ask.py PYTHON SOCKET ASKED ARGUMENTS`: what `PYTHON ARGUMENTS` does, by tests/slow/warm.py's
+process where it takes the command, which then takes ASKED for its interpreter.
+
+Signals are passed on, and it ends as the command does. By the standard library alone, for it is
+started as often as python is.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def main(python: str, address: str, executable: str, *arguments: str) -> int:
+    command = [a for a in arguments if a != "-u"] if arguments[:1] == ("-u",) else [*arguments]
+    given = {"arguments": command, "environment": dict(os.environ), "folder": os.getcwd()}
+    with socket.socket(socket.AF_UNIX) as warm:
+        try:
+            if not command or command[0] in ("-", "-c"):
+                raise ConnectionError
+            warm.connect(address)
+        except OSError:
+            os.execv(python, [python, *arguments])
+        text = json.dumps({**given, "executable": executable}).encode() + b"\n"
+        sent = socket.send_fds(warm, [text], [0, 1, 2])
+        warm.sendall(text[sent:])
+        for number in PASSED:
+            signal.signal(number, lambda n, _: warm.sendall(f"{int(n)} ".encode()))
+        said = warm.recv(16).strip()
+    if said == b"no":
+        for number in PASSED:
+            signal.signal(number, signal.SIG_DFL)
+        os.execv(python, [python, *arguments])
+    code = int(said or 1)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code in PASSED else None
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
