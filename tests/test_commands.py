@@ -245,6 +245,7 @@ def test_a_launcher_that_ends_before_training_says_so(saved, tmp_path):
     assert ended.returncode == 2 and last == f"error: training ended early{resumes}"
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_meet_say_why(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -101,6 +101,7 @@ def examples(function: Callable) -> Callable:
     return pytest.mark.parametrize("count", [300, whole], ids=["slice", "all"])(chosen)
 
 
+@pytest.mark.slow
 @examples
 @given(
     key=st.sampled_from([*KNOWN, "nothing", "", "a.b.c", "reward"]), text=odd, joined=st.booleans()
@@ -115,6 +116,7 @@ def test_overrides(tmp_path, key, text, joined):
     json.dumps(flatten(config))
 
 
+@pytest.mark.slow
 @examples
 @given(
     changes=st.dictionaries(st.sampled_from([*KNOWN, "nothing", "method"]), values, max_size=4),
@@ -130,6 +132,7 @@ def test_saved_configs(tmp_path, changes, cut, before):
         assert str(file) in str(error)
 
 
+@pytest.mark.slow
 @examples
 @given(
     data=st.binary(max_size=200)
@@ -151,6 +154,7 @@ def test_prompt_files(tmp_path, data, name):
     assert prompts and all(isinstance(p, str) and p.strip() for p in prompts)
 
 
+@pytest.mark.slow
 @examples
 @given(
     lines=st.lists(
@@ -188,6 +192,7 @@ headers |= st.fixed_dictionaries(
 ).map(lambda v: json.dumps(v).encode())
 
 
+@pytest.mark.slow
 @examples
 @given(frames=st.lists(headers, max_size=3), raw=st.binary(max_size=20), size=st.integers(0, 100))
 def test_messages_to_a_worker_and_from_it(tmp_path, frames, raw, size):

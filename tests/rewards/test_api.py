@@ -30,6 +30,7 @@ def test_it_asks_vqascores_question_about_each_picture_and_keeps_their_order():
     assert {a["model"] for a in server.asked} == {"served-model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "429", "garbage", "empty", "hang up", "late"])
 def test_a_fault_is_asked_again(fault):
     with serving([fault] * 3) as server:

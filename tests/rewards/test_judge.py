@@ -33,6 +33,7 @@ def test_it_is_small():
     assert JUDGE_FILE.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_right_pictures_score_high_and_each_part_sees_its_own_fault(judge, pictures):
     own = score(judge, pictures, SCENES)
     assert own.mean() > 0.95 and own.quantile(0.05) > 0.8

@@ -50,6 +50,7 @@ def pictures(n: int, height: int = 40, width: int = 33, seed: int = 0) -> torch.
     return torch.randint(0, 256, (n, 3, height, width), generator=generator).to(torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVE)
 def test_any_prompt_and_any_size_is_scored_alike_alone_or_in_a_batch(rewards, name):
     reward = {name: rewards[name]}
@@ -66,6 +67,7 @@ def test_any_prompt_and_any_size_is_scored_alike_alone_or_in_a_batch(rewards, na
     torch.testing.assert_close(together, parts, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVE)
 def test_m_images_and_prompts_cost_m_scores(rewards, name, monkeypatch):
     seen = []

@@ -46,17 +46,20 @@ def test_a_scenes_own_picture_scores_near_one(pictures):
     assert scores.min() > 0.85 and scores.quantile(0.01) > 0.95 and scores.max() <= 1
 
 
+@pytest.mark.slow
 def test_opposite_relation_wrong_shape_and_wrong_colour_score_clearly_lower(pictures):
     assert score(pictures, [replace(s, relation=OPPOSITE[s.relation]) for s in SCENES]).max() < 0.3
     assert score(pictures, [other_shape(s) for s in SCENES]).max() < 0.6
     assert score(pictures, [other_colour(s) for s in SCENES]).max() < 0.35
 
 
+@pytest.mark.slow
 def test_swapping_the_two_things_and_the_relation_is_the_same_picture(pictures):
     swapped = [Scene(s.second, OPPOSITE[s.relation], s.first) for s in SCENES]
     torch.testing.assert_close(score(pictures, swapped), score(pictures, SCENES))
 
 
+@pytest.mark.slow
 def test_with_success_it_says_only_whether(pictures):
     wrong = [other_shape(s) if i % 2 else s for i, s in enumerate(SCENES)]
     prompts = [s.prompt for s in wrong]
@@ -107,6 +110,7 @@ def test_a_larger_picture_of_the_same_scene_scores_the_same(pictures):
     torch.testing.assert_close(score(large, SCENES[:20]), score(pictures[:20], SCENES[:20]))
 
 
+@pytest.mark.slow
 def test_each_image_is_scored_by_itself(pictures):
     together = score(pictures[:30], SCENES[:30])
     alone = torch.cat([score(pictures[i : i + 1], SCENES[i : i + 1]) for i in range(30)])

@@ -25,6 +25,7 @@ from srrl.errors import UserError
 from srrl.life import ENDING
 from tests.conftest import PRESET, PROMPTS
 
+pytestmark = pytest.mark.slow  # each has processes
 HERE = "tests.rewards.test_worker"
 
 
@@ -94,7 +95,6 @@ def test_a_worker_that_was_killed_is_started_again_and_the_batch_scored(worker, 
     assert "starting again" in capfd.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
     worker = Worker({f"{HERE}:Mean": {"once": str(tmp_path / "died")}})
     (reward,) = worker_rewards(worker).values()
@@ -104,7 +104,6 @@ def test_a_worker_that_dies_while_scoring_scores_the_batch_after_all(tmp_path):
     worker.close()
 
 
-@pytest.mark.slow
 def test_a_worker_that_stays_dead_ends_the_run_in_one_line():
     worker = Worker({f"{HERE}:Mean": {}})
     (reward,) = worker_rewards(worker).values()

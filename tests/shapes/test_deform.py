@@ -22,6 +22,7 @@ def spiked_scores(shape: str, width: float, height: float) -> torch.Tensor:
     return ShapesVerifier().score(pictures, [f"a red {shape} above a blue circle"] * n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["square", "triangle"])
 @pytest.mark.parametrize("width", [0.3, 0.4, 0.5])
 def test_spiked_corners_cost_score_and_longer_ones_more(shape, width):

@@ -17,6 +17,7 @@ def bytes_of(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures * 255).round().to(torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [11, 12])

@@ -25,8 +25,9 @@ def main(python: str, address: str, executable: str, *arguments: str) -> int:
         except OSError:
             os.execv(python, [python, *arguments])
         text = json.dumps({**given, "executable": executable}).encode() + b"\n"
-        sent = socket.send_fds(warm, [text], [0, 1, 2])
-        warm.sendall(text[sent:])
+        text = text[socket.send_fds(warm, [text], [0, 1, 2]) :]
+        if text:  # else it may have been answered
+            warm.sendall(text)
         for number in PASSED:
             signal.signal(number, lambda n, _: warm.sendall(f"{int(n)} ".encode()))
         said = warm.recv(16).strip()

@@ -24,20 +24,24 @@ def run(
     check: int | None = 0,
     timeout: int = 3600,
     folder: Path = REPOSITORY,
+    cold: bool = False,
     **environment: str,
 ) -> subprocess.CompletedProcess:
     """Run a command in the repository, or another folder; its exit code must be `check`, if that is
     given.
 
     The project's scripts, and those that they or a shell script start, are run by processes that
-    have imported already, unless their environment matters to what is imported.
+    have imported already, unless their environment matters to what is imported, or all are to be
+    `cold`, for what only a process's own children have, as its limits.
     """
-    command = [warm() if a == sys.executable else str(a) for a in arguments]
-    path = f"{Path(warm()).parent}:{os.environ['PATH']}"
+    command, given = [*map(str, arguments)], {**os.environ}
+    if not cold:
+        command = [warm() if a == sys.executable else a for a in command]
+        given["PATH"] = f"{Path(warm()).parent}:{given['PATH']}"
     result = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "PATH": path, **environment},
+        env={**given, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_killed_and_started_again_it_gives_the_same_table(tmp_path):
     with open(tmp_path / "killed" / "pictures.jsonl", "a") as file:
         file.write('{"key": "torn')
     said = run(*SMALL, "--out", tmp_path / "killed").stdout
-    assert "16 batches, 4 done" in said or "16 batches, 5 done" in said
+    assert 4 <= int(re.search(r"16 batches, (\d+) done", said)[1]) < 16  # whatever came after
     whole, killed = table(tmp_path / "whole"), table(tmp_path / "killed")
     assert killed == whole and [line["way"] for line in whole] == [
         "once",

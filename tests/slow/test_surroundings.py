@@ -154,7 +154,8 @@ def test_a_server_that_dies_does_not_end_the_run(tmp_path):
 
 def limited(blocks: int, *command: object, check: int = 2) -> subprocess.CompletedProcess:
     """Run where no file may be larger than so many KiB."""
-    return run("bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command, check=check)
+    limit = f'ulimit -f {blocks}; exec "$@"'
+    return run("bash", "-c", limit, "bash", *command, check=check, cold=True)
 
 
 @pytest.mark.parametrize(("blocks", "whole"), [(2, []), (80, []), (300, ["stage_0000"])])

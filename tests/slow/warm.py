@@ -49,7 +49,9 @@ def fits(arguments: list[str], environment: dict[str, str], folder: str) -> bool
     script = Path(folder, arguments[0]).resolve()
     ours = any(script.is_relative_to(REPOSITORY / room) for room in ("scripts", "tests"))
     changed = {name for name, _ in environment.items() ^ os.environ.items()}
-    return (ours or arguments[:2] in MODULES) and all(map(LATE.fullmatch, changed))
+    paths = environment.get("PYTHONPATH", "").split(":")
+    others = any(Path(folder, path, "diffusers").is_dir() for path in paths)
+    return (ours or arguments[:2] in MODULES) and all(map(LATE.fullmatch, changed)) and not others
 
 
 def become(arguments: list[str], environment: dict[str, str], folder: str, executable: str) -> int:

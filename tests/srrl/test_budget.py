@@ -27,6 +27,7 @@ def test_the_presets_split_saves_three_quarters_of_the_calls():
     assert stage_cost(one, plan) == stage_cost(four, plan)  # the work is the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "prompts"), [(3, 1), (1, 3)])
 def test_calls_are_those_of_a_real_stage(batches, prompts, tmp_path):
     trainer = make_trainer(

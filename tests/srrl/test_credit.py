@@ -21,6 +21,7 @@ BASELINE = (
 )
 
 
+@pytest.mark.slow
 def test_later_rounds_count_more(tmp_path):
     even, linear = (
         make_trainer(tmp_path / name, *ALL, f"--config.train.round_weights={name}")
@@ -33,6 +34,7 @@ def test_later_rounds_count_more(tmp_path):
     assert one.abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_all_rounds_of_a_trajectory_have_its_advantage(tmp_path):
     trainer = make_trainer(tmp_path, *ALL, "--config.reward.rounds=mean")
     plan = plan_for(trainer.config, 0)
@@ -47,6 +49,7 @@ def test_all_rounds_of_a_trajectory_have_its_advantage(tmp_path):
         assert means[own].argsort().tolist() == advantages[own, 0].argsort().tolist()
 
 
+@pytest.mark.slow
 def test_first_rounds_that_are_judged_are_counted_and_all_go_on(tmp_path):
     trainer = make_trainer(tmp_path, *BASELINE, "--config.reflect.reuse=2")
     plain = make_trainer(tmp_path / "plain", BASELINE[0], *BASELINE[2:])
@@ -66,6 +69,7 @@ def test_first_rounds_that_are_judged_are_counted_and_all_go_on(tmp_path):
             assert torch.equal(samples.images, plain.sample(plan, prompts).images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_a_run_with_a_baseline_is_resumed_the_same(reuse, tmp_path):
     check_resumed(tmp_path, *BASELINE, f"--config.reflect.reuse={reuse}", "--config.eval.every=0")

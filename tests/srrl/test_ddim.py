@@ -32,6 +32,7 @@ def start_noise(policy, n: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", BOTH)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [10, 20])

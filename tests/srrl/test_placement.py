@@ -37,6 +37,7 @@ def conditioning(policy: Policy, n: int) -> Conditioning:
     return Conditioning(*(torch.empty(n, *shape, device="meta") for shape in shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_rounds", ["last", "all"])
 def test_a_rollout_and_its_update_stay_on_the_policys_device(meta, train_rounds):
     c = load_config(

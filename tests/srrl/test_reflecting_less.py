@@ -83,6 +83,7 @@ def roll(policy, judging=None, starts=None, stage=0, seed=0, **changes):
     )
 
 
+@pytest.mark.slow
 def test_a_rollout_from_kept_starts_is_the_one_that_reflected(policy):
     before = policy.nfe
     whole = roll(policy)
@@ -94,6 +95,7 @@ def test_a_rollout_from_kept_starts_is_the_one_that_reflected(policy):
     assert not torch.equal(roll(policy, starts=whole.starts, stage=1).images, whole.images)
 
 
+@pytest.mark.slow
 def test_prompts_whose_first_round_is_good_are_drawn_as_with_one_round(policy):
     n = len(PROMPTS)
     failed = torch.arange(n) % 2 == 1
@@ -114,6 +116,7 @@ def test_prompts_whose_first_round_is_good_are_drawn_as_with_one_round(policy):
     assert torch.equal(mixed.reflected[1][~failed], mixed.reflected[0][~failed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reuse", "fewer steps", "failed", "all"])
 def test_the_ledger_is_the_formula(name, tmp_path):
     flags = [*K3, *ECONOMIES[name], "--config.stages.total=2"]
@@ -149,6 +152,7 @@ def check_resumed(folder, *flags):
         assert one == two and one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reuse", "failed, clamped", "all", "prompts by variance, reused"])
 def test_a_run_that_is_resumed_is_the_same(name, tmp_path):
     flags = [*K3, *ECONOMIES[name]]
@@ -158,6 +162,7 @@ def test_a_run_that_is_resumed_is_the_same(name, tmp_path):
         assert 0 < sum(line["reflected"] for line in lines) < len(lines)
 
 
+@pytest.mark.slow
 def test_no_credit_below_a_failed_first_round(tmp_path):
     flags = [*K3, *ECONOMIES["failed, clamped"], "--config.reflect.threshold=99"]
     trainer = make_trainer(tmp_path, *flags)

@@ -43,9 +43,10 @@ def roll(policy, slots=(0, 1, 2, 3), rounds=2, m=4, **changes) -> Rollout:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train_rounds", "rounds"),
-    [("last", 1), ("last", 3), ("all", 1), pytest.param("all", 3, marks=pytest.mark.slow)],
+    [("last", 1), ("last", 3), ("all", 1), ("all", 3)],
 )
 def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, rounds):
     settings = {"rounds": rounds, "train_rounds": train_rounds, "m": 10, "skip_last": 0}
@@ -67,6 +68,7 @@ def test_images_do_not_depend_on_how_prompts_are_batched(policy, train_rounds, r
     torch.testing.assert_close(together.log_probs, parts.log_probs[order], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing():
     one, other = roll(load_policy(micro_batch=5)), roll(load_policy(micro_batch=64))
     torch.testing.assert_close(one.latents, other.latents, atol=1e-4, rtol=0)
@@ -106,6 +108,7 @@ def test_reflection_is_denoise_then_invert_then_denoise(policy):
     assert torch.equal(result.reflected[0], policy.decode(x0))
 
 
+@pytest.mark.slow
 def test_runs_of_different_rounds_share_start_and_last_rounds_noise(policy):
     """So that comparisons over K are paired: K = 1's last-round noise is K = 3's."""
     latents = {k: roll(policy, rounds=k, m=10, skip_last=0, branches=1).latents for k in (1, 3)}
@@ -128,6 +131,7 @@ def test_every_part_of_the_key_changes_the_noise():
     assert len(draws) == 7
 
 
+@pytest.mark.slow
 def test_all_mode_gives_a_trajectory_for_every_round_and_renoises_each_samples_own_image(policy):
     result = roll(policy, slots=[0, 1], rounds=3, m=4, train_rounds="all")
     assert len(result.prompt) == 2 * 3 * 3 and sorted(set(result.round.tolist())) == [1, 2, 3]
@@ -135,11 +139,13 @@ def test_all_mode_gives_a_trajectory_for_every_round_and_renoises_each_samples_o
     assert not torch.isclose(second[:, 0, 0], second[:, 1, 0]).all()  # branches stay apart
 
 
+@pytest.mark.slow
 def test_no_graph_is_kept(lora_policy):
     result = roll(lora_policy, slots=[0])
     assert not result.latents.requires_grad and not result.log_probs.requires_grad
 
 
+@pytest.mark.slow
 def test_a_reflection_of_some_depth_walks_back_and_samples_again_so_many_steps(policy):
     """Three rounds by hand: all steps, then the last 7 of 10 twice."""
     result = roll(policy, slots=[0], rounds=3, m=5, skip_last=2, branches=2, depth=7)
@@ -156,11 +162,13 @@ def test_a_reflection_of_some_depth_walks_back_and_samples_again_so_many_steps(p
         roll(policy, slots=[0], rounds=2, m=8, skip_last=2, depth=7)
 
 
+@pytest.mark.slow
 def test_a_depth_of_all_steps_is_none(policy):
     whole, given = (roll(policy, rounds=2, m=4, depth=depth) for depth in (None, 10))
     assert torch.equal(whole.latents, given.latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_rounds", ["last", "all"])
 @pytest.mark.parametrize("depth", [None, 7])
 def test_the_count_is_the_formulas(policy, train_rounds, depth):
@@ -173,6 +181,7 @@ def test_the_count_is_the_formulas(policy, train_rounds, depth):
     assert policy.nfe - before == sum(x.nfe for x in calls)
 
 
+@pytest.mark.slow
 def test_an_editor_is_calls_of_a_rounds_parts(policy):
     """A picture inverted under one prompt and drawn again under another; and branches that have
     parted already go on each from its own start."""

@@ -51,6 +51,7 @@ def standardised(values):
     return [(v - mean) / (std + 1e-8) for v in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -131,6 +132,7 @@ def test_advantages_and_selections_follow_from_the_file_alone(overrides, tmp_pat
     assert seen["advantage"] > 0.5 and seen["selected"]
 
 
+@pytest.mark.slow
 def test_saved_images_are_those_that_were_scored(tmp_path):
     trainer, lines = run_with_two_rewards(tmp_path, "--config.pictures.images=true")
     for line in lines:
@@ -142,6 +144,7 @@ def test_saved_images_are_those_that_were_scored(tmp_path):
     assert len({line["image"] for line in lines}) == len(lines)
 
 
+@pytest.mark.slow
 def test_stages_may_share_prompts_and_noise(tmp_path):
     lines = run_with_two_rewards(
         tmp_path,

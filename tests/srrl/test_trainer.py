@@ -144,6 +144,7 @@ def test_training_changes_only_the_lora(tmp_path):
     assert changed and all("lora_" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_the_last_partial_group_of_trajectories_is_trained_too(tmp_path):
     trainer = make_trainer(tmp_path, "--config.select.mode=all")
     sizes = []
@@ -162,6 +163,7 @@ class Bright:
         return images.float().mean((1, 2, 3)) / 255
 
 
+@pytest.mark.slow
 def test_of_several_rewards_their_weighted_sum_is_logged_and_said_everywhere(tmp_path, capsys):
     models = '--config.reward.models={"shapes": 1.0, "bright": -0.5}'
     rewards = {**load_rewards(["shapes"]), "bright": Bright()}
@@ -214,6 +216,7 @@ def test_tied_is_the_share_of_groups_with_one_score(scores, share):
     assert tied(alone, values) == 0
 
 
+@pytest.mark.slow
 def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path, capsys):
     trainer = make_trainer(tmp_path, rewards={"shapes": Constant()})
     before = [p.clone() for p in trainer.policy.trainable()]
@@ -227,6 +230,7 @@ def test_an_empty_selection_trains_nothing_and_goes_on(tmp_path, capsys):
     assert said.count("nothing was selected") == 2
 
 
+@pytest.mark.slow
 def test_a_stage_whose_images_have_nothing_to_be_compared_with_says_that_it_taught_nothing(
     tmp_path, capsys
 ):
@@ -260,6 +264,7 @@ def test_a_non_finite_loss_never_reaches_the_weights(tmp_path):
         trainer.learner.optimizer_step(batch, pairs, first=False)
 
 
+@pytest.mark.slow
 def test_updates_that_are_left_out_are_counted_and_the_count_is_resumed(tmp_path):
     trainer = make_trainer(tmp_path, "--config.train.max_bad_steps=5")
     plan = StagePlan(0, 1, 3)
@@ -292,13 +297,8 @@ def test_weights_that_an_update_has_broken_are_neither_trained_on_nor_saved(tmp_
     assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == ["stage_0000"]
 
 
-@pytest.mark.parametrize(
-    "presets",
-    [
-        "tiny+b2diffurl",
-        *(pytest.param(f"tiny+{p}", marks=pytest.mark.slow) for p in ("ddpo", "srrl_paper")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("presets", ["tiny+b2diffurl", "tiny+ddpo", "tiny+srrl_paper"])
 def test_every_variant_runs_by_config_alone_and_costs_what_the_formula_says(tmp_path, presets):
     overrides = [a for a in small_run(tmp_path) if not a.startswith("--config.branch")]
     if presets == "tiny+ddpo":
@@ -384,6 +384,7 @@ def test_a_run_starts_where_another_ended_and_resumes_without_it(tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_evaluation_of_either_kind_can_be_turned_off(tmp_path):
     one = ["--config.prompts.heldout=x", "--config.stages.total=1"]
     make_trainer(tmp_path / "a", "--config.eval.heldout=false", *one).run()
@@ -393,6 +394,7 @@ def test_evaluation_of_either_kind_can_be_turned_off(tmp_path):
     assert (tmp_path / "b" / "run" / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_every_k_of_the_evaluation_is_judged_as_if_alone(tmp_path):
     def judged(name, rounds):
         trainer = make_trainer(tmp_path / name, f"--config.eval.rounds={rounds}")
@@ -423,6 +425,7 @@ def test_advantages_are_weighted_by_sign_after_they_are_clamped(tmp_path):
     assert torch.equal(ours, torch.where(theirs > 0, 2 * theirs, 0 * theirs))
 
 
+@pytest.mark.slow
 def test_one_rollout_is_alive_at_a_time_and_none_while_the_policy_is_updated(tmp_path):
     trainer = make_trainer(tmp_path, "--config.stages.total=2", "--config.pictures.every=1")
     seen, alive = [], {"sample": [], "update": [], "evaluate": []}
@@ -453,6 +456,7 @@ def test_one_rollout_is_alive_at_a_time_and_none_while_the_policy_is_updated(tmp
     assert set(alive["evaluate"]) == {0}
 
 
+@pytest.mark.slow
 def test_pictures_of_reflecting_rounds_are_shown_with_their_scores(tmp_path):
     trainer = make_trainer(tmp_path, "--config.pictures.every=1")
     plan = StagePlan(0, 3, 4)
@@ -524,6 +528,7 @@ def test_a_phase_waits_for_its_own_stream_alone(tmp_path, monkeypatch):
     assert waited == ["own", "own"]
 
 
+@pytest.mark.slow
 def test_each_requirements_answer_is_in_the_samples(tmp_path):
     models = '{"checker": 1.0, "shapes": 1.0}'
     trainer = make_trainer(tmp_path, f"--config.reward.models={models}")

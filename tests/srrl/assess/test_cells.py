@@ -33,6 +33,7 @@ def cell(sampler: str = "plain", **changes) -> Cell:
     return Cell(**(given | changes))
 
 
+@pytest.mark.slow
 def test_a_cell_and_its_interval_again_from_raw_images_and_scores(tmp_path):
     policy, verifier = load_policy(), ShapesVerifier()
     result = run_cell(

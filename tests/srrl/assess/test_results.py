@@ -114,6 +114,7 @@ def tables(study) -> str:
         return file.read()
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_same_from_what_is_kept_of_the_runs(study, tmp_path):
     text = tables(study)
     assert text.count("`best:n=3`") == 1 and "| 3 |" in text
@@ -126,6 +127,7 @@ def test_the_tables_are_the_same_from_what_is_kept_of_the_runs(study, tmp_path):
     assert len(kept) / len(records) < 3_000  # a study of 75 runs stays small enough to commit
 
 
+@pytest.mark.slow
 def test_the_csv_has_a_row_for_each_run_split_way_and_reward(study, tmp_path):
     tables(study)
     with open(tmp_path / "study.csv", newline="", encoding="utf-8") as file:
@@ -147,6 +149,7 @@ def test_the_csv_has_a_row_for_each_run_split_way_and_reward(study, tmp_path):
         assert float(row["right"]) == pytest.approx(right, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_right_is_beside_the_mean_where_it_is_known(study, tmp_path):
     text = tables(study)
     rights = [r for r in read(tmp_path / "study.csv") if r.arm == "K1"]
@@ -198,6 +201,7 @@ def test_a_difference_of_some_seeds_only_says_which(study):
     assert re.search(r"\([+-]0\.\d{3} at seed 301\)", row)
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_chosen_later_is_marked_and_said_under_its_tables(study):
     text = tables(study)
     assert "K = 1, every sample trained [1], equal images" in text
@@ -208,12 +212,14 @@ def test_an_arm_that_was_chosen_later_is_marked_and_said_under_its_tables(study)
     assert "[1]" not in tables(study)
 
 
+@pytest.mark.slow
 def test_further_ways_to_sample_stay_where_they_are_kept_only(study):
     text = tables(study)
     shutil.rmtree(runs_of(study)[0].folder / "test_time")
     assert "`best:n=3`" in text and tables(study) == text
 
 
+@pytest.mark.slow
 def test_a_new_run_replaces_its_line_and_the_other_arms_stay(study, tmp_path):
     before = tables(study)
     shutil.rmtree(study.output_dir)
@@ -251,6 +257,7 @@ def test_some_files_are_committed():
     assert {"tiny", "sweep"} <= set(KEPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_the_committed_tables_are_those_of_the_committed_file(name, tmp_path):
     study = get_config(name)

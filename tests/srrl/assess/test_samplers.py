@@ -40,6 +40,7 @@ def reds(images, prompts):
     return images[:, 0].float().mean((1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "evaluations"),
     [
@@ -86,6 +87,7 @@ def test_without_what_makes_it_special_each_is_plain(sd, text):
     assert torch.equal(drawn(sd, text)[0], drawn(sd, "plain")[0])
 
 
+@pytest.mark.slow
 def test_a_reflection_takes_the_configs_settings_unless_it_is_given_others(sd):
     s = SETTINGS
     own = f"denoise={s.denoise_guidance},inversion={s.inversion_guidance},eta={s.reflect_eta}"
@@ -99,6 +101,7 @@ def test_plain_is_the_evaluation_of_training(sd):
     assert torch.equal(rolled(sd).images, drawn(sd, "plain")[0])
 
 
+@pytest.mark.slow
 def test_best_takes_for_each_prompt_the_picture_that_scores_highest(sd):
     alone = [rolled(sd, stage=i).images for i in range(3)]
     assert torch.equal(alone[0], drawn(sd, "plain")[0])
@@ -123,6 +126,7 @@ def test_until_goes_on_only_where_the_score_is_low(sd):
     assert same == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_the_best_round_is_chosen_among_those_that_are_drawn(sd):
     rounds = rolled(sd, rounds=3, keep_reflected=True)
     assert torch.equal(rounds.images, drawn(sd, "reflect:rounds=3")[0])
@@ -132,6 +136,7 @@ def test_the_best_round_is_chosen_among_those_that_are_drawn(sd):
     assert torch.equal(chosen, every[scores.argmax(0), torch.arange(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "least"),
     [
@@ -146,6 +151,7 @@ def test_looking_further_never_ends_lower(sd, text, least):
     assert (more >= less).all() and (more > less).any()
 
 
+@pytest.mark.slow
 def test_what_fails_in_part_is_reflected_and_what_fails_whole_is_drawn_anew(sd):
     first = drawn(sd, "plain")[0]
     content = torch.tensor([1.0, 0.3, 0.0, 0.3])
@@ -176,6 +182,7 @@ def test_what_fails_in_part_is_reflected_and_what_fails_whole_is_drawn_anew(sd):
     assert apart <= 2 and (images[2].int() - anew[2].int()).abs().max() <= 2
 
 
+@pytest.mark.slow
 def test_another_number_of_steps_is_that_schedule_and_leaves_the_policys_own(sd):
     images = drawn(sd, "plain:steps=6")[0]
     other = load_policy("sd", num_steps=6)
@@ -184,6 +191,7 @@ def test_another_number_of_steps_is_that_schedule_and_leaves_the_policys_own(sd)
     assert torch.equal(sd.schedule.timesteps, own.timesteps)
 
 
+@pytest.mark.slow
 def test_zigzag_is_the_paper_step_by_step(sd):
     """Denoise, invert, denoise (arXiv 2412.10891, algorithm 1), by diffusers' own schedulers."""
     from diffusers import DDIMInverseScheduler, DDIMScheduler

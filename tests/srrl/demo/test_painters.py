@@ -32,6 +32,7 @@ def drawn(painter: Rounds, **given) -> list[bytes]:
     return [Image.open(BytesIO(card.png)).tobytes() for card in answer.cards]
 
 
+@pytest.mark.slow
 def test_defaults_are_the_configs_and_the_samples_those_of_drawing(painter):
     defaults = read(painter.fields, {"prompt": "x"})
     assert (defaults["steps"], defaults["guidance_scale"], defaults["eta"]) == (10, 5.0, 1.0)
@@ -40,6 +41,7 @@ def test_defaults_are_the_configs_and_the_samples_those_of_drawing(painter):
     assert drawn(painter, rounds=3, seed=7) == [to_pil(image[0]).tobytes() for image in images]
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_what_was_drawn_before(painter):
     before = drawn(painter, rounds=2)
     for given in ({"negative_prompt": "red"}, {"steps": 3}, {"eta": 0}, {"guidance_scale": 2}):

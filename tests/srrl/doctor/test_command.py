@@ -28,6 +28,7 @@ def doctor(folder, *flags: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_healthy_machine_and_the_embedded_preset_are_well(tmp_path):
     result = doctor(tmp_path, PRESET)
     assert result.returncode == 0, result.stdout
@@ -57,6 +58,7 @@ def test_without_any_package_it_runs_and_says_so(tmp_path):
     assert "pip install -e" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "told"),
     [

@@ -75,6 +75,7 @@ def test_a_block_of_a_unet_runs_forward_and_backward(precision):
     assert machine.finite("cpu", precision)
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_meet_are_told(monkeypatch):
     for name in filter(LEFT_OVER.fullmatch, (*SIZES, *RANKS)):
         monkeypatch.delenv(name, raising=False)

@@ -175,6 +175,7 @@ def test_a_workers_interpreter_needs_the_packages():
     assert row.state == FAIL and "NotADirectoryError" in row.found
 
 
+@pytest.mark.slow
 def test_a_worker_at_an_address_answers_those_who_know_its_token(monkeypatch):
     command = [sys.executable, "-m", "rewards.worker", "--models", '{"shapes": {}}']
     flags = ["--config.reward.backend=worker", "--config.reward.worker.address=127.0.0.1:{}"]
@@ -213,6 +214,7 @@ def test_a_folder_that_cannot_be_made_fails(where, tmp_path):
     assert "choose another" in row_of(rows, "output_dir").remedy
 
 
+@pytest.mark.slow
 def test_the_space_that_is_needed_is_told_and_no_folder_made(tmp_path):
     flag = f"--config.output_dir={tmp_path / 'runs'}"
     row = row_of(said(folder.disk, flag), "output_dir")

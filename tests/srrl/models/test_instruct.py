@@ -69,6 +69,7 @@ def noise() -> torch.Tensor:
     return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_guidance", [1.0, 1.5])
 def test_pictures_are_those_of_diffusers(editor, image_guidance):
     xl = "sdxl" in editor.name
@@ -97,6 +98,7 @@ def test_pictures_are_those_of_diffusers(editor, image_guidance):
     assert ours.float().std() > 10
 
 
+@pytest.mark.slow
 def test_at_image_guidance_1_two_evaluations_are_three_of_which_one_cancels(editor):
     two, three = load(editor, 1.0), load(editor, 1.0 + 1e-6)
     x, step = noise(), torch.zeros(3, dtype=torch.long)

@@ -140,6 +140,7 @@ def test_a_vae_that_cannot_serve_is_named(change, said, tmp_path):
     refused(model, said)
 
 
+@pytest.mark.slow
 def test_latents_mean_and_std_are_honoured_as_by_the_sdxl_pipeline(tmp_path):
     model = linked(tmp_path / "model", TINY_SDXL)
     mean, std = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
@@ -159,6 +160,7 @@ def test_latents_mean_and_std_are_honoured_as_by_the_sdxl_pipeline(tmp_path):
     assert (plain - theirs).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_pretrained_vae_as_each_form_that_people_have_one_in(tmp_path):
     pipe = load_pipeline(str(TINY_SD))
     for parameter in pipe.vae.parameters():
@@ -301,6 +303,7 @@ def test_a_variant_that_is_not_there_and_one_that_is_in_part(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_shards_are_one_model(tmp_path):
     pipe = load_pipeline(str(TINY_SD))
     pipe.save_pretrained(tmp_path / "model", max_shard_size="500KB")
@@ -331,6 +334,7 @@ def overflow(state):
     state[min(state)].view(-1)[-1] = float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize(
     ("change", "said"),

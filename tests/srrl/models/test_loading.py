@@ -124,6 +124,7 @@ def test_a_single_file_is_the_model_it_was_made_from(tmp_path):
     assert single.vae.config.scaling_factor == whole.vae.config.scaling_factor
 
 
+@pytest.mark.slow
 def test_variants_and_another_vae(tmp_path):
     pipe = load_pipeline(str(TINY_SDXL), dtype=torch.float16)
     pipe.save_pretrained(tmp_path / "model", variant="fp16")

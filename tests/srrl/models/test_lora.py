@@ -93,6 +93,7 @@ def same(read: dict, written: dict, pipe, tolerance: float = 1e-5) -> None:
             assert difference < tolerance * (right - weight).norm(), (part, name)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200,
     deadline=None,

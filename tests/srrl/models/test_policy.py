@@ -102,6 +102,7 @@ def test_a_lora_comes_back_exactly(lora_policy, tmp_path):
     assert torch.equal(noise_at(lora_policy, 5.0), noise_at(again, 5.0))
 
 
+@pytest.mark.slow
 def test_a_plain_diffusers_pipeline_loads_the_lora_and_draws_the_same(lora_policy, tmp_path):
     randomise_lora(lora_policy)
     save_weights(lora_policy.network, tmp_path, trained_weights(lora_policy.network))
@@ -183,6 +184,7 @@ def overflowing(dtype: torch.dtype):
     return policy
 
 
+@pytest.mark.slow
 def test_a_batch_that_overflows_the_vae_is_decoded_again_in_float32():
     latents = 3 * torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     half, whole = overflowing(torch.float16), overflowing(torch.float32)

@@ -54,6 +54,7 @@ def none_of(state, *prefixes):
     return {key: None for key in state if key.startswith(prefixes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY_SD, TINY_SDXL], ids=["sd", "sdxl"])
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["model.safetensors", "MODEL.SAFETENSORS"])
@@ -69,6 +70,7 @@ def test_a_whole_file_is_the_model_it_was_made_from(make, source, dtype, name):
     assert blank_pipeline(make(more, source, name)).unet.config.cross_attention_dim > 128
 
 
+@pytest.mark.slow
 def test_text_encoders_of_old_files(make, states):
     """Without `text_model`, and with position_ids of either type."""
     old = {}
@@ -86,6 +88,7 @@ def test_text_encoders_of_old_files(make, states):
 EMPTY = torch.zeros(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY_SD, TINY_SDXL], ids=["sd", "sdxl"])
 @pytest.mark.parametrize(
     ("markers", "metadata", "values"),
@@ -126,6 +129,7 @@ def test_markers_are_the_scheduler_set_by_hand(make, tmp_path, source, markers, 
     assert ours.schedule.alpha_0 == theirs.schedule.alpha_0
 
 
+@pytest.mark.slow
 def test_markers_that_contradict_are_refused(make, tmp_path):
     epsilon = {"modelspec.prediction_type": "epsilon"}
     refused(make({"v_pred": EMPTY}, metadata=epsilon), "contradicts itself")
@@ -247,6 +251,7 @@ def test_what_the_standard_header_says(make, architecture, said):
     refused(make(metadata={"modelspec.architecture": architecture}), said)
 
 
+@pytest.mark.slow
 def test_parts_that_are_missing_and_parts_that_are_given(make, states, tmp_path):
     theirs = load_pipeline(str(TINY_SD))
     no_vae = make(none_of(states[TINY_SD], VAE), name="no_vae.safetensors")

@@ -55,6 +55,7 @@ def images(policy) -> torch.Tensor:
     ).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "file"), [("sd", LORA_FILE), ("sd", KOHYA_FILE), ("sdxl", PLAIN)]
 )
@@ -74,6 +75,7 @@ def test_a_start_gives_the_images_of_its_source(model, file, tmp_path):
     assert not torch.equal(ours, images(load_policy(model, lora=True)))
 
 
+@pytest.mark.slow
 def test_a_start_of_lower_rank_leaves_the_rest_to_be_learned(tmp_path):
     before = source("sd", tmp_path, rank=2, alpha=2, target_modules=("to_q", "to_v"))
     policy = load_policy("sd", lora=True)

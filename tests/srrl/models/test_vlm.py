@@ -177,6 +177,7 @@ def test_a_completion_does_not_depend_on_its_company(vlm):
     assert likeliest[0] == likeliest[1]
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_often_as_their_probability(vlm):
     n = 400
     one = PICTURES[:1].expand(n, -1, -1, -1)

@@ -97,6 +97,7 @@ def test_an_arm_has_its_mean_over_seeds_and_its_paired_difference(tmp_path):
     assert second.gained.high - 0.1 == pytest.approx(half_width(by_prompt))
 
 
+@pytest.mark.slow
 def test_two_seeds_show_both_values_and_three_an_interval(tmp_path, capsys):
     for seeds in ((300,), (300, 301), (300, 301, 302)):
         folder = tmp_path / str(len(seeds))
@@ -118,6 +119,7 @@ def test_two_seeds_show_both_values_and_three_an_interval(tmp_path, capsys):
         assert ("are one arm" in page) is (len(seeds) > 1)
 
 
+@pytest.mark.slow
 def test_the_pages_own_files_are_no_runs_given_by_mistake(tmp_path, capsys):
     runs = [run.folder for run in swept(tmp_path, (300,))]
     (tmp_path / "prompts.json").rename(tmp_path.parent / "prompts.json")

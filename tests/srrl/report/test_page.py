@@ -86,6 +86,7 @@ def test_a_run_is_explained_in_one_file_that_needs_nothing_else(tmp_path):
     assert any(told.startswith("Evaluation by shapes, K = 1. train: 0.15 at") for told in alone)
 
 
+@pytest.mark.slow
 def test_what_a_prompt_or_a_name_has_in_it_is_text(tmp_path):
     run = write_run(tmp_path / "<b>&\"'$x", prompts=[HOSTILE, *PROMPTS[1:]], kept=[3])
     reward = "my<i>:Re$ward"
@@ -145,6 +146,7 @@ def test_several_runs_are_compared_and_their_table_is_a_csv(tmp_path):
     assert len(shown) == 2 * 2 * 2 and not any("apart" in alt for alt in shown)
 
 
+@pytest.mark.slow
 def test_phases_of_rl_rig_are_shown_one_after_the_other_and_compared_with_their_like(tmp_path):
     for name in ("a", "b"):
         for phase in ("actor", "editor"):
@@ -157,6 +159,7 @@ def test_phases_of_rl_rig_are_shown_one_after_the_other_and_compared_with_their_
     assert runs == ["a/actor", "b/actor"] * 2 + ["a/editor", "b/editor"] * 2
 
 
+@pytest.mark.slow
 def test_large_pictures_become_small_and_are_bounded(tmp_path):
     run = write_run(tmp_path / "run", side=256)
     page = Image.effect_noise((2 * SHEET, 800), 80)
@@ -183,6 +186,7 @@ def test_the_rounds_of_a_sample_stand_side_by_side(tmp_path):
     assert (before.caption[0], after.caption[0]) == ("shapes 0.90", "shapes 0.77")
 
 
+@pytest.mark.slow
 def test_ten_runs_of_32_stages_are_a_small_page(tmp_path):
     runs = [write_run(tmp_path / f"run{n}", stages=32, gain=0.001 * n) for n in range(10)]
     page = report(*runs, out=tmp_path / "compare")
@@ -207,6 +211,7 @@ def test_nothing_is_written_where_something_is_no_run(tmp_path):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(tmp_path):
     run = write_run(tmp_path / "run", kept=[3])
     before = report(run, out=tmp_path / "one").source

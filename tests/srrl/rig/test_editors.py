@@ -49,6 +49,7 @@ def test_the_log_probs_of_an_edits_steps_come_again(kind, pictures):
     assert (together[:, 0] != together[:, 1]).any()  # the branches part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instruct", "inversion"])
 def test_an_edit_depends_on_its_own_numbers_alone(kind, pictures):
     editor = editor_of(kind, branches=1)

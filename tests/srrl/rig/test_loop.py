@@ -49,6 +49,7 @@ def run(parts, wishes, first, name):
     return way_of(parts, name).run(*first, wishes, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["once", "again", "best", "plain", "actor", "expert"])
 def test_what_is_kept_never_passes_less_and_the_bill_is_what_was_counted(
     name, parts, wishes, first
@@ -78,6 +79,7 @@ def test_what_is_kept_never_passes_less_and_the_bill_is_what_was_counted(
     assert any(len(trail.steps) > 1 for trail in trails) == (name != "once")
 
 
+@pytest.mark.slow
 def test_a_wish_goes_its_own_way_whatever_is_beside_it(parts, wishes, first):
     together = run(parts, wishes, first, "actor")
     for i in (0, 3):
@@ -158,6 +160,7 @@ def test_prompts_that_the_parts_do_not_know_are_refused_with_their_place(parts):
         wish_of("left of a cat", 0, "prompts")
 
 
+@pytest.mark.slow
 def test_an_editor_of_another_size_is_refused(tmp_path):
     config = load_config(RIG, methods=["rig"])
     shutil.copytree(resolve(config.editor.model), tmp_path / "editor")

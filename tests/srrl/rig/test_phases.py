@@ -103,6 +103,7 @@ def test_each_phase_moves_its_own_lora_alone_and_others_draw_with_it(tmp_path):
         assert torch.allclose(ours, theirs, atol=1e-5) and not torch.equal(ours, untrained)
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_always_the_same_moves_nothing_and_says_so(tmp_path, capsys):
     run = phases(
         tmp_path,
@@ -206,6 +207,7 @@ def test_a_phase_goes_on_bit_for_bit(phase, tmp_path):
     assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_it_ends_where_checker_and_truth_part(tmp_path):
     n = torch.linspace(-0.02, 0.02, 24)
     values = {"checker": [0.4 + n, 0.9 + n], "exact": [0.6 + n, 0.3 + n]}

@@ -150,6 +150,7 @@ def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
         check_same_run(tmp_path, load_config([PRESET, "--config.stages.total=8"]))
 
 
+@pytest.mark.slow
 def test_a_folder_is_locked_while_its_process_lives_and_no_longer(tmp_path):
     code = (
         "import sys; from pathlib import Path; from srrl.run.checkpoint import lock\n"

@@ -101,6 +101,7 @@ def bandit(folder, name) -> Bandit:
     return Bandit(config(folder, name), accelerator, Tracker(folder / name, accelerator))
 
 
+@pytest.mark.slow
 def test_a_second_method_trains_and_resumes_bit_for_bit(tmp_path):
     whole = bandit(tmp_path, "whole")
     whole.run()

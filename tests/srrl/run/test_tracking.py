@@ -165,6 +165,7 @@ def test_logs_with_lines_that_are_none_are_read(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_caption_of_a_megabyte_is_cut(tmp_path):
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     rows = [
