@@ -26,6 +26,7 @@ from srrl.run.image_statistics import Evaluated, drifted
 from srrl.run.statistics import by_prompt, format_difference
 
 SERVER_S = 5  # for wandb's server to answer
+DRAWING = 20  # times as long as it took to draw the curves they are not drawn again
 
 
 class Tracker:
@@ -39,6 +40,8 @@ class Tracker:
         self.folder, self.accelerator = folder, accelerator
         self.prefix, self.before = f"{part}/" if part else "", before
         self.undrawn: set[str] = set()
+        self.draw_again = 0.0
+        self.late: Sequence[Panel] | None = None  # what the curves are to be drawn with
         self.active = accelerator.is_main_process
 
     def start(self, config: Any, stage: int) -> None:
@@ -129,12 +132,21 @@ class Tracker:
                     page.save(file)
 
     def curves(self, panels: Sequence[Panel] = ()) -> None:
-        """Draw curves.png, with a method's own panels."""
-        if self.active:
-            file = self.folder / "curves.png"
-            with self.drawn(file, file.name):
-                curves(self.folder, panels)
-            gc.collect()  # a figure's parts hold each other: 4 MB each time, until someone looks
+        """Draw curves.png, with a method's own panels; later where it has just been drawn, at the
+        run's end (`summary`) at the latest."""
+        begun = time.monotonic()
+        if not self.active:
+            return
+        if begun < self.draw_again:
+            self.late = panels
+            return
+        self.late = None
+        file = self.folder / "curves.png"
+        with self.drawn(file, file.name):
+            curves(self.folder, panels)
+        gc.collect()  # a figure's parts hold each other: 4 MB each time, until someone looks
+        ended = time.monotonic()
+        self.draw_again = ended + DRAWING * (ended - begun)
 
     @contextmanager
     def drawn(self, file: Path, what: str) -> Iterator[None]:
@@ -179,6 +191,9 @@ class Tracker:
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
         if self.active:
+            if self.late is not None:
+                self.draw_again = 0.0
+                self.curves(self.late)
             with self.drawn(self.folder, "the summary"):
                 self._summary()
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from types import SimpleNamespace
 
@@ -136,11 +137,27 @@ def test_a_picture_that_cannot_be_drawn_is_said_once(fault, tmp_path, capsys, mo
         shown = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         tracker.fixed(1, "train", 1, Evaluated({}, {}, shown))
         tracker.progress(1, {})
+        tracker.draw_again = 0.0
         tracker.curves()
         tracker.summary()
     said = capsys.readouterr().out.splitlines()
     named = f"cannot be drawn ({type(fault).__name__}: "
     assert len(said) == 5 and all(named in x and x.startswith("warning: ") for x in said)
+
+
+def test_curves_that_have_just_been_drawn_are_drawn_again_at_the_end(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("srrl.run.tracking.curves", lambda folder, panels: drawn.append(panels))
+    tracker = Tracker(tmp_path, Accelerator())
+    tracker.curves(["first"])
+    assert tracker.draw_again > 0
+    tracker.draw_again = math.inf  # as after a slow drawing
+    tracker.curves(["second"])
+    tracker.curves(["third"])
+    assert drawn == [["first"]]
+    tracker.summary()
+    tracker.summary()
+    assert drawn == [["first"], ["third"]]
 
 
 def test_a_disk_that_is_full_still_ends_the_run(tmp_path, monkeypatch):
