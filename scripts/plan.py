@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     from srrl.measure.bill import REWARD, SHARE
     from srrl.measure.biller import Biller
     from srrl.measure.cards import card_named
-    from srrl.measure.fitting import largest
+    from srrl.measure.fitting import CHECKPOINTING, largest, switches
     from srrl.measure.show import advice, cards_table, table
 
     card = None if args.card in ("cpu", "all") else card_named(args.card)
@@ -68,9 +68,11 @@ def main(argv: list[str]) -> None:
         cards = f"{args.processes} x {card.name}" if args.processes > 1 else card.name
         print(f"about {hours:.1f} h on {cards} at {share:.0%} of its rate or bound by launches")
         print(advice(biller, card))
-        most = largest(biller, card, config.train.gradient_checkpointing)
+        needed = switches(biller, card) or {}
+        most = largest(biller, card, needed.get(CHECKPOINTING, config.train.gradient_checkpointing))
         most = {key: n for key, n in most.items() if not key.startswith(REWARD)}
-        print("at most fit: " + ", ".join(f"{key} {n}" for key, n in most.items()))
+        so = "at most fit with gradient checkpointing" if CHECKPOINTING in needed else "at most fit"
+        print(f"{so}: " + ", ".join(f"{key} {n}" for key, n in most.items()))
     if bill.uncounted:
         print(f"not counted: reward {', '.join(bill.uncounted)}")
 

@@ -15,15 +15,12 @@ PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def main(python: str, address: str, executable: str, *arguments: str) -> int:
-    command = [a for a in arguments if a != "-u"] if arguments[:1] == ("-u",) else [*arguments]
+    command = arguments[arguments[:1] == ("-u",) :]
+    if not command or command[0] in ("-", "-c"):
+        os.execv(python, [python, *arguments])
     given = {"arguments": command, "environment": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as warm:
-        try:
-            if not command or command[0] in ("-", "-c"):
-                raise ConnectionError
-            warm.connect(address)
-        except OSError:
-            os.execv(python, [python, *arguments])
+        warm.connect(address)
         text = json.dumps({**given, "executable": executable}).encode() + b"\n"
         text = text[socket.send_fds(warm, [text], [0, 1, 2]) :]
         if text:  # else it may have been answered
@@ -37,7 +34,8 @@ def main(python: str, address: str, executable: str, *arguments: str) -> int:
         os.execv(python, [python, *arguments])
     code = int(said or 1)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code in PASSED else None
+        if -code in PASSED:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

@@ -34,14 +34,14 @@ def run(
     have imported already, unless their environment matters to what is imported, or all are to be
     `cold`, for what only a process's own children have, as its limits.
     """
-    command, given = [*map(str, arguments)], {**os.environ}
+    command = [*map(str, arguments)]
     if not cold:
         command = [warm() if a == sys.executable else a for a in command]
-        given["PATH"] = f"{Path(warm()).parent}:{given['PATH']}"
+        environment = warm_path() | environment
     result = subprocess.run(
         command,
         cwd=folder,
-        env={**given, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -49,6 +49,11 @@ def run(
     lines.shown(result.stdout + result.stderr)
     assert check is None or result.returncode == check, result.stdout + result.stderr
     return result
+
+
+def warm_path() -> dict[str, str]:
+    """What has shell scripts find `warm`."""
+    return {"PATH": f"{Path(warm()).parent}:{os.environ['PATH']}"}
 
 
 STARTED_IN = dict(os.environ)

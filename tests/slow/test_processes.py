@@ -19,7 +19,7 @@ from srrl.models.weights import UNET_FILE
 from srrl.prompts import load_prompts, stage_prompts
 from tests.conftest import PRESET, PROMPTS, small_run
 from tests.lines import shown
-from tests.slow.commands import flat, logged, lora, run
+from tests.slow.commands import flat, logged, lora, run, warm_path
 
 pytestmark = pytest.mark.slow
 STAGES = 3  # of 1, 2 and 3 rounds
@@ -250,7 +250,7 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
     code, last = ended(process)  # it does not wait for the dead one
     assert code == 1
     assert "process 1 was killed by signal 9" in last and "the same command resumes" in last
-    again = start(tmp_path, STAGES, *TWO)
+    again = start(tmp_path, STAGES, *TWO, **warm_path())
     said, _ = again.communicate(timeout=1800)
     assert again.returncode == 0 and "resuming" in said
     whole, killed = two / "two" / "run", tmp_path / "run"
@@ -284,7 +284,7 @@ def test_a_process_that_is_slow_is_named_and_the_same_command_resumes(tmp_path):
     code, last = ended(start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path)))
     assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 10 s (config")
     (tmp_path / "go").touch()
-    again = start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path))
+    again = start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path), **warm_path())
     again.communicate(timeout=1800)
     assert again.returncode == 0 and len(logged(tmp_path / "run", "metrics.jsonl")) == 1
 
@@ -292,22 +292,20 @@ def test_a_process_that_is_slow_is_named_and_the_same_command_resumes(tmp_path):
 def test_two_nodes_give_what_one_process_gives_and_say_where_one_has_died(two, tmp_path):
     """Two launchers on this machine, by config/accelerate/multi_node.yaml."""
 
-    def nodes() -> list[subprocess.Popen]:
+    def nodes(**given: str) -> list[subprocess.Popen]:
         port = free_port()
         flags = ["--", "--config_file", "config/accelerate/multi_node.yaml", "--num_processes=2"]
         flags += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
-        return [
-            start(tmp_path, STAGES, *flags, f"--machine_rank={n}", ACCELERATE_USE_CPU="true")
-            for n in range(2)
-        ]
+        return [start(tmp_path, STAGES, *flags, f"--machine_rank={n}", **given) for n in range(2)]
 
-    first, second = nodes()
+    cpu = {"ACCELERATE_USE_CPU": "true"}
+    first, second = nodes(**cpu)
     signalled(first, tmp_path, signal.SIGKILL)
     code, last = ended(second)
     assert code == 1 and "process 1 was killed by signal 9" in last
     code, last = ended(first)
     assert code == 2 and last.startswith("error: process 1 of 2 has ended: its own launcher says")
-    for node in nodes():
+    for node in nodes(**cpu, **warm_path()):
         node.stdout.read()
         assert node.wait(timeout=1800) == 0, node.stderr.read()
     assert_same_run(two / "one" / "run", tmp_path / "run", STAGES)

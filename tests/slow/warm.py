@@ -140,7 +140,9 @@ def serve(address: str) -> None:
                 for stream in streams:
                     os.close(stream)
             elif source in askers:
-                heard = source.recv(16)  # signals; nothing where the asker is gone
+                heard = b""  # where the asker is gone; else signals
+                with contextlib.suppress(ConnectionError):
+                    heard = source.recv(16)
                 for number in heard.split() or [signal.SIGKILL]:
                     os.kill(askers[source], int(number))
                 if not heard:
