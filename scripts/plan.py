@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     config = load_config(rest, methods=[*METHODS])
     if config.method == "rig":
         return plan_rig(args, config)
+    if config.method != "srrl":
+        raise UserError(f"config.method={config.method!r}: plans are known of srrl and rig")
     check_files(config)
 
     from srrl.measure.bill import REWARD, SHARE

@@ -110,12 +110,6 @@ def main() -> None:
     args, overrides = arguments()
     prompts = load_prompts(args.prompts_file) if args.prompts_file else args.prompts
     prompts = prompts[: args.limit]
-    if prompts:
-        print(
-            f"{len(prompts) * len(args.seeds)} samples: {len(prompts)} prompts x "
-            f"{len(args.seeds)} seeds, K = {args.rounds}, to {args.out}",
-            flush=True,
-        )
     if args.config:
         # Refused before anything heavy is imported.
         load_config([f"--config={args.config}", *overrides])
@@ -127,6 +121,12 @@ def main() -> None:
         raise UserError(f"{overrides[0]}: only beside --config; a run has its own config")
     check_files(config)
     make_folder(args.out, f"--out {args.out}")
+    if prompts:
+        print(
+            f"{len(prompts) * len(args.seeds)} samples: {len(prompts)} prompts x "
+            f"{len(args.seeds)} seeds, K = {args.rounds}, to {args.out}",
+            flush=True,
+        )
 
     import torch
 

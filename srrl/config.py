@@ -151,7 +151,7 @@ def _faults_of(file: Path) -> Iterator[None]:
     except Exception as error:
         line = getattr(error, "lineno", None)  # of a SyntaxError
         for frame in traceback.extract_tb(error.__traceback__):
-            line = frame.lineno if Path(frame.filename) == file else line
+            line = frame.lineno if Path(frame.filename).resolve() == file.resolve() else line
         what = ": ".join([type(error).__name__, *map(str, error.args[:1])])
         unknown = re.search(r'Key "(\w+)" does not exist', what)  # ConfigDict's, which is locked
         meant = re.search(r'Did you mean "(\w+)"', what)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from config.stage_process import PRESETS
-from scripts import sample, train
+from scripts import plan, sample, train
 from scripts.launch import found_config
 from srrl.config import REPOSITORY, flatten, load_config
 from srrl.errors import UserError
@@ -183,6 +183,14 @@ def test_a_run_has_its_own_config(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample", *given])
     with pytest.raises(UserError, match=r"--config\.seed=1: only beside --config; a run has its"):
         sample.main()
+
+
+def test_the_plan_of_a_method_that_it_does_not_know_is_refused(monkeypatch):
+    config = load_config([f"--config={TINY[1]}"])
+    config.method = "toy"
+    monkeypatch.setattr(plan, "load_config", lambda *_, **__: config)
+    with pytest.raises(UserError, match=r"^config\.method='toy': plans are known of srrl"):
+        plan.main([])
 
 
 def test_every_console_command_is_a_function_of_a_script():

@@ -131,8 +131,8 @@ def chosen_model(
         config = load_saved(found.config)
         if config.method != "srrl":
             raise UserError(
-                f"{named}: a run of the method {config.method!r}: scripts/{config.method}.py draws "
-                f"with it, by --config.actor.lora and --config.editor.lora"
+                f"{named}: a run of the method {config.method!r}, not SRRL's: scripts/rig.py draws "
+                f"with RL-RIG's, by --config.actor.lora and --config.editor.lora"
             )
         return config, found.checkpoint
     if found.file.name == Path(UNET_FILE).name:

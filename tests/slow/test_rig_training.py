@@ -159,4 +159,4 @@ def test_what_cannot_be_is_one_line(flags, said, tmp_path):
 def test_other_commands_say_what_a_phase_is_for(undisturbed, tmp_path):
     given = ["--checkpoint", undisturbed / "rig_tiny" / "editor", "--prompts", "a red circle"]
     result = run(sys.executable, "scripts/sample.py", *given, "--out", tmp_path, check=2)
-    assert "a run of the method 'rig': scripts/rig.py draws with it" in result.stderr
+    assert "a run of the method 'rig', not SRRL's: scripts/rig.py draws with" in result.stderr

@@ -200,16 +200,20 @@ def test_bad_configs_are_refused_in_one_line(arguments, said):
         ("raise SystemError", "line 257: SystemError"),
     ],
 )
-def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(tmp_path, written, said):
+def test_a_mistake_in_an_edited_config_file_is_named_with_its_line(
+    tmp_path, monkeypatch, written, said
+):
     text = (REPOSITORY / FILE).read_text(encoding="utf-8")
     before, _, after = text.partition("c.reflect.eta = 1.0")
     assert after
     line = before.count("\n") + 1
     (tmp_path / "mine.py").write_text(before + written + after, encoding="utf-8")
-    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-        load_config([f"--config={tmp_path / 'mine.py'}:tiny"])
-    assert said.replace("line 257", f"line {line}") in str(error.value)
-    assert f"mine.py, line {line}: " in str(error.value)
+    monkeypatch.chdir(tmp_path)
+    for file in (tmp_path / "mine.py", "mine.py", "./mine.py"):
+        with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+            load_config([f"--config={file}:tiny"])
+        assert said.replace("line 257", f"line {line}") in str(error.value)
+        assert f"mine.py, line {line}: " in str(error.value)
 
 
 def test_a_config_file_of_no_known_method_is_refused(tmp_path):

@@ -1,10 +1,12 @@
 """Samplers begin alike, cost what they say, and are what they are called."""
 
+import inspect
+
 import pytest
 import torch
 
 from rewards.shapes import ShapesVerifier
-from srrl.assess.samplers import Task, parse_sampler
+from srrl.assess.samplers import RANGES, SAMPLERS, Task, parse_sampler
 from srrl.config import load_config
 from srrl.ddim import make_schedule
 from srrl.errors import UserError
@@ -254,3 +256,9 @@ def test_more_steps_back_than_there_are_are_refused(text, said):
         parse_sampler(fits).check(10)
     with pytest.raises(UserError, match=said):
         parse_sampler(text).check(10)
+
+
+def test_every_keyword_has_a_range():
+    for function in SAMPLERS.values():
+        _, *keywords = inspect.signature(function).parameters
+        assert set(keywords) <= RANGES.keys()
