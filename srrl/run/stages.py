@@ -181,7 +181,7 @@ class StagedRun(ABC):
         if done in evaluated_stages(c):
             self.evaluate()
         if done in evaluated_stages(c) or shows_pictures(c, stage):
-            self.tracker.curves(self.panels)
+            self.tracker.curves(self.panels, last=done == c.stages.total)
         if done % c.checkpoint.every == 0 or done == c.stages.total:
             self.save()
 

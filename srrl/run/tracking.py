@@ -41,7 +41,7 @@ class Tracker:
         self.prefix, self.before = f"{part}/" if part else "", before
         self.undrawn: set[str] = set()
         self.draw_again = 0.0
-        self.late: Sequence[Panel] | None = None  # what the curves are to be drawn with
+        self.due: Sequence[Panel] | None = None  # what the curves are to be drawn with
         self.active = accelerator.is_main_process
 
     def start(self, config: Any, stage: int) -> None:
@@ -131,21 +131,22 @@ class Tracker:
                 if page:
                     page.save(file)
 
-    def curves(self, panels: Sequence[Panel] = ()) -> None:
+    def curves(self, panels: Sequence[Panel] = (), last: bool = False) -> None:
         """Draw curves.png, with a method's own panels; later where it has just been drawn, at the
-        run's end (`summary`) at the latest."""
-        begun = time.monotonic()
-        if not self.active:
+        last stage and the run's end (`summary`) at the latest."""
+        if self.active:
+            self.due = panels
+            if last or time.monotonic() >= self.draw_again:
+                self._curves()
+
+    def _curves(self) -> None:
+        if self.due is None:
             return
-        if begun < self.draw_again:
-            self.late = panels
-            return
-        self.late = None
-        file = self.folder / "curves.png"
+        file, begun = self.folder / "curves.png", time.monotonic()
         with self.drawn(file, file.name):
-            curves(self.folder, panels)
+            curves(self.folder, self.due)
         gc.collect()  # a figure's parts hold each other: 4 MB each time, until someone looks
-        ended = time.monotonic()
+        ended, self.due = time.monotonic(), None
         self.draw_again = ended + DRAWING * (ended - begun)
 
     @contextmanager
@@ -191,9 +192,7 @@ class Tracker:
     def summary(self) -> None:
         """Say how much the rewards rose from the first evaluation to the last, paired by prompt."""
         if self.active:
-            if self.late is not None:
-                self.draw_again = 0.0
-                self.curves(self.late)
+            self._curves()
             with self.drawn(self.folder, "the summary"):
                 self._summary()
 

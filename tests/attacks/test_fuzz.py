@@ -24,6 +24,7 @@ from srrl.run.tracking import Tracker
 from tests.conftest import PRESET
 from tests.texts import texts
 
+pytestmark = pytest.mark.slow
 ACCELERATOR = Accelerator()
 KNOWN = flatten(load_config([PRESET]))
 CASE, KEPT = 20 * 2**20, 50 * 2**20  # bytes that a case may take, and all of a kind may leave
@@ -97,11 +98,10 @@ def examples(function: Callable) -> Callable:
         assert most[0] < CASE and size < KEPT
 
     chosen.__name__, chosen.__doc__ = function.__name__, function.__doc__
-    whole = pytest.param(10_000, marks=[pytest.mark.attack, pytest.mark.slow])
+    whole = pytest.param(10_000, marks=pytest.mark.attack)
     return pytest.mark.parametrize("count", [300, whole], ids=["slice", "all"])(chosen)
 
 
-@pytest.mark.slow
 @examples
 @given(
     key=st.sampled_from([*KNOWN, "nothing", "", "a.b.c", "reward"]), text=odd, joined=st.booleans()
@@ -116,7 +116,6 @@ def test_overrides(tmp_path, key, text, joined):
     json.dumps(flatten(config))
 
 
-@pytest.mark.slow
 @examples
 @given(
     changes=st.dictionaries(st.sampled_from([*KNOWN, "nothing", "method"]), values, max_size=4),
@@ -132,7 +131,6 @@ def test_saved_configs(tmp_path, changes, cut, before):
         assert str(file) in str(error)
 
 
-@pytest.mark.slow
 @examples
 @given(
     data=st.binary(max_size=200)
@@ -154,7 +152,6 @@ def test_prompt_files(tmp_path, data, name):
     assert prompts and all(isinstance(p, str) and p.strip() for p in prompts)
 
 
-@pytest.mark.slow
 @examples
 @given(
     lines=st.lists(
@@ -192,7 +189,6 @@ headers |= st.fixed_dictionaries(
 ).map(lambda v: json.dumps(v).encode())
 
 
-@pytest.mark.slow
 @examples
 @given(frames=st.lists(headers, max_size=3), raw=st.binary(max_size=20), size=st.integers(0, 100))
 def test_messages_to_a_worker_and_from_it(tmp_path, frames, raw, size):

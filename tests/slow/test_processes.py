@@ -259,10 +259,10 @@ def test_a_process_killed_mid_stage_ends_the_run_clearly_and_the_same_command_re
 
 
 def test_a_process_that_is_stopped_is_named_and_one_alone_goes_on(two, tmp_path):
-    process = start(tmp_path, STAGES, "--config.process_timeout=10", *TWO)
+    process = start(tmp_path, STAGES, "--config.process_timeout=20", *TWO)
     signalled(process, tmp_path, signal.SIGSTOP)
     code, last = ended(process)
-    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 10 s (config")
+    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 20 s (config")
     assert process_of_rank(1, tmp_path) is None
     alone = [sys.executable, "scripts/train.py", PRESET, *small_run(tmp_path, STAGES)]
     assert "resuming" in run(*alone, "--config.tracker=none", **ONE_THREAD).stdout
@@ -280,9 +280,9 @@ def test_a_process_that_is_slow_is_named_and_the_same_command_resumes(tmp_path):
         "        return images.float().mean((1, 2, 3)) / 255\n"
     )
     given = ['--config.reward.models={"slow:Slow": 1.0}', "--config.eval.every=0"]
-    given += ["--config.process_timeout=10", *TWO]
+    given += ["--config.process_timeout=20", *TWO]
     code, last = ended(start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path)))
-    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 10 s (config")
+    assert code == 2 and last.startswith("error: process 1 of 2 did not answer within 20 s (config")
     (tmp_path / "go").touch()
     again = start(tmp_path, 1, *given, PYTHONPATH=str(tmp_path), **warm_path())
     again.communicate(timeout=1800)

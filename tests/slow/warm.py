@@ -87,7 +87,10 @@ def asked(one: socket.socket) -> tuple[dict, list[int]]:
     """What somebody asks for, and their three streams."""
     text, streams, _, _ = socket.recv_fds(one, 1 << 16, 3)
     while not text.endswith(b"\n"):
-        text += one.recv(1 << 16)
+        more = one.recv(1 << 16)
+        if not more:
+            raise ConnectionError("who asks has gone")
+        text += more
     return json.loads(text), streams
 
 

@@ -158,6 +158,9 @@ def test_curves_that_have_just_been_drawn_are_drawn_again_at_the_end(tmp_path, m
     tracker.summary()
     tracker.summary()
     assert drawn == [["first"], ["third"]]
+    tracker.draw_again = math.inf
+    tracker.curves(["last"], last=True)
+    assert drawn == [["first"], ["third"], ["last"]]
 
 
 def test_a_disk_that_is_full_still_ends_the_run(tmp_path, monkeypatch):
